@@ -1,0 +1,106 @@
+"""Which rows go through the network together: order, optimiser steps, micro-batches, padding.
+
+Takes lengths and rows; gives lists of positions and padded integer arrays. Knows neither model nor
+pandas. The token budget of a batch is a matter of memory and speed only, never of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmfit.encoding import Encoded
+
+__all__ = ["epoch_order", "length_batches", "pad", "split_step"]
+
+IGNORED = -100
+LIKE = 0.8  # rows down to this share of a batch's longest go with it
+WORTH_A_PASS = 1024  # tokens from which one more forward pass costs less than padding
+FORWARD_OVERHEAD = 128  # tokens' worth of time that one more forward and backward pass costs
+
+
+@lru_cache(maxsize=1)
+def epoch_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Shuffle rows for an epoch, from seed and epoch alone, so that training can be resumed anywhere."""
+    order = np.random.default_rng([seed, epoch]).permutation(n_rows)
+    order.flags.writeable = False
+    return order
+
+
+def split_step(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Part the rows of one optimiser step into micro-batches that cost least.
+
+    A micro-batch of rows padded to the longest costs ``rows * longest`` tokens and a fixed overhead. Rows are
+    taken by length, and the cheapest way to cut that sequence is found by dynamic programming.
+
+    Parameters
+    ----------
+    lengths : sequence of int, length n
+    budget : int
+        Padded tokens of a micro-batch; a row longer than that goes alone.
+
+    Returns
+    -------
+    list of list of int
+        Positions into `lengths`; each stands in just one micro-batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    best: list[tuple[int, int]] = [(0, 0)]  # (cost of the first `stop` rows, where their last batch starts)
+    for stop in range(1, len(order) + 1):
+        longest = lengths[order[stop - 1]]
+        starts = [s for s in range(stop) if s == stop - 1 or (stop - s) * longest <= budget]
+        best.append(min((best[s][0] + (stop - s) * longest + FORWARD_OVERHEAD, s) for s in starts))
+    batches, stop = [], len(order)
+    while stop:
+        start = best[stop][1]
+        batches.append(order[start:stop])
+        stop = start
+    return batches[::-1]
+
+
+def length_batches(rows: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+    """Part rows into batches of like length within a budget, longest first.
+
+    A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding. The order
+    depends on the rows' contents alone, so that shuffled rows meet in the same batches.
+
+    Yields
+    ------
+    list of int
+        Positions into `rows`.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-rows[i].length, rows[i].prompt, rows[i].completion))
+    start = 0
+    while start < len(order):
+        longest = max(rows[order[start]].length, 1)
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * longest <= budget:
+            if rows[order[stop]].length < LIKE * longest and (stop - start) * longest >= WORTH_A_PASS:
+                break
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+def pad(
+    rows: Sequence[Sequence[int]], value: int, *, left: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pad rows of ids to the longest.
+
+    Returns
+    -------
+    ids : ndarray of shape (n_rows, longest)
+    mask : ndarray of shape (n_rows, longest)
+        1 where there is a token.
+    """
+    longest = max(map(len, rows), default=0)
+    ids = np.full((len(rows), longest), value, dtype=np.int64)  # (B, T)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)  # (B, T)
+    for i, row in enumerate(rows):
+        where = slice(longest - len(row), None) if left else slice(len(row))
+        ids[i, where] = row
+        mask[i, where] = 1
+    return ids, mask

@@ -1,0 +1,109 @@
+"""States of a fit on disk, so that a killed fit goes on where it stood, bit for bit.
+
+Takes the weights, the optimiser and the state of a run; writes one folder per fit, named by a digest of all
+that decides its result, so that a folder can serve a whole search. Knows no model and no pandas.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from llmfit.callbacks import State
+
+__all__ = ["Checkpoint"]
+
+SHARE_OF_TIME = 0.05  # of a fit's time may go into writing states
+
+
+class Checkpoint:
+    """The states of one fit in ``folder / key``; two files take turns, so that one is always whole.
+
+    Parameters
+    ----------
+    folder : path
+    key : str
+        Digest of everything that decides the result of the fit.
+    """
+
+    def __init__(self, folder: Path | str, key: str) -> None:
+        self.path = Path(folder) / key / "state.safetensors"
+        self._wrote, self._cost = time.perf_counter(), 0.0
+
+    def restore(self, run: Any, state: State) -> None:
+        """Put weights, optimiser and state back to where the last saved step left them."""
+        if not self.path.is_file():
+            return
+        with safe_open(self.path, framework="pt") as file:
+            meta = json.loads(file.metadata()["llmfit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        groups = _part(tensors)
+        with torch.no_grad():
+            for name, parameter in run.parameters.items():
+                parameter.copy_(groups["weights"][name])
+        run.best = groups.get("best")
+        _restore_optimizer(run.optimizer, meta["optimizer"], groups.get("optimizer", {}))
+        for name, value in meta["state"].items():
+            setattr(state, name, value)
+
+    def save(self, run: Any, state: State) -> None:
+        """Write the state, unless writing has had its share of the time."""
+        now = time.perf_counter()
+        if now - self._wrote < self._cost / SHARE_OF_TIME:
+            return
+        tensors = {f"weights/{name}": p.detach() for name, p in run.parameters.items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in (run.best or {}).items()}
+        moments, plain = _flat_optimizer(run.optimizer)
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in moments.items()}
+        meta = {"state": asdict(state), "optimizer": plain}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"llmfit": json.dumps(meta)},
+        )
+        temporary.replace(self.path)
+        self._wrote = time.perf_counter()
+        self._cost = self._wrote - now
+
+    def remove(self) -> None:
+        """Drop the states of a fit that has ended."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+def _part(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition("/")
+        groups.setdefault(group, {})[rest] = tensor
+    return groups
+
+
+def _flat_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Part an optimiser's state into tensors by name and plain values by name."""
+    moments: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            where = moments if isinstance(value, torch.Tensor) else plain
+            where[f"{index}/{name}"] = value
+    return moments, plain
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, plain: dict[str, Any], moments: dict[str, torch.Tensor]
+) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*plain.items(), *moments.items()]:
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,229 @@
+"""Segments become token ids: prompt and completion apart, the same way in training and prediction.
+
+Takes segments and a tokenizer; gives :class:`Encoded` rows. Knows no pandas and no model. Text in a cell never
+turns into a control token; a prompt that is too long loses text from its longest values only, and says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from llmfit.exceptions import TemplateError
+from llmfit.templates import ANSWER, Segment, segments_text
+
+__all__ = ["Encoded", "Encoder", "Limit"]
+
+
+class Encoded(NamedTuple):
+    """One row as token ids.
+
+    Parameters
+    ----------
+    prompt : tuple of int
+        Ids that carry no loss.
+    completion : tuple of int
+        Ids that carry loss, the closing token included; () where the answer is not known.
+    row : int
+        Position of the row in the frame.
+    weight : float
+        Weight of each of the row's loss tokens.
+    cut : int
+        Characters that truncation took from the prompt.
+    """
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...] = ()
+    row: int = 0
+    weight: float = 1.0
+    cut: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion together."""
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How many tokens a row may have, and what happens to a longer prompt.
+
+    Parameters
+    ----------
+    max_length : int
+        Tokens of prompt and completion together.
+    truncation : "error" or "prompt"
+    reserve : int
+        Tokens kept free for an answer that is not known yet.
+    """
+
+    max_length: int
+    truncation: str = "error"
+    reserve: int = 0
+
+
+class Encoder:
+    """Token ids of prompts and completions for one tokenizer.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+    chat : bool
+        Prompts come out of a chat template, which writes its own special tokens.
+    closing : str
+        What the chat template puts behind an answer; its first special token ends a completion.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat: bool = False, closing: str = "") -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.get_added_vocab()
+        marks = sorted((text for text in added if len(text) > 1 and text.strip()), key=len, reverse=True)
+        self._marks = re.compile(f"(?=({'|'.join(map(re.escape, marks))}))") if marks else None
+        self._opening = () if chat else self._special_opening()
+        self.end_ids = self._end_ids(closing, set(added.values()))
+
+    @property
+    def end_id(self) -> int:
+        """The token that closes a completion."""
+        return self.end_ids[0]
+
+    def _special_opening(self) -> tuple[int, ...]:
+        """Find the ids that the tokenizer itself puts before a text (BOS, or nothing)."""
+        bare = self._ids(["a"])[0]
+        whole = list(self.tokenizer("a")["input_ids"])
+        starts = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        return tuple(whole[: next(starts, 0)])
+
+    def _end_ids(self, closing: str, special: set[int]) -> tuple[int, ...]:
+        """Ids that end an answer, the one to learn first."""
+        closing_ids = [i for i in self._ids([closing])[0] if i in special] if closing.strip() else []
+        ends = [*closing_ids[:1], self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys(i for i in ends if i is not None))
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        out = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+        return list(out["input_ids"])
+
+    def prompts(self, rows: Sequence[Sequence[Segment]]) -> list[tuple[int, ...]]:
+        """Encode prompts, with the special tokens that open a text.
+
+        Parameters
+        ----------
+        rows : sequence of sequences of Segment, length n
+
+        Returns
+        -------
+        list of tuple of int, length n
+        """
+        return [
+            ids if self._opening and ids[: len(self._opening)] == self._opening else self._opening + ids
+            for ids in self._joined([self._pieces(row) for row in rows])
+        ]
+
+    def completions(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode answers, without special tokens and without the closing token."""
+        return self._joined([self._pieces([Segment(text, ANSWER)]) for text in texts])
+
+    def _joined(self, rows: list[list[str]]) -> list[tuple[int, ...]]:
+        """Encode the pieces of every row in one call, and join the ids of each row."""
+        ids = iter(self._ids([piece for pieces in rows for piece in pieces]))
+        return [tuple(i for _ in pieces for i in next(ids)) for pieces in rows]
+
+    def _pieces(self, segments: Sequence[Segment]) -> list[str]:
+        """Split a text where a cell would spell a special token, so that it stays text."""
+        text = segments_text(segments)
+        if self._marks is None or not text:
+            return [text] if text else []
+        breaks = [0]
+        ends = list(accumulate(len(segment.text) for segment in segments))
+        for match in self._marks.finditer(text):
+            start, end = match.start(), match.start() + len(match.group(1))
+            if _touches_cell(segments, ends, start, end):
+                breaks.append(start + 1)
+        return [text[i:j] for i, j in zip(breaks, [*breaks[1:], len(text)], strict=True) if i < j]
+
+    def encode(
+        self,
+        rows: Sequence[Sequence[Segment]],
+        completions: Sequence[str] | None,
+        limit: Limit,
+        *,
+        weights: Sequence[float] | None = None,
+        names: Sequence[object] | None = None,
+    ) -> list[Encoded]:
+        """Encode rows within a limit of tokens.
+
+        Parameters
+        ----------
+        rows : sequence of sequences of Segment, length n
+        completions : sequence of str, length n, or None where answers are to be predicted
+        limit : Limit
+        weights : sequence of float, length n, default=None
+        names : sequence, length n, default=None
+            Index labels of the rows, for the sentences.
+
+        Returns
+        -------
+        list of Encoded, length n
+
+        Raises
+        ------
+        TemplateError
+            If a row does not fit, and may not or cannot be cut.
+        """
+        prompts = self.prompts(rows)
+        answers = [(*ids, self.end_id) for ids in self.completions(completions)] if completions else None
+        encoded = []
+        for row, (prompt, segments) in enumerate(zip(prompts, rows, strict=True)):
+            answer = answers[row] if answers else ()
+            room, cut = limit.max_length - (len(answer) or limit.reserve), 0
+            if len(prompt) > room:
+                name = f"Row {row} (index {names[row] if names is not None else row!r})"
+                prompt, cut = self._cut(segments, len(prompt), room, limit, name)
+            encoded.append(Encoded(prompt, answer, row, weights[row] if weights is not None else 1.0, cut))
+        return encoded
+
+    def _cut(
+        self, segments: Sequence[Segment], length: int, room: int, limit: Limit, name: str
+    ) -> tuple[tuple[int, ...], int]:
+        """Cut the longest values of a prompt to the largest common length at which it fits."""
+        if limit.truncation == "error":
+            raise TemplateError(
+                f"{name}: the prompt has {length} tokens and {limit.max_length - room} are for the answer, "
+                f"max_length is {limit.max_length}. Raise max_length, or set truncation='prompt'."
+            )
+        low, high = 0, max((len(s.text) for s in segments if _cuttable(s)), default=0)
+        best = self.prompts([_capped(segments, 0)])[0]
+        if len(best) > room:
+            raise TemplateError(
+                f"{name}: the template without any value has {len(best)} tokens, which leaves no room for an "
+                f"answer of {limit.max_length - room} within max_length {limit.max_length}. Raise max_length."
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            ids = self.prompts([_capped(segments, middle)])[0]
+            low, high, best = (middle, high, ids) if len(ids) <= room else (low, middle, best)
+        return best, len(segments_text(segments)) - len(segments_text(_capped(segments, low)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn an answer's ids back into text, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _cuttable(segment: Segment) -> bool:
+    return segment.column is not None and segment.column != ANSWER
+
+
+def _capped(segments: Sequence[Segment], most: int) -> list[Segment]:
+    return [Segment(s.text[:most], s.column) if _cuttable(s) else s for s in segments]
+
+
+def _touches_cell(segments: Sequence[Segment], ends: list[int], start: int, end: int) -> bool:
+    """Tell whether the characters from start to end are partly in a cell, or span a seam."""
+    first = next(i for i, stop in enumerate(ends) if stop > start)
+    return segments[first].column is not None or ends[first] < end

@@ -1,0 +1,7 @@
+"""The estimators: thin classes over one mechanism."""
+
+from llmfit.estimators.auto import LLMEstimator
+from llmfit.estimators.classifier import LLMClassifier
+from llmfit.estimators.generator import LLMGenerator
+
+__all__ = ["LLMClassifier", "LLMEstimator", "LLMGenerator"]

@@ -1,0 +1,312 @@
+"""The mechanism that all estimators share: fit, the lent model, preview, save.
+
+Takes frames; keeps what was learned: prompts, the adapter's tensors, the history. A concrete estimator says how targets
+become answers (the methods under "what a concrete estimator says") and how the model answers (`predict`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from llmfit.estimators.reading import read_fit, read_table, read_target, read_weights
+from llmfit.exceptions import ModelLoadError, ParameterError
+from llmfit.frames import Table
+from llmfit.params import Nested, NestedParams
+
+__all__ = ["BaseLLM"]
+
+
+def _adapter_defaults(given: Any) -> dict[str, Any]:
+    from llmfit.adapters import adapter_defaults
+
+    return adapter_defaults(given)
+
+
+def _template_defaults(_: Any) -> dict[str, Any]:
+    from llmfit.templates import TemplateConfig
+
+    return {field.name: field.default for field in fields(TemplateConfig)}
+
+
+def _early_stopping_defaults(_: Any) -> dict[str, Any]:
+    from llmfit.callbacks import EarlyStopping
+
+    return asdict(EarlyStopping())
+
+
+class BaseLLM(NestedParams, BaseEstimator):
+    """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
+
+    _nested: ClassVar[dict[str, Nested]] = {
+        "adapter": Nested("type", _adapter_defaults),
+        "template": Nested("template", _template_defaults),
+        "early_stopping": Nested("patience", _early_stopping_defaults),
+    }
+    _default_target: ClassVar[str] = "label"
+
+    # Parameters, stored untouched by __init__; attributes of a fit end in an underscore.
+    base_model: Any
+    features: Any
+    adapter: Any
+    max_length: Any
+    truncation: Any
+    validation_fraction: Any
+    device: Any
+    dtype: Any
+    warm_start: Any
+    checkpoint_dir: Any
+    verbose: Any
+    history_: pd.DataFrame
+
+    def _store(self, given: dict[str, Any]) -> None:
+        """Store the parameters of ``__init__`` untouched."""
+        for name in self._get_param_names():
+            setattr(self, name, given[name])
+
+    # What a concrete estimator says -------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Check the parameters that only this estimator has."""
+
+    def _check_target_kind(self, kind: str | None) -> None:
+        """Refuse a declared kind of target that this estimator cannot answer."""
+
+    def _learn_answers(self, y: pd.Series) -> None:
+        """Learn from the target what prediction needs to know of it."""
+
+    def _answer_texts(self, y: pd.Series) -> list[str]:
+        """Write every target as the text to be answered."""
+        return [str(value) for value in y]
+
+    def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
+        """Combine the user's weights with those of this estimator."""
+        return sample_weight
+
+    def _default_task(self) -> str | None:
+        """Words for the task where the user gives none."""
+        return None
+
+    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
+        """Tokens to keep free for an answer that is not known."""
+        return 1
+
+    # fit ----------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None, *, sample_weight: Any = None, eval_set: Any = None) -> Any:
+        """Learn to answer the rows of a frame.
+
+        Parameters
+        ----------
+        X : pandas or polars DataFrame, Series, list of str or of dict, datasets.Dataset or ndarray
+            ``n_rows`` rows; with the target column inside, or beside `y`.
+        y : Series, list or ndarray of shape (n_rows,), default=None
+            The target. None takes the column named by the `target` parameter.
+        sample_weight : array-like of shape (n_rows,), default=None
+            Weight of each row's loss.
+        eval_set : DataFrame or tuple (X, y), default=None
+            Rows for the validation loss, in place of `validation_fraction`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ParameterError
+            If a parameter cannot be used.
+        DataError
+            If the data cannot: the sentence names the column or row.
+        ModelLoadError
+            If the base model cannot be loaded.
+        TrainingError
+            If the loss or the gradient is not finite.
+        OutOfMemoryError
+            If not even one row fits in memory.
+        """
+        from llmfit.base_model import load_base_model
+        from llmfit.estimators.checks import check_parameters
+        from llmfit.estimators.fitting import fit_adapter, join_history
+
+        checked = check_parameters(self, validated=eval_set is not None)
+        self._check()
+        before = self._tensors_to_continue(checked)
+        table, target = read_fit(self, X, y, self._default_target)
+        sample_weight = read_weights(table, sample_weight)
+        base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
+        self._learn(checked, base, table, target)
+        rows, validation = self._rows(checked, base, table, target, sample_weight, eval_set)
+        fitted = fit_adapter(
+            checked,
+            base,
+            rows,
+            validation,
+            before=before,
+            checkpoint_dir=self.checkpoint_dir,
+            label=type(self).__name__ if self.verbose else "",
+        )
+        self._adapter, self._tensors = fitted.adapter, fitted.tensors
+        self.trainable_parameters_, self.best_epoch_ = fitted.trainable, fitted.best_epoch
+        self.learning_rate_ = checked.settings.learning_rate
+        earlier = self.history_ if before is not None else None
+        self.history_ = join_history(earlier, fitted.history)
+        return self
+
+    def _tensors_to_continue(self, checked: Any) -> dict[str, Any] | None:
+        """With warm_start, the weights of the last fit; the adapter must be the one they belong to."""
+        if not (self.warm_start and getattr(self, "_tensors", None)):
+            return None
+        if checked.adapter != self._adapter:
+            raise ParameterError(
+                f"warm_start continues the adapter of the last fit, {self._adapter!r}. Got {checked.adapter!r} "
+                "instead. Set warm_start=False to begin anew."
+            )
+        return self._tensors
+
+    def _learn(self, checked: Any, base: Any, table: Table, target: pd.Series) -> None:
+        """Learn answers, features, template and limits: all that `fit` learns before training."""
+        from llmfit.encoding import Limit
+        from llmfit.estimators.prompts import learn_prompts, with_examples
+
+        self._learn_answers(target)
+        self.target_, self.target_dtype_ = str(target.name), target.dtype
+        limit = Limit(self.max_length or base.context_length, self.truncation)
+        prompts = learn_prompts(
+            base,
+            checked.template,
+            self.features,
+            table.frame,
+            self.target_,
+            limit,
+            owner=type(self).__name__,
+            default_task=self._default_task(),
+        )
+        answers = self._answer_texts(target)
+        prompts = with_examples(
+            base, prompts, checked.template, table.frame, answers, balanced=hasattr(self, "classes_")
+        )
+        reserve = self._reserve(prompts.encoder(base), [prompts.template.completion(a) for a in answers])
+        self._prompts = replace(prompts, limit=replace(limit, reserve=reserve))
+        self.max_length_ = limit.max_length
+        self.base_model_ = {"name": str(self.base_model), "fingerprint": base.source.fingerprint}
+        self.features_ = {feature.name: feature.kind for feature in prompts.features}
+        if not table.as_array:
+            self.n_features_in_ = len(self.features_)
+            self.feature_names_in_ = np.array(list(self.features_), dtype=object)
+
+    def _rows(
+        self, checked: Any, base: Any, table: Table, target: pd.Series, sample_weight: Any, eval_set: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """Encode the rows to train on and those to validate on; rows of no weight are left out."""
+        from llmfit.estimators.fitting import split_rows
+
+        kept: Sequence[int] = range(len(target))
+        held: Sequence[int] = ()
+        if eval_set is None and self.validation_fraction:
+            classes = target if hasattr(self, "classes_") else None
+            kept, held = split_rows(len(target), self.validation_fraction, classes, checked.seed)
+        weights = np.ones(len(target)) if sample_weight is None else sample_weight.copy()
+        of_classes = self._row_weights(target.iloc[list(kept)], sample_weight)
+        if of_classes is not None:
+            weights[list(kept)] *= of_classes
+        rows = self._encode_known(base, table, target, weights)
+        validation = [rows[i] for i in held]
+        if eval_set is not None:
+            X, y = eval_set if isinstance(eval_set, tuple) else (eval_set, None)
+            held_table = read_table(self, X)
+            validation = self._encode_known(base, held_table, read_target(self, held_table, y))
+        return [rows[i] for i in kept if rows[i].weight], [row for row in validation if row.weight]
+
+    def _encode_known(self, base: Any, table: Table, target: pd.Series, weights: Any = None) -> list[Any]:
+        """Encode rows with their answers."""
+        frame = self._prompts.select(table.frame, type(self).__name__)
+        return self._prompts.encode(
+            base, frame, self._answer_texts(target), None if weights is None else weights.tolist()
+        )
+
+    # prediction ---------------------------------------------------------------------------------
+
+    def _lend(self, base: Any, longest: int) -> Any:
+        """Lend the base model with the fitted adapter in it, for rows of so many tokens."""
+        return base.attach(self._adapter, self._tensors or None, longest=longest)
+
+    def _fitted_base(self) -> Any:
+        from llmfit.base_model import load_base_model
+
+        base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
+        if base.source.fingerprint != self.base_model_["fingerprint"]:
+            raise ModelLoadError(
+                f"The base model {self.base_model!r} is not the one that was fitted: its fingerprint is "
+                f"{base.source.fingerprint}, not {self.base_model_['fingerprint']}."
+            )
+        return base
+
+    def _read_rows(self, X: Any) -> tuple[Table, pd.DataFrame]:
+        """Read rows to answer: the table, for the form of the answers, and its feature columns."""
+        check_is_fitted(self)
+        table = read_table(self, X)
+        return table, self._prompts.select(table.frame, type(self).__name__)
+
+    def _bar(self, total: int, what: str) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(total=total, desc=what, unit="row", disable=not self.verbose, delay=2.0)
+
+    # the rest -----------------------------------------------------------------------------------
+
+    def preview(self, X: Any, n: int = 5, y: Any = None) -> pd.DataFrame:
+        """Show how rows become prompts, before or after `fit`; nothing is trained.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        n : int, default=5
+            Rows to show.
+        y : array-like of shape (n_rows,), default=None
+            The target, where it is no column of `X`. After `fit` it may be missing: the completion stays empty.
+
+        Returns
+        -------
+        pandas.DataFrame of shape (min(n, n_rows), 6)
+            prompt, completion, prompt_tokens, completion_tokens, loss_tokens (the tokens that carry loss, one by
+            one) and cut (characters that truncation took).
+        """
+        from llmfit.estimators.preview import preview
+
+        return preview(self, X, n, y)
+
+    def save(self, path: Any) -> None:
+        """Save the fitted estimator to a folder of JSON and safetensors; no pickle is written.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder that does not exist yet, is empty, or holds a saved estimator, which is replaced as a whole.
+
+        Raises
+        ------
+        DataError
+            If the folder holds something else.
+        NotFittedError
+            If there is nothing to save yet.
+        """
+        from llmfit.estimators.saving import save
+
+        check_is_fitted(self)
+        save(self, path)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "history_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.allow_nan = True
+        tags.target_tags.required = True
+        return tags

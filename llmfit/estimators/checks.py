@@ -1,0 +1,120 @@
+"""The parameters of an estimator, resolved and checked: the first thing that `fit` does.
+
+Takes an estimator; gives a :class:`Checked` or one ParameterError. Loads nothing.
+"""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+from llmfit.adapters import AdapterSpec, resolve_adapter
+from llmfit.callbacks import Callback, EarlyStopping, resolve_callbacks, resolve_early_stopping
+from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error
+from llmfit.optim import SCHEDULES, resolve_optimizer
+from llmfit.templates import TemplateConfig, resolve_template
+from llmfit.training import Settings
+
+__all__ = ["Checked", "check_parameters"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Parameters with every shorthand spelled out."""
+
+    adapter: AdapterSpec | None
+    template: TemplateConfig
+    settings: Settings
+    early_stopping: EarlyStopping | None
+    callbacks: list[Callback]
+    seed: int
+
+
+def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
+    """Resolve and check what all estimators share.
+
+    Parameters
+    ----------
+    estimator : BaseLLM
+    validated : bool
+        `fit` was given an eval_set.
+
+    Raises
+    ------
+    ParameterError
+        For the first parameter that cannot be used.
+    """
+    owner = type(estimator).__name__
+    check_choice("head", owner, estimator.head, ["lm"])
+    _check_numbers(estimator, owner)
+    check_choice("truncation", owner, estimator.truncation, ["error", "prompt"])
+    check_choice("schedule", owner, estimator.schedule, list(SCHEDULES))
+    check_choice("warm_start", owner, estimator.warm_start, [True, False])
+    resolve_optimizer(estimator.optimizer)
+    adapter = resolve_adapter(estimator.adapter)
+    stopping = resolve_early_stopping(estimator.early_stopping)
+    if stopping is not None and not (estimator.validation_fraction or validated):
+        raise ParameterError("early_stopping needs validation_fraction > 0, or an eval_set passed to fit.")
+    seed = _draw_seed(estimator, owner)
+    return Checked(
+        adapter=adapter,
+        template=resolve_template(estimator.template),
+        settings=_settings(estimator, adapter, stopping, seed),
+        early_stopping=stopping,
+        callbacks=resolve_callbacks(estimator.callbacks),
+        seed=seed,
+    )
+
+
+def _check_numbers(estimator: Any, owner: str) -> None:
+    for name, least in (("epochs", 1), ("batch_size", 1), ("verbose", 0)):
+        check_int(name, owner, getattr(estimator, name), least=least)
+    if estimator.learning_rate != "auto":
+        check_number("learning_rate", owner, estimator.learning_rate, least=0, open_ends=True)
+    if estimator.batch_tokens != "auto":
+        check_int("batch_tokens", owner, estimator.batch_tokens, least=1)
+    if estimator.max_length is not None:
+        check_int("max_length", owner, estimator.max_length, least=2)
+    if estimator.max_grad_norm is not None:
+        check_number("max_grad_norm", owner, estimator.max_grad_norm, least=0, open_ends=True)
+    check_number("warmup", owner, estimator.warmup, least=0)
+    check_number("weight_decay", owner, estimator.weight_decay, least=0)
+    fraction = check_number("validation_fraction", owner, estimator.validation_fraction, least=0, most=1)
+    if fraction == 1:
+        raise parameter_error("validation_fraction", owner, "a number >= 0 and < 1", fraction)
+
+
+def _draw_seed(estimator: Any, owner: str) -> int:
+    """Draw the seed of a fit from `random_state`, as scikit-learn does."""
+    from sklearn.utils import check_random_state
+
+    given = estimator.random_state
+    if estimator.checkpoint_dir is not None and not isinstance(given, numbers.Integral):
+        raise ParameterError(
+            f"The 'checkpoint_dir' parameter of {owner} needs random_state to be an int, so that a fit which is "
+            f"started again is the same fit. Got {given!r} instead."
+        )
+    try:
+        return int(check_random_state(given).randint(2**31 - 1))
+    except ValueError as error:
+        raise ParameterError(f"The 'random_state' parameter of {owner} cannot be used: {error}") from error
+
+
+def _settings(estimator: Any, adapter: AdapterSpec | None, stopping: EarlyStopping | None, seed: int) -> Settings:
+    rate = estimator.learning_rate
+    if rate == "auto":
+        rate = adapter.learning_rate if adapter else 0.0
+    return Settings(
+        epochs=int(estimator.epochs),
+        batch_size=int(estimator.batch_size),
+        batch_tokens=estimator.batch_tokens,
+        learning_rate=float(rate),
+        weight_decay=float(estimator.weight_decay),
+        warmup=float(estimator.warmup),
+        schedule=estimator.schedule,
+        optimizer=estimator.optimizer,
+        max_grad_norm=None if estimator.max_grad_norm is None else float(estimator.max_grad_norm),
+        seed=seed,
+        restore_best=stopping is not None,
+    )

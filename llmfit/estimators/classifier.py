@@ -1,0 +1,371 @@
+"""Classification: labels are scored as answers, never guessed from generated text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+
+from llmfit.estimators.base import BaseLLM
+from llmfit.estimators.reading import read_target
+from llmfit.exceptions import DataError, ParameterError, parameter_error, quoted
+from llmfit.features import label_text
+
+__all__ = ["LLMClassifier"]
+
+MOST_NAMED = 20  # classes that the default task lists
+
+
+class LLMClassifier(ClassifierMixin, BaseLLM):
+    """Classify the rows of a frame with a language model.
+
+    A row becomes a prompt, each class an answer; the answer's log-probability behind the prompt, normalised over the
+    classes, is the class's probability.
+
+    Parameters
+    ----------
+    base_model : str or path, default="smollm2"
+        Pretrained weights: hub id (``org/name`` or ``org/name@revision``), local folder, ``.gguf`` file, or the alias
+        "smollm2". Loaded once in a process and shared by all estimators.
+    features : None, str, list of str or dict of str to kind, default=None
+        Columns of the prompt; None takes those of the template, or all but the target. Kinds are "text", "category",
+        "number" and "binary"; those not given are inferred.
+    target : None, str or dict of str to kind, default=None
+        The column to predict; None where `y` is passed.
+    template : None, str or dict, default=None
+        How a row becomes a prompt: text with ``{column}`` fields (``{price:.2f}`` for numbers, ``{{`` and ``}}`` for
+        braces), or a dict of "task", "template", "system", "chat" ("auto", True, False), "few_shot" ({"k", "seed"})
+        and "na_rep" (what a missing value reads as). None lists the features as ``name: value``.
+    adapter : None, str, dict or spec, default="lora"
+        What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), "full", or None for zero-shot
+        and few-shot, where `fit` only learns the labels.
+    head : "lm", default="lm"
+        Answer in words.
+    epochs : int, default=3
+        Passes over the rows.
+    learning_rate : float or "auto", default="auto"
+        Peak learning rate; "auto" is 2e-4 for LoRA, 2e-5 for full fine-tuning.
+    batch_size : int, default=8
+        Rows per optimiser step.
+    batch_tokens : int or "auto", default="auto"
+        Padded tokens of one forward pass. A matter of memory and speed only: results do not depend on it.
+    max_length : int or None, default=None
+        Tokens of prompt and answer together; None is the model's context length.
+    truncation : {"error", "prompt"}, default="error"
+        What happens to a longer row: an error that names it, or its longest values are cut, with a warning that
+        counts. Template and answer are never cut.
+    warmup : float, default=0.1
+        Share of all steps (< 1), or number of steps, over which the learning rate rises.
+    schedule : {"cosine", "linear", "constant"}, default="cosine"
+        How the learning rate falls after that.
+    optimizer : str or dict, default="adamw"
+        A name, or {"type": name, ...settings}: adamw, adam, sgd, adafactor, adagrad, nadam, radam, rmsprop, and
+        from bitsandbytes adamw_8bit, paged_adamw_8bit, lion, lion_8bit.
+    weight_decay : float, default=0.0
+        Decoupled weight decay.
+    max_grad_norm : float or None, default=1.0
+        Gradients are scaled down to this norm.
+    validation_fraction : float, default=0.0
+        Share of the rows held out for the validation loss, in the classes' proportion.
+    early_stopping : None, bool, int or dict, default=None
+        Epochs without a fall of the validation loss before training stops (or {"patience", "min_delta"}); the best
+        epoch's weights are restored.
+    class_weight : None, "balanced" or dict of label to float, default=None
+        Weights of the classes; "balanced" weighs them inversely to their frequency in the rows trained on.
+    device : str, default="auto"
+        "auto" takes CUDA, then MPS, then the CPU.
+    dtype : str, default="auto"
+        "auto" takes bfloat16 where the hardware multiplies it faster, else float32.
+    random_state : int, RandomState or None, default=None
+        Seeds the adapter, the order of rows and dropout.
+    warm_start : bool, default=False
+        Go on from the weights of the last fit.
+    checkpoint_dir : path or None, default=None
+        Folder for states of a running fit: a fit that was killed and is started again goes on from there, and ends
+        as if it had not been killed. Dropped when the fit ends. Needs an int `random_state`.
+    callbacks : None, Callback, callable or list, default=None
+        Told of each step; see :class:`llmfit.Callback`.
+    verbose : int, default=1
+        0 is silent; 1 shows a progress bar.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+    history_ : DataFrame
+        One row an optimiser step: step, epoch, loss (nats per token), learning_rate, grad_norm, tokens, seconds,
+        validation_loss.
+    features_ : dict of str to str
+        The columns of the prompt and their kinds.
+    target_ : str
+        Name of the target.
+    feature_names_in_ : ndarray of str
+        The columns of the prompt, where the rows came with names.
+    n_features_in_ : int
+    best_epoch_ : int or None
+    trainable_parameters_ : int
+    learning_rate_ : float
+    max_length_ : int
+
+    Examples
+    --------
+    >>> from llmfit import LLMClassifier
+    >>> from llmfit.datasets import load_book_reviews
+    >>> reviews = load_book_reviews()
+    >>> clf = LLMClassifier(target="score", epochs=1, random_state=0, verbose=0)
+    >>> clf.fit(reviews[:40]).predict(reviews[40:43]).shape
+    (3,)
+    """
+
+    classes_: np.ndarray
+    _default_target = "label"
+
+    def __init__(
+        self,
+        base_model: Any = "smollm2",
+        *,
+        features: Any = None,
+        target: Any = None,
+        template: Any = None,
+        adapter: Any = "lora",
+        head: str = "lm",
+        epochs: int = 3,
+        learning_rate: float | str = "auto",
+        batch_size: int = 8,
+        batch_tokens: int | str = "auto",
+        max_length: int | None = None,
+        truncation: str = "error",
+        warmup: float = 0.1,
+        schedule: str = "cosine",
+        optimizer: Any = "adamw",
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = 1.0,
+        validation_fraction: float = 0.0,
+        early_stopping: Any = None,
+        class_weight: Any = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        random_state: Any = None,
+        warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        callbacks: Any = None,
+        verbose: int = 1,
+    ) -> None:
+        self._store(locals())
+
+    class_weight: Any
+
+    # What base.py asks for ----------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, dict)):
+            raise parameter_error("class_weight", type(self).__name__, "None, 'balanced' or a dict", self.class_weight)
+
+    def _check_target_kind(self, kind: str | None) -> None:
+        if kind not in (None, "category", "binary"):
+            raise ParameterError(f"{type(self).__name__} predicts categories; its target is declared as {kind!r}.")
+
+    def _learn_answers(self, y: pd.Series) -> None:
+        values = _label_values(y)
+        check_classification_targets(values)
+        try:
+            classes = np.unique(values)
+        except TypeError:
+            kinds = sorted({type(value).__name__ for value in values})
+            raise DataError(
+                f"The labels of {y.name!r} are of kinds that cannot be sorted: {', '.join(kinds)}."
+            ) from None
+        if self.warm_start and hasattr(self, "classes_"):
+            classes = np.union1d(self.classes_, classes)
+        if len(classes) < 2:
+            raise DataError(
+                f"{type(self).__name__} needs at least two classes in {y.name!r}, but every row is {classes[0]!r}: "
+                "only one class."
+            )
+        texts = [label_text(value) for value in classes]
+        if len(set(texts)) < len(texts) or "" in texts:
+            raise DataError(f"Each class of {y.name!r} needs a text of its own that is not empty. Got {quoted(texts)}.")
+        self.classes_ = classes
+
+    def _answer_texts(self, y: pd.Series) -> list[str]:
+        return [label_text(value) for value in _label_values(y)]
+
+    def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
+        if self.class_weight is None:
+            return None
+        values = _label_values(y)
+        present = np.unique(values)
+        if isinstance(self.class_weight, dict):
+            for label in self.class_weight:
+                if label not in self.classes_.tolist():
+                    raise ParameterError(
+                        f"class_weight names the label {label!r}; the classes are {quoted(self.classes_.tolist())}."
+                    )
+            weights = {label: float(self.class_weight.get(label, 1.0)) for label in present.tolist()}
+        else:
+            from sklearn.utils.class_weight import compute_class_weight
+
+            balanced = compute_class_weight("balanced", classes=present, y=values)
+            weights = dict(zip(present.tolist(), balanced.tolist(), strict=True))
+        return np.array([weights[value] for value in values.tolist()])
+
+    def _default_task(self) -> str | None:
+        texts = [label_text(value) for value in self.classes_]
+        named = f" Answer with one of: {', '.join(texts)}." if len(texts) <= MOST_NAMED else ""
+        return f"Predict the {self.target_}.{named}"
+
+    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
+        return max(map(len, encoder.completions(sorted(set(answers))))) + 1
+
+    # Prediction ---------------------------------------------------------------------------------
+
+    def _label_ids(self, encoder: Any) -> list[tuple[int, ...]]:
+        """Token ids of every class, as they are scored."""
+        from llmfit.scoring import label_sequences
+
+        texts = [label_text(value) for value in self.classes_]
+        ids = encoder.completions([self._prompts.template.completion(text) for text in texts])
+        if len(set(ids)) < len(ids):
+            raise DataError(f"Two of the classes {quoted(texts)} are the same tokens to this model. Rename one.")
+        return label_sequences(ids, encoder.end_id)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Predict the logarithm of every class's probability.
+
+        Parameters
+        ----------
+        X : as for `fit`, with or without the target column
+            ``n_rows`` rows.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes), in nats
+            Columns in the order of `classes_`.
+        """
+        from llmfit.scoring import score_labels
+
+        _, frame = self._read_rows(X)
+        if not len(frame):
+            return np.empty((0, len(self.classes_)))
+        base = self._fitted_base()
+        rows = self._prompts.encode(base, frame)
+        labels = self._label_ids(self._prompts.encoder(base))
+        longest = max(row.length for row in rows) + max(map(len, labels))
+        with self._lend(base, longest) as model, self._bar(len(rows), "predict") as bar:
+            scores = score_labels(
+                model,
+                [row.prompt for row in rows],
+                labels,
+                device=base.device,
+                pad_id=base.pad_id,
+                batch_tokens=self.batch_tokens,
+                progress=bar.update,
+            )
+        log_proba: np.ndarray = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+        return log_proba
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Predict the probability of every class.
+
+        Parameters
+        ----------
+        X : as for `fit`, with or without the target column
+            ``n_rows`` rows.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes)
+            Columns in the order of `classes_`; rows sum to 1.
+        """
+        proba: np.ndarray = np.exp(self.predict_log_proba(X))
+        return proba
+
+    def predict(self, X: Any) -> Any:
+        """Predict the likeliest class of every row.
+
+        Parameters
+        ----------
+        X : as for `fit`, with or without the target column
+            ``n_rows`` rows.
+
+        Returns
+        -------
+        Series of shape (n_rows,)
+            With the index of `X` and the dtype of the target; an ndarray where `X` is an array.
+        """
+        table, _ = self._read_rows(X)
+        labels = self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+        return table.answer(labels, self.target_, self.target_dtype_)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy of the predictions.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        y : array-like of shape (n_rows,), default=None
+            True labels; None takes the target column of `X`.
+        sample_weight : array-like of shape (n_rows,), default=None
+
+        Returns
+        -------
+        float
+            Between 0 and 1.
+        """
+        table, _ = self._read_rows(X)
+        truth = _label_values(read_target(self, table, y))
+        predicted = _label_values(pd.Series(self.predict(X)))
+        hits = truth.astype(object) == predicted.astype(object)
+        return float(np.average(hits, weights=sample_weight))
+
+    def evaluate(
+        self, X: Any, y: Any = None, *, metrics: Sequence[Any] = (), per_class: bool = False
+    ) -> dict[str, Any]:
+        """Measure the predictions.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        y : array-like of shape (n_rows,), default=None
+            True labels; None takes the target column of `X`.
+        metrics : sequence of str, path or callable, default=()
+            More metrics: callables ``(y_true, y_pred)``, local paths or names of the library evaluate.
+        per_class : bool, default=False
+            Add a frame of precision, recall, f1 and support of each class.
+
+        Returns
+        -------
+        dict
+            accuracy, balanced_accuracy, f1_macro, f1_weighted, precision_macro, recall_macro, log_loss (nats),
+            roc_auc, confusion_matrix (a DataFrame, true by predicted).
+        """
+        from llmfit.metrics import classification_metrics, extra_metrics
+
+        table, _ = self._read_rows(X)
+        truth = _label_values(read_target(self, table, y))
+        proba = self.predict_proba(X)
+        predicted = self.classes_[proba.argmax(axis=1)]
+        result = classification_metrics(truth, predicted, proba, self.classes_, per_class=per_class)
+        return {**result, **extra_metrics(list(metrics), truth, predicted)}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # Numbers written out as text are no strong point of a language model: the suite's thresholds on
+        # blobs of numbers are for models of numbers.
+        tags.classifier_tags.poor_score = True
+        return tags
+
+
+def _label_values(y: pd.Series) -> np.ndarray:
+    """Take labels as NumPy values of their own kind: nullable and categorical types undone."""
+    dtype = y.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _label_values(pd.Series(y.astype(object).to_numpy()).infer_objects())
+    if pd.api.types.is_extension_array_dtype(dtype) and hasattr(dtype, "numpy_dtype"):
+        kind = dtype.numpy_dtype
+        return np.asarray(y.to_numpy(dtype=kind if kind.kind in "biuf" else object))
+    return np.asarray(y.to_numpy())

@@ -1,0 +1,152 @@
+"""From encoded rows to a trained adapter: the validation split, checkpoints, the history.
+
+Takes an estimator's checked parameters and encoded rows; gives a :class:`Fitted`. Knows no frame of the user's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmfit.adapters import AdapterSpec, Tensors
+from llmfit.base_model import BaseModel
+from llmfit.callbacks import Progress
+from llmfit.checkpoints import Checkpoint
+from llmfit.encoding import Encoded
+from llmfit.estimators.checks import Checked
+from llmfit.exceptions import DataError
+from llmfit.training import train
+
+__all__ = ["Fitted", "fit_adapter", "join_history", "split_rows"]
+
+COLUMNS = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "validation_loss"]
+
+
+@dataclass
+class Fitted:
+    """What training leaves behind.
+
+    Attributes
+    ----------
+    adapter : AdapterSpec or None
+    tensors : dict of str to Tensor
+        The adapter's weights, on the CPU.
+    trainable : int
+        Number of weights that were trained.
+    history : DataFrame
+        One row an optimiser step.
+    best_epoch : int or None
+    """
+
+    adapter: AdapterSpec | None
+    tensors: Tensors = field(default_factory=dict)
+    trainable: int = 0
+    history: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
+    best_epoch: int | None = None
+
+
+def split_rows(n_rows: int, fraction: float, y: pd.Series | None, seed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Part the positions of rows into training and validation, with classes in proportion where they can be.
+
+    Raises
+    ------
+    DataError
+        If either part would be empty.
+    """
+    from sklearn.model_selection import train_test_split
+
+    held = round(n_rows * fraction)
+    if not 0 < held < n_rows:
+        raise DataError(
+            f"validation_fraction {fraction:g} of {n_rows} row(s) leaves no row to "
+            f"{'validate' if not held else 'train'} on."
+        )
+    if y is not None:
+        counts = y.astype(str).value_counts()
+        if counts.min() < 2 or min(held, n_rows - held) < len(counts):
+            y = None
+    kept, out = train_test_split(np.arange(n_rows), test_size=held, stratify=y, random_state=seed)
+    return np.sort(kept).tolist(), np.sort(out).tolist()
+
+
+def fit_adapter(
+    checked: Checked,
+    base: BaseModel,
+    rows: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    *,
+    before: Tensors | None = None,
+    checkpoint_dir: Any = None,
+    label: str = "",
+) -> Fitted:
+    """Train an adapter in a base model that is lent for it.
+
+    Parameters
+    ----------
+    before : dict of str to Tensor or None
+        Weights to begin from; None draws new ones.
+    checkpoint_dir : path or None
+    label : str
+        Stands before the progress bar; "" shows no bar.
+    """
+    if checked.adapter is None:
+        return Fitted(None)
+    checkpoint = None
+    if checkpoint_dir is not None:
+        checkpoint = Checkpoint(checkpoint_dir, _fit_key(checked, base, rows, validation, before))
+    stopping = [checked.early_stopping] if checked.early_stopping is not None else []
+    callbacks = [*([Progress(label)] if label else []), *stopping, *checked.callbacks]
+    longest = max(row.length for row in (*rows, *validation))
+    with base.attach(checked.adapter, before, seed=checked.seed, training=True, longest=longest) as model:
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        state = train(
+            model,
+            rows,
+            checked.settings,
+            device=base.device,
+            pad_id=base.pad_id,
+            validation=validation,
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+        )
+        tensors = checked.adapter.tensors(model)
+    if checkpoint is not None:
+        checkpoint.remove()
+    history = pd.DataFrame(state.history, columns=COLUMNS)
+    return Fitted(checked.adapter, tensors, trainable, history, state.best_epoch)
+
+
+def _fit_key(
+    checked: Checked,
+    base: BaseModel,
+    rows: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    before: Tensors | None,
+) -> str:
+    """Digest all that decides the result of a fit; the token budget of a batch is not among it."""
+    settings = {name: value for name, value in asdict(checked.settings).items() if name != "batch_tokens"}
+    parts = [
+        settings,
+        [checked.adapter.type, asdict(checked.adapter)] if checked.adapter else None,
+        asdict(checked.early_stopping) if checked.early_stopping else None,
+        [base.source.fingerprint, str(base.dtype), base.device.type],
+        [list(rows), list(validation)],
+    ]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted((before or {}).items()):
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def join_history(earlier: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
+    """Put the history of a continued fit behind the one before, steps and epochs counted on."""
+    if earlier is None or not len(earlier) or not len(new):
+        return new
+    new = new.assign(step=new["step"] + earlier["step"].iloc[-1], epoch=new["epoch"] + earlier["epoch"].iloc[-1])
+    return pd.concat([earlier, new], ignore_index=True)

@@ -1,0 +1,228 @@
+"""Generation of text: question to answer, row to summary."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from llmfit.estimators.base import BaseLLM
+from llmfit.estimators.reading import read_target
+from llmfit.exceptions import ParameterError, TruncationWarning
+from llmfit.features import label_text
+from llmfit.params import Nested
+
+__all__ = ["LLMGenerator"]
+
+LEAST_NEW_TOKENS = 32
+
+
+def _generation_defaults(_: Any) -> dict[str, Any]:
+    from llmfit.inference import Generation
+
+    return asdict(Generation())
+
+
+class LLMGenerator(BaseLLM):
+    """Generate a text for every row of a frame with a language model.
+
+    Parameters
+    ----------
+    generation : None or dict, default=None
+        How answers are generated: max_new_tokens (twice the longest answer of `fit` where not given), min_new_tokens,
+        do_sample, temperature, top_k, top_p, num_beams, repetition_penalty, length_penalty,
+        no_repeat_ngram_size. Greedy by default.
+    base_model, features, target, template, adapter, head, epochs, learning_rate, batch_size, batch_tokens, \
+max_length, truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, validation_fraction, \
+early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
+        As in :class:`LLMClassifier`.
+
+    Attributes
+    ----------
+    history_ : DataFrame
+        One row an optimiser step; see :class:`LLMClassifier`.
+    max_new_tokens_ : int
+        Longest answer that is generated, in tokens.
+    features_, target_, feature_names_in_, n_features_in_, best_epoch_, trainable_parameters_, learning_rate_, \
+max_length_
+        As in :class:`LLMClassifier`.
+
+    Examples
+    --------
+    >>> from llmfit import LLMGenerator
+    >>> from llmfit.datasets import load_support_faq
+    >>> faq = load_support_faq()
+    >>> model = LLMGenerator(features="question", target="answer", epochs=1, random_state=0, verbose=0)
+    >>> model.fit(faq[:8]).predict(faq[:2]).shape
+    (2,)
+    """
+
+    _nested: ClassVar[dict[str, Nested]] = {
+        **BaseLLM._nested,
+        "generation": Nested("max_new_tokens", _generation_defaults),
+    }
+    _default_target = "answer"
+
+    def __init__(
+        self,
+        base_model: Any = "smollm2",
+        *,
+        features: Any = None,
+        target: Any = None,
+        template: Any = None,
+        adapter: Any = "lora",
+        head: str = "lm",
+        epochs: int = 3,
+        learning_rate: float | str = "auto",
+        batch_size: int = 8,
+        batch_tokens: int | str = "auto",
+        max_length: int | None = None,
+        truncation: str = "error",
+        warmup: float = 0.1,
+        schedule: str = "cosine",
+        optimizer: Any = "adamw",
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = 1.0,
+        validation_fraction: float = 0.0,
+        early_stopping: Any = None,
+        generation: Any = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        random_state: Any = None,
+        warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        callbacks: Any = None,
+        verbose: int = 1,
+    ) -> None:
+        self._store(locals())
+
+    generation: Any
+    random_state: Any
+    batch_tokens: Any
+
+    def _check(self) -> None:
+        from llmfit.inference import resolve_generation
+
+        resolve_generation(self.generation)
+
+    def _check_target_kind(self, kind: str | None) -> None:
+        if kind not in (None, "text"):
+            raise ParameterError(f"{type(self).__name__} generates text; its target is declared as {kind!r}.")
+
+    def _answer_texts(self, y: pd.Series) -> list[str]:
+        return [label_text(value) for value in y.astype(object)]
+
+    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
+        from llmfit.inference import resolve_generation
+
+        longest = max(len(ids) + 1 for ids in encoder.completions(answers))
+        given = resolve_generation(self.generation).max_new_tokens
+        self.max_new_tokens_ = int(given or max(2 * longest, LEAST_NEW_TOKENS))
+        return self.max_new_tokens_
+
+    def predict(self, X: Any) -> Any:
+        """Generate the answer of every row.
+
+        Parameters
+        ----------
+        X : as for `fit`, with or without the target column
+            ``n_rows`` rows.
+
+        Returns
+        -------
+        Series of shape (n_rows,), str
+            With the index of `X`; an ndarray where `X` is an array.
+
+        Warns
+        -----
+        TruncationWarning
+            If answers reached ``max_new_tokens_`` without an end.
+        """
+        from llmfit.inference import generate, resolve_generation
+
+        table, frame = self._read_rows(X)
+        if not len(frame):
+            return table.answer([], self.target_, "str")
+        base = self._fitted_base()
+        encoder, rows = self._prompts.encoder(base), self._prompts.encode(base, frame)
+        longest = max(row.length for row in rows) + self.max_new_tokens_
+        with self._lend(base, longest) as model, self._bar(len(rows), "generate") as bar:
+            answers, cut = generate(
+                model,
+                [row.prompt for row in rows],
+                resolve_generation(self.generation),
+                end_ids=encoder.end_ids,
+                max_new_tokens=self.max_new_tokens_,
+                device=base.device,
+                pad_id=base.pad_id,
+                batch_tokens=self.batch_tokens,
+                progress=bar.update,
+            )
+        lead = self._prompts.template.frame.lead
+        texts = [encoder.decode(ids).removeprefix(lead) for ids in answers]
+        if cut:
+            sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={self.max_new_tokens_} without an end."
+            warnings.warn(TruncationWarning(sentence), stacklevel=2)
+        return table.answer(np.array(texts, dtype=object), self.target_, "str")
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Share of the rows whose generated answer is the true one, white space at the ends aside.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        y : array-like of shape (n_rows,), default=None
+            True answers; None takes the target column of `X`.
+        sample_weight : array-like of shape (n_rows,), default=None
+
+        Returns
+        -------
+        float
+            Between 0 and 1.
+        """
+        truth, predicted = self._truth_and_answers(X, y)
+        hits = [a.strip() == b.strip() for a, b in zip(truth, predicted, strict=True)]
+        return float(np.average(hits, weights=sample_weight))
+
+    def _truth_and_answers(self, X: Any, y: Any) -> tuple[list[str], list[str]]:
+        table, _ = self._read_rows(X)
+        return self._answer_texts(read_target(self, table, y)), list(self.predict(X))
+
+    def evaluate(self, X: Any, y: Any = None, *, metrics: Sequence[Any] = ()) -> dict[str, Any]:
+        """Measure the generated answers, and how likely the model finds the true ones.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        y : array-like of shape (n_rows,), default=None
+            True answers; None takes the target column of `X`.
+        metrics : sequence of str, path or callable, default=()
+            More metrics: callables ``(y_true, y_pred)``, local paths or names of the library evaluate.
+
+        Returns
+        -------
+        dict
+            exact_match, token_f1, rouge1, rouge2, rougeL (0 to 1), bleu, chrf (0 to 100) and perplexity of the true
+            answers, per token.
+        """
+        from llmfit.metrics import extra_metrics, text_metrics
+
+        truth, predicted = self._truth_and_answers(X, y)
+        result = text_metrics(truth, predicted, perplexity=self._perplexity(X, y))
+        return {**result, **extra_metrics(list(metrics), truth, predicted)}
+
+    def _perplexity(self, X: Any, y: Any) -> float:
+        from llmfit.scoring import reference_losses
+
+        table, _ = self._read_rows(X)
+        base = self._fitted_base()
+        rows = self._encode_known(base, table, read_target(self, table, y))
+        with self._lend(base, max(row.length for row in rows)) as model:
+            total, count = reference_losses(
+                model, rows, device=base.device, pad_id=base.pad_id, batch_tokens=self.batch_tokens
+            )
+        return float(np.exp(total / count))

@@ -1,0 +1,49 @@
+"""A look at the prompts, before anything is trained: a frame that a person can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from sklearn.base import clone
+
+from llmfit.estimators.reading import read_fit, read_table, read_target
+from llmfit.templates import segments_text
+
+__all__ = ["preview"]
+
+COLUMNS = ["prompt", "completion", "prompt_tokens", "completion_tokens", "loss_tokens", "cut"]
+
+
+def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
+    """Render and encode the first `n` rows; see :meth:`llmfit.LLMClassifier.preview`."""
+    from llmfit.base_model import load_base_model
+    from llmfit.estimators.checks import check_parameters
+
+    base = load_base_model(estimator.base_model, device=estimator.device, dtype=estimator.dtype)
+    if not estimator.__sklearn_is_fitted__():
+        estimator = clone(estimator).set_params(early_stopping=None)
+        table, target = read_fit(estimator, X, y, estimator._default_target)
+        estimator._check()
+        estimator._learn(check_parameters(estimator), base, table, target)
+    else:
+        table = read_table(estimator, X)
+        known = y is not None or estimator.target_ in table.frame.columns
+        target = read_target(estimator, table, y) if known else None
+    prompts = estimator._prompts
+    frame = prompts.select(table.frame, type(estimator).__name__).iloc[:n]
+    answers = None if target is None else estimator._answer_texts(target.iloc[:n])
+    rows = prompts.encode(base, frame, answers)
+    decode = base.tokenizer.decode
+    values = [
+        (
+            segments_text(segments) if not row.cut else decode(row.prompt),
+            decode(row.completion),
+            len(row.prompt),
+            len(row.completion),
+            [decode([token]) for token in row.completion],
+            row.cut,
+        )
+        for segments, row in zip(prompts.segments(frame), rows, strict=True)
+    ]
+    return pd.DataFrame(values, columns=COLUMNS, index=frame.index)

@@ -1,0 +1,104 @@
+"""What the user passes to a method becomes a table and a target column.
+
+Takes an estimator, for its parameters and its name, and X and y in any accepted form; gives a
+:class:`~llmfit.frames.Table` and a Series without missing values. Sets scikit-learn's attributes of the input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils.validation import _check_sample_weight, validate_data
+
+from llmfit.exceptions import DataError, quoted
+from llmfit.features import resolve_target, row_name
+from llmfit.frames import TEXT_COLUMN, Table, as_column, is_array_like, to_table
+
+__all__ = ["read_fit", "read_table", "read_target", "read_weights"]
+
+
+def read_table(estimator: Any, X: Any, *, fitting: bool = False) -> Table:
+    """Read the rows that the user passed; arrays go through scikit-learn's checks."""
+    if is_array_like(X) and not _is_list_of_texts(X):
+        X = validate_data(estimator, X, dtype=None, ensure_all_finite=False, reset=fitting)
+        return to_table(X)
+    given = estimator.features
+    names = [given] if isinstance(given, str) else given
+    one_name = isinstance(names, list | tuple) and len(names) == 1 and isinstance(names[0], str)
+    return to_table(X, names[0] if one_name else TEXT_COLUMN)
+
+
+def _is_list_of_texts(X: Any) -> bool:
+    """Tell an array or list of str from tables of values."""
+    flat = isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.ndim == 1)
+    return flat and len(X) > 0 and all(isinstance(item, str) for item in X)
+
+
+def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, pd.Series]:
+    """Read features and target of `fit`.
+
+    Raises
+    ------
+    DataError
+        If there is no row, no target, or a row without one.
+    """
+    owner = type(estimator).__name__
+    name, kind = resolve_target(estimator.target, owner)
+    estimator._check_target_kind(kind)
+    table = read_table(estimator, X, fitting=True)
+    if y is None:
+        target = _target_column(table.frame, name, owner)
+    else:
+        target = as_column(y, len(table.frame), default_name)
+        target = target.rename(name or target.name)
+    if len(target) == 0:
+        raise DataError(f"{owner} needs at least one row to fit, but the frame has 0 sample(s).")
+    return table, _without_gaps(target, table.frame.index)
+
+
+def read_target(estimator: Any, table: Table, y: Any) -> pd.Series:
+    """Read the true answers of rows, for an estimator that is fitted."""
+    if y is None:
+        target = _target_column(table.frame, estimator.target_, type(estimator).__name__)
+    else:
+        target = as_column(y, len(table.frame), estimator.target_)
+    return _without_gaps(target, table.frame.index)
+
+
+def _target_column(frame: pd.DataFrame, name: str | None, owner: str) -> pd.Series:
+    if name is None:
+        raise DataError(
+            f"This {owner} estimator requires y to be passed, but the target y is None. Pass y, or name the "
+            "target column of the frame with the 'target' parameter."
+        )
+    if name not in frame.columns:
+        raise DataError(f"{owner} needs the target column {name!r}, but the frame has only {quoted(frame.columns)}.")
+    return frame[name]
+
+
+def _without_gaps(target: pd.Series, index: pd.Index) -> pd.Series:
+    missing = target.isna().to_numpy()
+    if missing.any():
+        raise DataError(
+            f"{row_name(int(missing.argmax()), index)}: the target {target.name!r} is missing, in "
+            f"{int(missing.sum())} row(s) in all. Drop or fill them: Input y contains NaN."
+        )
+    return target.set_axis(index)
+
+
+def read_weights(table: Table, sample_weight: Any) -> np.ndarray | None:
+    """Read the weight of every row, or None where all weigh one.
+
+    Raises
+    ------
+    DataError
+        If every weight is zero.
+    """
+    if sample_weight is None:
+        return None
+    weights = _check_sample_weight(sample_weight, table.frame, dtype=np.float64, ensure_non_negative=True)
+    if not weights.any():
+        raise DataError("sample_weight is zero for every row: there is nothing to learn from.")
+    return np.asarray(weights)

@@ -1,0 +1,236 @@
+"""Fitted estimators to folders and back.
+
+Takes an estimator; writes its parameters and what it learned as JSON, the adapter as a folder that peft reads, and a
+model card. Names of classes come from a fixed list; nothing that is read is executed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmfit.adapters import adapter_from_folder, resolve_adapter
+from llmfit.encoding import Limit
+from llmfit.estimators.auto import LLMEstimator
+from llmfit.estimators.base import BaseLLM
+from llmfit.estimators.card import model_card
+from llmfit.estimators.classifier import LLMClassifier
+from llmfit.estimators.generator import LLMGenerator
+from llmfit.estimators.prompts import Prompts
+from llmfit.exceptions import DataError, ModelLoadError
+from llmfit.features import Feature
+from llmfit.persistence import from_json, read_folder, to_json, write_folder
+from llmfit.templates import Example, Field, Frame, Segment, Template
+
+__all__ = ["load", "save"]
+
+ADAPTER = "adapter"
+PLAIN = (
+    "target_",
+    "features_",
+    "max_length_",
+    "learning_rate_",
+    "trainable_parameters_",
+    "best_epoch_",
+    "base_model_",
+    "n_features_in_",
+    "max_new_tokens_",
+)
+ESTIMATORS: dict[str, type[BaseLLM]] = {
+    "LLMClassifier": LLMClassifier,
+    "LLMGenerator": LLMGenerator,
+    "LLMEstimator": LLMEstimator,
+}
+
+
+def save(estimator: BaseLLM, path: Any) -> None:
+    """Write a fitted estimator; see :meth:`llmfit.LLMClassifier.save`."""
+    inner: Any = estimator.estimator_ if isinstance(estimator, LLMEstimator) else estimator
+    content = {
+        "class": type(estimator).__name__,
+        "fitted_class": type(inner).__name__,
+        "params": _params_to_json(estimator),
+        "fitted": _fitted_to_json(inner),
+    }
+
+    def fill(folder: Path) -> None:
+        inner.history_.to_json(folder / "history.json", orient="records", indent=1, double_precision=15)
+        if inner._adapter is not None:
+            (folder / ADAPTER).mkdir()
+            inner._adapter.save(folder / ADAPTER, inner._tensors, inner.base_model_["name"])
+        (folder / "README.md").write_text(model_card(inner), encoding="utf-8")
+
+    write_folder(path, content, fill)
+
+
+def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
+    """Load an estimator that was saved with ``save``.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder.
+    base_model : str or path, default=None
+        Where the base model lies now, if not where it lay then. Its contents must be the same.
+    **params
+        Parameters to change, such as ``device`` or ``verbose``.
+
+    Returns
+    -------
+    LLMClassifier, LLMGenerator or LLMEstimator
+        Fitted as it was saved.
+
+    Raises
+    ------
+    ModelLoadError
+        If the folder is no saved model, incomplete, damaged or of a newer format, or if the base model is
+        missing or another one than then.
+
+    Examples
+    --------
+    >>> import llmfit, tempfile
+    >>> from llmfit.datasets import load_book_reviews
+    >>> clf = llmfit.LLMClassifier(target="score", adapter=None, verbose=0).fit(load_book_reviews())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     clf.save(folder)
+    ...     llmfit.load(folder).classes_
+    array([1, 2, 3, 4, 5])
+    """
+    folder, manifest = read_folder(path)
+    try:
+        outer = ESTIMATORS[manifest["class"]](**from_json(manifest["params"]))
+        inner: Any = outer
+        if isinstance(outer, LLMEstimator):
+            chosen = ESTIMATORS[manifest["fitted_class"]]
+            known = chosen._get_param_names()
+            inner = chosen(**{k: v for k, v in outer.get_params(deep=False).items() if k in known})
+        _restore(inner, folder, from_json(manifest["fitted"]))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ModelLoadError):
+            raise
+        raise ModelLoadError(f"The saved model {str(path)!r} cannot be read: {error!r}.") from error
+    if base_model is not None:
+        params["base_model"] = base_model
+    for estimator in {id(outer): outer, id(inner): inner}.values():
+        estimator.set_params(**params)
+    if inner is not outer:
+        outer.estimator_ = inner
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(inner, name):
+                setattr(outer, name, getattr(inner, name))
+    _check_base(inner)
+    return outer
+
+
+def _check_base(estimator: Any) -> None:
+    """Look for the base model and compare it with the one of the fit, without loading it."""
+    from llmfit.sources import find_source
+
+    now, then = find_source(estimator.base_model).fingerprint, estimator.base_model_["fingerprint"]
+    if now != then:
+        raise ModelLoadError(
+            f"The base model {str(estimator.base_model)!r} is not the one that was fitted: its fingerprint is {now}, "
+            f"the saved model wants {then}. Pass base_model= to say where that one lies."
+        )
+
+
+def _params_to_json(estimator: BaseLLM) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for name, value in estimator.get_params(deep=False).items():
+        if name == "callbacks" or (name == "random_state" and isinstance(value, np.random.RandomState)):
+            value = None  # they shaped the fit; they have no part in prediction
+        if is_dataclass(value) and not isinstance(value, type):
+            value = {**({"type": value.type} if hasattr(value, "type") else {}), **asdict(value)}
+        try:
+            params[name] = to_json(os.fspath(value) if isinstance(value, os.PathLike) else value)
+        except DataError as error:
+            raise DataError(f"The {name!r} parameter cannot be saved: {error}") from None
+    return params
+
+
+def _fitted_to_json(estimator: Any) -> dict[str, Any]:
+    fitted: dict[str, Any] = {name: to_json(getattr(estimator, name)) for name in PLAIN if hasattr(estimator, name)}
+    prompts = estimator._prompts
+    fitted["prompts"] = to_json({**asdict(prompts), "template": _template_to_json(prompts.template)})
+    fitted["adapter"] = _adapter_to_json(estimator._adapter)
+    fitted["target_dtype"] = _dtype_to_json(estimator.target_dtype_)
+    fitted["has_names"] = hasattr(estimator, "feature_names_in_")
+    if hasattr(estimator, "classes_"):
+        values = estimator.classes_
+        fitted["classes"] = {"values": to_json(values), "dtype": values.dtype.str if values.dtype != object else "O"}
+    return fitted
+
+
+def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
+    """Give an estimator back what it had learned."""
+    for name in PLAIN:
+        if name in fitted:
+            setattr(estimator, name, fitted[name])
+    prompts = fitted["prompts"]
+    estimator._prompts = Prompts(
+        tuple(Feature(**feature) for feature in prompts["features"]),
+        prompts["target"],
+        _template_from_json(prompts["template"]),
+        Limit(**prompts["limit"]),
+    )
+    estimator.target_dtype_ = _dtype_from_json(fitted["target_dtype"])
+    if fitted["has_names"]:
+        estimator.feature_names_in_ = np.array(list(fitted["features_"]), dtype=object)
+    if "classes" in fitted:
+        estimator.classes_ = np.array(fitted["classes"]["values"], dtype=fitted["classes"]["dtype"])
+    estimator._adapter = resolve_adapter(fitted["adapter"])
+    estimator._tensors = (
+        adapter_from_folder(folder / ADAPTER, estimator._adapter) if estimator._adapter is not None else {}
+    )
+    from llmfit.estimators.fitting import COLUMNS
+
+    history = pd.read_json(folder / "history.json", orient="records", precise_float=True)
+    estimator.history_ = history.reindex(columns=COLUMNS)
+
+
+def _adapter_to_json(adapter: Any) -> Any:
+    return None if adapter is None else to_json({"type": adapter.type, **asdict(adapter)})
+
+
+def _template_to_json(template: Template) -> dict[str, Any]:
+    return {
+        "parts": [part if isinstance(part, str) else asdict(part) for part in template.parts],
+        "na_rep": template.na_rep,
+        "frame": asdict(template.frame),
+        "examples": [
+            {"content": [list(segment) for segment in example.content], "answer": example.answer}
+            for example in template.examples
+        ],
+    }
+
+
+def _template_from_json(value: dict[str, Any]) -> Template:
+    frame = value["frame"]
+    return Template(
+        tuple(part if isinstance(part, str) else Field(**part) for part in value["parts"]),
+        value["na_rep"],
+        Frame(tuple(frame["literals"]), frame["lead"], frame["closing"], frame["chat"]),
+        tuple(
+            Example(tuple(Segment(*segment) for segment in example["content"]), example["answer"])
+            for example in value["examples"]
+        ),
+    )
+
+
+def _dtype_to_json(dtype: Any) -> dict[str, Any]:
+    if isinstance(dtype, pd.CategoricalDtype):
+        inner = _dtype_to_json(dtype.categories.dtype)
+        return {"categories": to_json(dtype.categories.to_numpy()), "of": inner, "ordered": bool(dtype.ordered)}
+    return {"name": str(dtype)}
+
+
+def _dtype_from_json(value: dict[str, Any]) -> Any:
+    if "categories" in value:
+        categories = pd.Index(value["categories"], dtype=_dtype_from_json(value["of"]))
+        return pd.CategoricalDtype(categories, ordered=value["ordered"])
+    return pd.api.types.pandas_dtype(value["name"])

@@ -1,0 +1,166 @@
+"""Errors, warnings and the sentences they carry.
+
+Takes nothing from the rest of the package and knows no library, so that every file can use it. Each
+error is one sentence that names the parameter, column or row, what was wanted and what came instead.
+
+    LLMFitError
+    ├── ParameterError (ValueError)    a keyword argument or a key of a dict
+    ├── DataError (ValueError)         the frame: a column, a row, a label
+    │   └── TemplateError              the template, or a row that does not fit in it
+    ├── ModelLoadError (ValueError)    a base model or a saved model cannot be read
+    ├── TrainingError (RuntimeError)   the loss or the gradient is not finite
+    └── OutOfMemoryError (RuntimeError)
+
+scikit-learn's ``NotFittedError`` is raised where an estimator is used before ``fit``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+__all__ = [
+    "DataError",
+    "DataWarning",
+    "LLMFitError",
+    "LLMFitWarning",
+    "MemoryWarning",
+    "ModelLoadError",
+    "OutOfMemoryError",
+    "ParameterError",
+    "TemplateError",
+    "TrainingError",
+    "TruncationWarning",
+]
+
+
+class LLMFitError(Exception):
+    """Base of every error that llmfit raises on purpose."""
+
+
+class ParameterError(LLMFitError, ValueError):
+    """A keyword argument, or a key of one that is a dict, cannot be used."""
+
+
+class DataError(LLMFitError, ValueError):
+    """The data cannot be used: the sentence names the column, row or label."""
+
+
+class TemplateError(DataError):
+    """A template cannot be read, or does not fit the frame."""
+
+
+class ModelLoadError(LLMFitError, ValueError):
+    """A base model or a saved model cannot be loaded."""
+
+
+class TrainingError(LLMFitError, RuntimeError):
+    """Training met a loss or a gradient that is not finite."""
+
+
+class OutOfMemoryError(LLMFitError, RuntimeError):
+    """Not even one row fits in memory."""
+
+
+class LLMFitWarning(UserWarning):
+    """Base of every warning of llmfit."""
+
+
+class DataWarning(LLMFitWarning):
+    """Something about the data that changes what a result means."""
+
+
+class TruncationWarning(LLMFitWarning):
+    """Prompts or answers were cut; the sentence counts them."""
+
+
+class MemoryWarning(LLMFitWarning):
+    """Memory ran out and the token budget of a forward pass was halved."""
+
+
+def quoted(names: Iterable[object], *, most: int = 12) -> str:
+    """Write names as ``'a', 'b', 'c'``, with ``...`` where there are too many."""
+    listed = list(names)
+    tail = ", ..." if len(listed) > most else ""
+    return ", ".join(repr(name) for name in listed[:most]) + tail
+
+
+def suggest(name: object, known: Iterable[object]) -> str:
+    """End a sentence with `` Did you mean 'x'?`` where a known name is near."""
+    near = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_key(name: str, owner: str, known: Collection[str]) -> ParameterError:
+    """Refuse a key that `owner` does not have, naming those it has."""
+    return ParameterError(
+        f"{owner} has no parameter {name!r}. It has {quoted(sorted(known), most=99)}.{suggest(name, known)}"
+    )
+
+
+def parameter_error(name: str, owner: str, wanted: str, value: object) -> ParameterError:
+    """Say what the parameter must be, and what it is."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return ParameterError(f"The {name!r} parameter of {owner} must be {wanted}. Got {shown} instead.")
+
+
+def check_choice(name: str, owner: str, value: object, choices: Collection[Any]) -> None:
+    """Raise unless the value is one of the choices."""
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+        error = parameter_error(name, owner, f"one of {quoted(choices, most=99)}", value)
+        raise ParameterError(f"{error}{suggest(value, choices)}")
+
+
+def check_int(name: str, owner: str, value: object, *, least: int) -> int:
+    """Return the value as an int, or raise unless it is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise parameter_error(name, owner, f"an int >= {least}", value)
+    return int(value)
+
+
+def check_number(
+    name: str,
+    owner: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    open_ends: bool = False,
+) -> float:
+    """Return the value as a float, or raise unless it is a finite number within the bounds.
+
+    Parameters
+    ----------
+    least, most : float
+        The bounds; infinite where there is none.
+    open_ends : bool, default=False
+        Leave the bounds themselves out.
+    """
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    inside = least < number < most if open_ends else least <= number <= most
+    if not (inside and math.isfinite(number)):
+        raise parameter_error(name, owner, _range_words(least, most, open_ends), value)
+    return number
+
+
+def _range_words(least: float, most: float, open_ends: bool) -> str:
+    above, below = (">", "<") if open_ends else (">=", "<=")
+    bounds = [f"{above} {least:g}"] * math.isfinite(least) + [f"{below} {most:g}"] * math.isfinite(most)
+    return " ".join(["a finite number", " and ".join(bounds)]).strip()
+
+
+def check_keys(owner: str, given: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Raise for the first key of `given` that is not known."""
+    for key in given:
+        if key not in known:
+            raise unknown_key(str(key), owner, known)
+
+
+def missing_package(what: str, package: str, extra: str | None = None) -> ParameterError:
+    """Say which optional package is needed, and how it is installed."""
+    install = f"'llmfit[{extra}]'" if extra else package
+    return ParameterError(f"{what} needs {package}. Install it with: pip install {install}.")

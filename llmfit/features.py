@@ -1,0 +1,191 @@
+"""Typed columns: what kind of value a column holds, how a value is written, how an answer is read.
+
+Takes pandas columns; gives :class:`Feature` objects and strings. Knows no torch and no template.
+A kind is one of ``text``, ``category``, ``number`` and ``binary``.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmfit.exceptions import DataError, ParameterError, check_choice, parameter_error, quoted
+
+__all__ = ["KINDS", "Feature", "infer_kind", "label_text", "resolve_features", "resolve_target"]
+
+KINDS = ("text", "category", "number", "binary")
+MOST_CATEGORIES = 100
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A column by name, and the kind of value that it holds."""
+
+    name: str
+    kind: str
+
+    def format(self, column: pd.Series, na_rep: str) -> list[str]:
+        """Write every value of a column as text.
+
+        Parameters
+        ----------
+        column : pandas.Series of length n
+        na_rep : str
+            Stands for a missing value (None, NaN, NaT, pandas.NA).
+
+        Returns
+        -------
+        list of str, length n
+
+        Raises
+        ------
+        DataError
+            If the kind is number and a value is none; the row is named.
+        """
+        missing = column.isna().to_numpy()
+        values = column.astype(object).to_numpy()
+        if self.kind == "number":
+            _check_numbers(column, missing)
+        return [na_rep if gone else _text(value) for value, gone in zip(values, missing, strict=True)]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _check_numbers(column: pd.Series, missing: np.ndarray) -> None:
+    bad = pd.to_numeric(column, errors="coerce").isna().to_numpy() & ~missing
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"{row_name(row, column.index)}: the number column {column.name!r} holds "
+            f"{column.iloc[row]!r}, which is no number."
+        )
+
+
+def row_name(row: int, index: pd.Index) -> str:
+    """Name a row by its position and its index label."""
+    return f"Row {row} (index {index[row]!r})"
+
+
+def label_text(value: Any) -> str:
+    """Write a class label as the text that the model answers with."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    if isinstance(value, numbers.Real) and float(value).is_integer():
+        return str(int(float(value)))
+    return str(value)
+
+
+def infer_kind(column: pd.Series) -> str:
+    """Infer the kind of a column.
+
+    Booleans and columns of two distinct numbers or words are binary; numbers are numbers, unless they are
+    integers of few distinct values; strings that repeat (at most 100 distinct ones, each seen twice
+    or more on average) are categories; everything else is text.
+    """
+    known = column.dropna()
+    distinct = int(known.astype(str).nunique())
+    repeats = distinct <= MOST_CATEGORIES and len(known) >= 2 * distinct
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return "binary"
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return "binary" if len(column.dtype.categories) == 2 else "category"
+    if distinct == 2 and repeats:
+        return "binary"
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        few = pd.api.types.is_integer_dtype(column.dtype) and distinct <= 20 and repeats
+        return "category" if few else "number"
+    return "category" if repeats else "text"
+
+
+def resolve_features(given: Any, frame: pd.DataFrame, target: str | None, owner: str) -> tuple[Feature, ...]:
+    """Turn every accepted spelling of `features` into typed features that the frame has.
+
+    Parameters
+    ----------
+    given : None, str, list of str, or dict of str to kind
+        None stands for every column but the target.
+    frame : pandas.DataFrame
+    target : str or None
+        Name of the target column; it may not be a feature.
+    owner : str
+        Name of the estimator, for the sentences.
+
+    Raises
+    ------
+    ParameterError
+        If the spelling or a kind is none of the accepted ones.
+    DataError
+        If a column is missing, named twice, or is the target.
+    """
+    kinds = _spelled("features", given, owner)
+    if kinds is None:
+        kinds = {name: None for name in frame.columns if name != target}
+        if not kinds:
+            raise DataError(f"{owner} needs at least one feature column beside the target {target!r}.")
+    if target is not None and target in kinds:
+        raise DataError(f"The target column {target!r} is among the features. Leave it out of 'features'.")
+    check_columns(kinds, frame, owner)
+    return tuple(Feature(name, kind or _feature_kind(frame[name])) for name, kind in kinds.items())
+
+
+def _feature_kind(column: pd.Series) -> str:
+    """Infer the kind of a feature: numbers stay numbers, however few they are."""
+    numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+    return "number" if numeric else infer_kind(column)
+
+
+def check_columns(names: Any, frame: pd.DataFrame, owner: str) -> None:
+    """Raise for the first feature column that the frame lacks."""
+    for name in names:
+        if name not in frame.columns:
+            raise DataError(
+                f"{owner} needs the feature column {name!r}, but the frame has only {quoted(frame.columns)}."
+            )
+
+
+def _spelled(parameter: str, given: Any, owner: str) -> dict[str, str | None] | None:
+    """Read one name, a list of names, or a mapping of names to kinds."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return {given: None}
+    if isinstance(given, Mapping):
+        names, kinds = list(given), list(given.values())
+    elif isinstance(given, list | tuple) or type(given).__name__ in {"Index", "ndarray"}:
+        names, kinds = list(given), [None] * len(given)
+    else:
+        names, kinds = [], []
+    if not names or not all(isinstance(name, str) for name in names):
+        wanted = "None, a column name, a list of column names or a dict of column name to kind"
+        raise parameter_error(parameter, owner, wanted, given)
+    for name, kind in zip(names, kinds, strict=True):
+        if kind is not None:
+            check_choice(f"{parameter}[{name!r}]", owner, kind, KINDS)
+        if names.count(name) > 1:
+            raise DataError(f"{name!r} is named twice in {parameter!r} of {owner}.")
+    return dict(zip(names, kinds, strict=True))
+
+
+def resolve_target(given: Any, owner: str) -> tuple[str | None, str | None]:
+    """Turn the accepted spellings of `target` into (name, kind), either of which may be None.
+
+    Raises
+    ------
+    ParameterError
+        If more than one target is named: an estimator here has one.
+    """
+    kinds = _spelled("target", given, owner)
+    if kinds is None:
+        return None, None
+    if len(kinds) > 1:
+        raise ParameterError(f"The 'target' parameter of {owner} must be one column. Got {quoted(kinds)}.")
+    return next(iter(kinds.items()))

@@ -1,0 +1,167 @@
+"""Batched generation of answers.
+
+Takes a lent module in evaluation mode and prompts as token ids; gives the answers' ids. Knows no pandas and no
+estimator. Every prompt has one answer back; an answer ends at an end-of-text token, and those that did not are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from llmfit.batching import pad
+from llmfit.encoding import Encoded
+from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
+from llmfit.memory import auto_budget
+from llmfit.scoring import Ids, run_batches
+
+__all__ = ["Generation", "generate", "resolve_generation"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated; greedy by default.
+
+    Parameters
+    ----------
+    max_new_tokens : int or None, default=None
+        Longest answer in tokens; None is twice the longest answer seen in `fit`, at least 32.
+    min_new_tokens : int, default=0
+    do_sample : bool, default=False
+        Draw tokens rather than take the likeliest; seeded by random_state.
+    temperature, top_p : float, default=1.0
+    top_k : int, default=0
+        Draw among the k likeliest; 0 for all.
+    num_beams : int, default=1
+    repetition_penalty, length_penalty : float, default=1.0
+    no_repeat_ngram_size : int, default=0
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        if self.max_new_tokens is not None:
+            check_int("max_new_tokens", "generation", self.max_new_tokens, least=1)
+        for name, least in (("min_new_tokens", 0), ("top_k", 0), ("num_beams", 1), ("no_repeat_ngram_size", 0)):
+            check_int(name, "generation", getattr(self, name), least=least)
+        for name in ("temperature", "repetition_penalty"):
+            check_number(name, "generation", getattr(self, name), least=0, open_ends=True)
+        check_number("top_p", "generation", self.top_p, least=0, most=1)
+        check_number("length_penalty", "generation", self.length_penalty)
+        check_choice("do_sample", "generation", self.do_sample, [True, False])
+        if not self.do_sample and (self.temperature, self.top_p, self.top_k) != (1.0, 1.0, 0):
+            raise parameter_error(
+                "do_sample", "generation", "True where temperature, top_p or top_k is set", self.do_sample
+            )
+
+
+def resolve_generation(value: Any) -> Generation:
+    """Turn None, a dict or a Generation into checked settings.
+
+    Raises
+    ------
+    ParameterError
+        If a key is unknown or a value cannot be used.
+    """
+    if value is None:
+        value = {}
+    if isinstance(value, Generation):
+        value = asdict(value)
+    if not isinstance(value, Mapping):
+        raise parameter_error("generation", "the estimator", "None or a dict", value)
+    check_keys("generation", value, [f.name for f in fields(Generation)])
+    settings = Generation(**value)
+    settings.check()
+    return settings
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Ids],
+    settings: Generation,
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    device: torch.device,
+    pad_id: int,
+    batch_tokens: Any = "auto",
+    progress: Callable[[int], object] = lambda _: None,
+) -> tuple[list[Ids], int]:
+    """Generate an answer to every prompt.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    prompts : sequence of tuple of int, length n
+        Equal prompts are computed once, unless answers are drawn.
+    settings : Generation
+    end_ids : sequence of int
+        Tokens that end an answer.
+    max_new_tokens : int
+    progress : callable
+        Told the number of prompts done.
+
+    Returns
+    -------
+    list of tuple of int, length n
+        Answers without the token that ended them.
+    int
+        Answers that reached `max_new_tokens` without an end.
+    """
+    rows = [Encoded(prompt) for prompt in (prompts if settings.do_sample else dict.fromkeys(prompts))]
+    answers: list[Ids] = [()] * len(rows)
+    budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
+    config = _config(settings, end_ids, max_new_tokens, pad_id)
+    for positions, ids in run_batches(rows, budget, lambda part: _generate_batch(model, part, config, device, pad_id)):
+        for position, answer in zip(positions, ids, strict=True):
+            answers[position] = answer
+        progress(len(positions))
+    if not settings.do_sample:
+        known = {row.prompt: answer for row, answer in zip(rows, answers, strict=True)}
+        answers = [known[prompt] for prompt in prompts]
+    ended = [_until_end(answer, end_ids) for answer in answers]
+    return [answer for answer, _ in ended], sum(not stopped for _, stopped in ended)
+
+
+def _config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, pad_id: int) -> Any:
+    from transformers import GenerationConfig
+
+    given = asdict(settings)
+    if not settings.do_sample:
+        given |= {"temperature": None, "top_p": None, "top_k": None}
+    if settings.num_beams == 1:
+        del given["length_penalty"]
+    given["max_new_tokens"] = max_new_tokens
+    return GenerationConfig(**given, eos_token_id=list(end_ids), pad_token_id=pad_id)
+
+
+@torch.inference_mode()
+def _generate_batch(model: Any, rows: list[Encoded], config: Any, device: torch.device, pad_id: int) -> list[Ids]:
+    ids, mask = pad([row.prompt for row in rows], pad_id, left=True)
+    out = model.generate(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask).to(device),
+        generation_config=config,
+    )
+    return [tuple(row) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def _until_end(answer: Ids, end_ids: Sequence[int]) -> tuple[Ids, bool]:
+    """Cut an answer at its first end token; tell whether there was one."""
+    for i, token in enumerate(answer):
+        if token in end_ids:
+            return answer[:i], True
+    return answer, False

@@ -1,0 +1,48 @@
+"""Token budgets of a forward pass, and what happens when memory runs out.
+
+Takes sizes and errors; gives smaller sizes. Knows no model and no data.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from typing import Any
+
+import torch
+
+from llmfit.exceptions import MemoryWarning, OutOfMemoryError
+
+__all__ = ["auto_budget", "halved", "is_out_of_memory"]
+
+AUTO_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}
+
+
+def auto_budget(batch_tokens: Any, device: torch.device) -> int:
+    """Resolve the token budget of a forward pass: a number, or "auto" by device."""
+    return AUTO_TOKENS.get(device.type, 4096) if batch_tokens == "auto" else int(batch_tokens)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell an allocation that failed, on any device, from other errors."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(size: int, unit: str) -> int:
+    """Free what can be freed and return half of a batch's size, with a warning.
+
+    Raises
+    ------
+    OutOfMemoryError
+        If there is nothing left to halve.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if size < 2:
+        raise OutOfMemoryError(
+            "Memory does not hold one row. Lower max_length, choose a smaller base_model or adapter rank, "
+            "or a dtype of fewer bytes."
+        )
+    warnings.warn(MemoryWarning(f"Memory ran out: going on with batches of {size // 2} {unit}."), stacklevel=2)
+    return size // 2

@@ -1,0 +1,129 @@
+"""Optimisers by name, from libraries; learning-rate schedules as functions of the step.
+
+Takes names and settings; gives a ``torch.optim.Optimizer`` and numbers. Knows no model and no data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from llmfit.exceptions import ParameterError, check_choice, missing_package, parameter_error
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate_at", "make_optimizer", "resolve_optimizer"]
+
+
+def resolve_optimizer(value: Any) -> tuple[str, dict[str, Any]]:
+    """Turn a name, or a dict of "type" and settings, into both.
+
+    Raises
+    ------
+    ParameterError
+        If the name is unknown.
+    """
+    given = {"type": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or "type" not in given:
+        raise parameter_error("optimizer", "the estimator", "a name or a dict with a 'type'", value)
+    check_choice("optimizer", "the estimator", given["type"], list(OPTIMIZERS))
+    return given["type"], {key: item for key, item in given.items() if key != "type"}
+
+
+def make_optimizer(
+    value: Any, parameters: Iterable[torch.nn.Parameter], *, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Build an optimiser by name.
+
+    Raises
+    ------
+    ParameterError
+        If the name is unknown, its library is missing, or a setting is none of the optimiser's.
+    """
+    name, settings = resolve_optimizer(value)
+    try:
+        return OPTIMIZERS[name](list(parameters), lr=learning_rate, **{"weight_decay": weight_decay, **settings})
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"The optimizer {name!r} cannot take {settings!r}: {error}.") from error
+
+
+def _of_torch(name: str) -> Callable[..., torch.optim.Optimizer]:
+    return lambda parameters, **settings: getattr(torch.optim, name)(parameters, **settings)
+
+
+def _of_bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
+    def make(parameters: Any, **settings: Any) -> torch.optim.Optimizer:
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise missing_package(f"The optimizer {name}", "bitsandbytes") from None
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(parameters, **settings)
+        return optimizer
+
+    return make
+
+
+def _linear(progress: float) -> float:
+    return 1.0 - progress
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _constant(_: float) -> float:
+    return 1.0
+
+
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """Count the steps of warm-up: a share of all steps below 1, a number of steps from 1 on."""
+    return min(total_steps, math.ceil(warmup * total_steps) if warmup < 1 else int(warmup))
+
+
+def learning_rate_at(step: int, total_steps: int, *, peak: float, schedule: str, warmup: float) -> float:
+    """Learning rate of one optimiser step.
+
+    Parameters
+    ----------
+    step : int
+        From 0 on.
+    total_steps : int
+    peak : float
+        Reached at the end of the warm-up.
+    schedule : str
+        A name in `SCHEDULES`: how the rate falls after the warm-up.
+    warmup : float
+        Share of all steps (< 1), or steps (>= 1), over which the rate rises linearly.
+
+    Examples
+    --------
+    >>> [learning_rate_at(s, 4, peak=1.0, schedule="linear", warmup=0) for s in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    rising = warmup_steps(warmup, total_steps)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    return peak * SCHEDULES[schedule]((step - rising) / max(total_steps - rising, 1))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "constant": _constant,
+}
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": _of_torch("AdamW"),
+    "adam": _of_torch("Adam"),
+    "sgd": _of_torch("SGD"),
+    "adafactor": _of_torch("Adafactor"),
+    "adagrad": _of_torch("Adagrad"),
+    "nadam": _of_torch("NAdam"),
+    "radam": _of_torch("RAdam"),
+    "rmsprop": _of_torch("RMSprop"),
+    "adamw_8bit": _of_bitsandbytes("AdamW8bit"),
+    "paged_adamw_8bit": _of_bitsandbytes("PagedAdamW8bit"),
+    "lion": _of_bitsandbytes("Lion"),
+    "lion_8bit": _of_bitsandbytes("Lion8bit"),
+}

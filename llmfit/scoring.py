@@ -1,0 +1,222 @@
+"""Log-probabilities of given answers: class labels over a shared prompt cache, references in full.
+
+Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. The prompt
+of a row goes through the network once; labels that begin alike share their tokens' forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmfit.batching import length_batches, pad
+from llmfit.encoding import Encoded
+from llmfit.memory import auto_budget, halved, is_out_of_memory
+from llmfit.objectives import collate, completion_losses
+
+__all__ = ["label_sequences", "reference_losses", "run_batches", "score_labels"]
+
+Ids = tuple[int, ...]
+T = TypeVar("T")
+
+
+def label_sequences(labels: Sequence[Ids], end_id: int) -> list[Ids]:
+    """Close every label whose tokens begin another label's, so that no label is part of another.
+
+    Parameters
+    ----------
+    labels : sequence of tuple of int, length k
+        Tokens of each label, distinct.
+    end_id : int
+        The token that ends an answer.
+
+    Examples
+    --------
+    >>> label_sequences([(5,), (5, 6), (7,)], end_id=0)
+    [(5, 0), (5, 6), (7,)]
+    """
+    return [
+        (*label, end_id) if any(o != label and o[: len(label)] == label for o in labels) else label for label in labels
+    ]
+
+
+def score_labels(
+    model: Any,
+    prompts: Sequence[Ids],
+    labels: Sequence[Ids],
+    *,
+    device: torch.device,
+    pad_id: int,
+    batch_tokens: Any = "auto",
+    progress: Callable[[int], object] = lambda _: None,
+) -> NDArray[np.float64]:
+    """Score every label as the continuation of every prompt.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    prompts : sequence of tuple of int, length n
+        Equal prompts are computed once.
+    labels : sequence of tuple of int, length k
+        As :func:`label_sequences` gives them.
+    progress : callable
+        Told the number of prompts done.
+
+    Returns
+    -------
+    ndarray of shape (n, k)
+        log P(label | prompt), in nats, not normalised over the labels.
+    """
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    rows = [Encoded(prompt) for prompt in distinct]
+    scores = np.empty((len(rows), len(labels)))
+    budget = auto_budget(batch_tokens, device)
+    for chosen in run_batches(rows, budget, lambda part: _score_batch(model, part, labels, device, pad_id, budget)):
+        positions, values = chosen
+        scores[positions] = values
+        progress(len(positions))
+    return scores[[distinct[prompt] for prompt in prompts]].reshape(len(prompts), len(labels))
+
+
+def run_batches(
+    rows: Sequence[Encoded], budget: int, work: Callable[[list[Encoded]], T]
+) -> Iterator[tuple[list[int], T]]:
+    """Run work over batches of like length; a batch that does not fit in memory is halved."""
+    waiting = list(length_batches(rows, budget))[::-1]
+    while waiting:
+        positions = waiting.pop()
+        try:
+            yield positions, work([rows[i] for i in positions])
+            continue
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None
+        middle = halved(len(positions), "rows")
+        waiting += [positions[middle:], positions[:middle]]
+
+
+@torch.inference_mode()
+def _score_batch(
+    model: Any, rows: list[Encoded], labels: Sequence[Ids], device: torch.device, pad_id: int, budget: int
+) -> NDArray[np.float64]:
+    """Score the labels for some prompts: one prefill, then the labels' further tokens over its cache."""
+    longer = max(map(len, labels)) > 1
+    ids, _ = pad([row.prompt for row in rows], pad_id)
+    lengths = torch.tensor([len(row.prompt) for row in rows], device=device)
+    out = model(
+        input_ids=torch.from_numpy(ids).to(device),
+        logits_to_keep=(lengths - 1)[:, None],
+        use_cache=longer,
+    )
+    first = _log_softmax(_at(out.logits, lengths - 1))  # (B, V)
+    scores = first[:, [label[0] for label in labels]]  # (B, K)
+    if longer:
+        scores = scores + _score_tails(model, out.past_key_values, lengths, ids.shape[1], labels, budget)
+    return scores.double().cpu().numpy()
+
+
+def _at(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Pick one position a row: the only one kept, or out of all where the model gave all."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits[torch.arange(len(logits), device=logits.device), positions]
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _score_tails(
+    model: Any, cache: Any, lengths: torch.Tensor, width: int, labels: Sequence[Ids], budget: int
+) -> torch.Tensor:
+    """Score all but the first token of each label, a few rows at a time over copies of their cache.
+
+    Labels with equal heads are one sequence of the forward pass, however many tokens may follow the head.
+    """
+    heads = sorted({label[:-1] for label in labels if len(label) > 1})
+    tails, _ = pad(heads, 0)
+    per_row = len(heads) * (width + tails.shape[1])
+    step = max(1, budget // per_row)
+    parts = []
+    for start in range(0, len(lengths), step):
+        rows = torch.arange(start, min(start + step, len(lengths)), device=lengths.device)
+        logits = _continue(model, cache, rows, lengths[rows], width, torch.from_numpy(tails).to(lengths.device))
+        parts.append(_sum_tails(_log_softmax(logits), heads, labels))
+    return torch.cat(parts)
+
+
+def _continue(
+    model: Any, cache: Any, rows: torch.Tensor, lengths: torch.Tensor, width: int, tails: torch.Tensor
+) -> torch.Tensor:
+    """Run every head behind every chosen prompt.
+
+    Returns
+    -------
+    Tensor of shape (R, H, T, V)
+        Logits behind each token of each head.
+    """
+    count, (n_heads, depth) = len(rows), tails.shape
+    forked = _fork(cache, rows.repeat_interleave(n_heads))
+    known = torch.arange(width, device=rows.device)[None] < lengths[:, None]  # (R, W)
+    mask = torch.cat([known, known.new_ones(count, depth)], dim=1).repeat_interleave(n_heads, 0)
+    positions = (lengths[:, None] + torch.arange(depth, device=rows.device)).repeat_interleave(n_heads, 0)
+    out = model(
+        input_ids=tails.repeat(count, 1),
+        attention_mask=mask.long(),
+        position_ids=positions,
+        past_key_values=forked,
+        use_cache=True,
+    )
+    logits: torch.Tensor = out.logits
+    return logits.reshape(count, n_heads, depth, -1)
+
+
+def _fork(cache: Any, rows: torch.Tensor) -> Any:
+    """Copy a key-value cache, with some rows repeated."""
+    import copy
+
+    forked = copy.copy(cache)
+    forked.layers = [copy.copy(layer) for layer in cache.layers]
+    forked.batch_select_indices(rows)
+    return forked
+
+
+def _sum_tails(log_probs: torch.Tensor, heads: Sequence[Ids], labels: Sequence[Ids]) -> torch.Tensor:
+    """Add up, for every label, the log-probabilities of its tokens but the first: (R, K)."""
+    sums = log_probs.new_zeros(len(log_probs), len(labels))
+    place = {head: i for i, head in enumerate(heads)}
+    for k, label in enumerate(labels):
+        if len(label) > 1:
+            steps = torch.arange(len(label) - 1, device=log_probs.device)
+            following = torch.tensor(label[1:], device=log_probs.device)
+            sums[:, k] = log_probs[:, place[label[:-1]], steps, following].sum(-1)
+    return sums
+
+
+@torch.inference_mode()
+def reference_losses(
+    model: Any,
+    rows: Sequence[Encoded],
+    *,
+    device: torch.device,
+    pad_id: int,
+    batch_tokens: Any = "auto",
+) -> tuple[float, int]:
+    """Negative log-likelihood of the rows' completions, summed, and the number of their tokens.
+
+    Returns
+    -------
+    float
+        In nats.
+    int
+    """
+    total, count = 0.0, 0
+    budget = auto_budget(batch_tokens, device)
+    for _, losses in run_batches(rows, budget, lambda part: completion_losses(model, collate(part, pad_id, device))):
+        total, count = total + float(losses.double().sum()), count + len(losses)
+    return total, count

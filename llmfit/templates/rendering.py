@@ -1,0 +1,146 @@
+"""Rows to segments: what a resolved template does with a frame.
+
+Takes formatted columns; gives, for each row, a tuple of :class:`Segment` that can be printed before any token exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from llmfit.exceptions import TemplateError
+from llmfit.features import Feature, row_name
+
+__all__ = ["ANSWER", "Example", "Field", "Frame", "Segment", "Template", "segments_text"]
+
+INTEGER_TYPES = "bdnoxX"
+ANSWER = "<answer>"  # stands for a column in the segments of an answer
+
+
+class Segment(NamedTuple):
+    """A piece of a prompt; `column` names the cell it comes from, None is the template's own text."""
+
+    text: str
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """A place in a template where a column's value goes, with a format spec for numbers."""
+
+    column: str
+    spec: str = ""
+
+
+class Example(NamedTuple):
+    """A worked example: a rendered prompt and its answer."""
+
+    content: tuple[Segment, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The text around a row: what stands before, between and after examples and prompt.
+
+    Parameters
+    ----------
+    literals : tuple of str
+        For k examples 2k + 2 texts: example k is ``literals[2k] prompt literals[2k + 1] answer``; the row's own
+        prompt stands between the last two.
+    lead : str
+        White space that opens the answer, as tokenizers want it there and not at the prompt's end.
+    closing : str
+        What the chat template puts behind an answer; "" where the end-of-text token closes it.
+    chat : bool
+    """
+
+    literals: tuple[str, ...]
+    lead: str
+    closing: str = ""
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template resolved against a frame: renders rows, with all that `fit` learned for it."""
+
+    parts: tuple[str | Field, ...]
+    na_rep: str = ""
+    frame: Frame = field(default_factory=lambda: Frame(("", ""), " "))
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the template reads, in its order."""
+        return tuple(dict.fromkeys(part.column for part in self.parts if isinstance(part, Field)))
+
+    def contents(self, table: pd.DataFrame, features: Sequence[Feature]) -> list[tuple[Segment, ...]]:
+        """Render each row by itself, without examples or chat markup.
+
+        Parameters
+        ----------
+        table : pandas.DataFrame of shape (n_rows, n_columns)
+        features : sequence of Feature
+            At least those that the template reads.
+
+        Returns
+        -------
+        list of tuple of Segment, length n_rows
+
+        Raises
+        ------
+        TemplateError
+            If a number format meets a value that is no number; the row is named.
+        """
+        by_name = {feature.name: feature for feature in features}
+        columns = [self._format(part, table, by_name) for part in self.parts]
+        return [tuple(row) for row in zip(*columns, strict=True)]
+
+    def _format(self, part: str | Field, table: pd.DataFrame, features: Mapping[str, Feature]) -> list[Segment]:
+        if isinstance(part, str):
+            return [Segment(part)] * len(table)
+        column = table[part.column]
+        texts = features[part.column].format(column, self.na_rep)
+        if part.spec:
+            missing = column.isna().to_numpy()
+            for row in np.flatnonzero(~missing):
+                texts[row] = _format_number(texts[row], part, int(row), column.index)
+        return [Segment(text, part.column) for text in texts]
+
+    def prompt(self, content: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """Set a rendered row into its frame, behind examples that are not the row itself."""
+        k = (len(self.frame.literals) - 2) // 2
+        own = segments_text(content)
+        others = [example for example in self.examples if segments_text(example.content) != own][:k]
+        literals = iter(self.frame.literals)
+        pieces: list[Segment] = []
+        for example in others:
+            pieces += [Segment(next(literals)), *example.content, Segment(next(literals))]
+            pieces.append(Segment(example.answer, ANSWER))
+        pieces += [Segment(next(literals)), *content, Segment(next(literals))]
+        return tuple(piece for piece in pieces if piece.text)
+
+    def completion(self, answer: str) -> str:
+        """Write the completion of a row: the answer behind the white space that leads to it."""
+        return self.frame.lead + answer
+
+
+def segments_text(segments: Sequence[Segment]) -> str:
+    """Join segments into the text that they stand for."""
+    return "".join(segment.text for segment in segments)
+
+
+def _format_number(text: str, part: Field, row: int, index: pd.Index) -> str:
+    try:
+        number = float(text)
+        whole = part.spec[-1] in INTEGER_TYPES and number.is_integer()
+        return format(int(number) if whole else number, part.spec)
+    except ValueError:
+        raise TemplateError(
+            f"{row_name(row, index)}: the template formats {part.column!r} as {part.spec!r}, but its value is {text!r}."
+        ) from None

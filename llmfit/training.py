@@ -1,0 +1,260 @@
+"""The one training loop.
+
+Takes a lent module, encoded rows and :class:`Settings`; changes the module's trainable weights and gives a
+:class:`~llmfit.callbacks.State`. Knows no pandas, no adapter and no estimator. The gradient of a step is that of the
+summed loss over the summed weights of its rows, however the step is cut into micro-batches; order and
+randomness come from the seed and the step alone, so that training can go on from any step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llmfit.batching import epoch_order, length_batches, split_step
+from llmfit.callbacks import Callback, State, notify
+from llmfit.checkpoints import Checkpoint
+from llmfit.encoding import Encoded
+from llmfit.exceptions import TrainingError, quoted
+from llmfit.memory import auto_budget, halved, is_out_of_memory
+from llmfit.objectives import OBJECTIVES, collate, loss_mass
+from llmfit.optim import learning_rate_at, make_optimizer
+
+__all__ = ["Settings", "mean_loss", "train"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; every number checked by the estimator.
+
+    Parameters
+    ----------
+    epochs, batch_size : int
+        `batch_size` is rows per optimiser step.
+    batch_tokens : int or "auto"
+        Padded tokens of one forward pass.
+    learning_rate, weight_decay, warmup : float
+    schedule : str
+    optimizer : str or dict
+    max_grad_norm : float or None
+        Gradients are scaled down to this norm; None leaves them.
+    seed : int
+    restore_best : bool
+        End with the weights of the epoch of lowest validation loss.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    batch_tokens: Any = "auto"
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    schedule: str = "cosine"
+    optimizer: Any = "adamw"
+    max_grad_norm: float | None = 1.0
+    seed: int = 0
+    restore_best: bool = False
+    objective: str = "supervised"
+
+
+@dataclass
+class _Run:
+    """What a fit holds while it trains."""
+
+    model: Any
+    settings: Settings
+    pad_id: int
+    budget: int
+    device: torch.device
+    parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    best: dict[str, torch.Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(
+            self.settings.optimizer,
+            self.parameters.values(),
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+        )
+
+
+def train(
+    model: Any,
+    rows: Sequence[Encoded],
+    settings: Settings,
+    *,
+    device: torch.device,
+    pad_id: int,
+    validation: Sequence[Encoded] = (),
+    callbacks: Sequence[Callback] = (),
+    checkpoint: Checkpoint | None = None,
+) -> State:
+    """Train the weights of `model` that require gradients.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In training mode, as :meth:`llmfit.base_model.BaseModel.attach` lends it.
+    rows : sequence of Encoded, length n_rows
+    settings : Settings
+    device : torch.device
+    pad_id : int
+    validation : sequence of Encoded
+        Rows whose loss is measured after every epoch; () for none.
+    callbacks : sequence of Callback
+    checkpoint : Checkpoint or None
+        Where to begin, if something is there, and where to leave states on the way.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    TrainingError
+        If a loss or a gradient is not finite.
+    OutOfMemoryError
+        If not even one row fits.
+    """
+    run = _Run(model, settings, pad_id, auto_budget(settings.batch_tokens, device), device)
+    per_epoch = math.ceil(len(rows) / settings.batch_size)
+    state = State(total_steps=per_epoch * settings.epochs, epochs=settings.epochs)
+    if checkpoint is not None:
+        checkpoint.restore(run, state)
+    notify(callbacks, "on_fit_begin", state)
+    try:
+        while state.step < state.total_steps and not state.stop:
+            _one_step(run, rows, state, per_epoch, callbacks)
+            if state.step % per_epoch == 0:
+                _end_epoch(run, validation, state, callbacks)
+            if checkpoint is not None:
+                checkpoint.save(run, state)
+    finally:
+        notify(callbacks, "on_fit_end", state)
+    if run.best is not None and settings.restore_best:
+        _load(run.parameters, run.best)
+    return state
+
+
+def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, callbacks: Sequence[Callback]) -> None:
+    """Take one optimiser step and record it."""
+    settings, started = run.settings, time.perf_counter()
+    state.epoch, index = state.step // per_epoch + 1, state.step % per_epoch
+    order = epoch_order(len(rows), settings.seed, state.epoch)
+    batch = [rows[i] for i in order[index * settings.batch_size : (index + 1) * settings.batch_size]]
+    rate = learning_rate_at(
+        state.step,
+        state.total_steps,
+        peak=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+    )
+    torch.manual_seed(_step_seed(settings.seed, state.step))
+    loss = _within_memory(run, lambda: _accumulate(run, batch, state))
+    norm = _clip(run, batch, state)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.history.append(
+        {
+            "step": state.step,
+            "epoch": state.epoch,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "tokens": sum(row.length for row in batch),
+            "seconds": time.perf_counter() - started,
+        }
+    )
+    notify(callbacks, "on_step_end", state)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Seed of a step's dropout: from the fit's seed and the step alone."""
+    return (seed * 1_000_003 + step + 1) % 2**63
+
+
+def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
+    """Add up the gradients of a step's micro-batches; return its mean loss in nats per token."""
+    mass = loss_mass(batch)
+    total = 0.0
+    if mass == 0:  # every row of this step weighs nothing: a step with a zero gradient
+        return total
+    for positions in split_step([row.length for row in batch], run.budget):
+        micro = [batch[i] for i in positions]
+        loss = OBJECTIVES[run.settings.objective](run.model, collate(micro, run.pad_id, run.device)) / mass
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _not_finite(f"The loss is {value}", micro, state)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += value
+    return total
+
+
+def _clip(run: _Run, batch: Sequence[Encoded], state: State) -> float:
+    """Scale the gradients down to the allowed norm; return the norm before."""
+    most = math.inf if run.settings.max_grad_norm is None else run.settings.max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(run.parameters.values(), most))
+    if not math.isfinite(norm):
+        raise _not_finite(f"The norm of the gradient is {norm}", batch, state)
+    return norm
+
+
+def _not_finite(what: str, batch: Sequence[Encoded], state: State) -> TrainingError:
+    return TrainingError(
+        f"{what} at step {state.step + 1} of {state.total_steps} (rows {quoted(row.row for row in batch)}). "
+        "Try a lower learning_rate, a longer warmup, a smaller max_grad_norm or dtype='float32'."
+    )
+
+
+def _within_memory(run: _Run, work: Callable[[], float]) -> float:
+    """Do a step's work; where memory runs out, halve the token budget and do it again."""
+    while True:
+        try:
+            return work()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            run.optimizer.zero_grad(set_to_none=True)
+            error.__traceback__ = None  # its frames hold the tensors
+        run.budget = halved(run.budget, "tokens")
+
+
+def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
+    """Measure the validation loss and keep the weights where it is the lowest so far."""
+    if validation:
+        earlier = [r["validation_loss"] for r in state.history if "validation_loss" in r]
+        run.model.eval()
+        loss = mean_loss(run.model, validation, budget=run.budget, device=run.device, pad_id=run.pad_id)
+        run.model.train()
+        state.history[-1]["validation_loss"] = loss
+        if loss < min(earlier, default=math.inf):
+            state.best_epoch = state.epoch
+            if run.settings.restore_best:
+                run.best = {name: p.detach().cpu().clone() for name, p in run.parameters.items()}
+    notify(callbacks, "on_epoch_end", state)
+
+
+def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+
+
+@torch.no_grad()
+def mean_loss(model: Any, rows: Sequence[Encoded], *, budget: int, device: torch.device, pad_id: int) -> float:
+    """Mean negative log-likelihood of the rows' loss tokens, in nats; nothing but the sum is kept."""
+    total = 0.0
+    for positions in length_batches(rows, budget):
+        batch = collate([rows[i] for i in positions], pad_id, device)
+        total += float(OBJECTIVES["supervised"](model, batch))
+    return total / loss_mass(rows)
