@@ -21,6 +21,7 @@ from llmfit.exceptions import (
     check_keys,
     check_number,
     parameter_error,
+    reason,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = ["METHODS", "AdapterSpec", "Full", "LoRA", "adapter_defaults", "adapte
 
 Tensors = dict[str, "torch.Tensor"]
 LORA_INITS = ("gaussian", "orthogonal")
+HARMLESS = ("tie_word_embeddings", "is_gradient_checkpointing", "fan_in_fan_out")  # what peft warns of and sets right
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ class LoRA(AdapterSpec):
     dropout : float, default=0.0
         Share of the inputs of A set to zero in training.
     target_modules : str or list of str, default="all-linear"
-        Names of the layers adapted; "all-linear" is every linear layer but the output head.
+        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head.
     bias : {"none", "all", "lora_only"}, default="none"
         Biases trained beside.
     use_rslora, use_dora : bool, default=False
         Rank-stabilised scaling [2]_; weight decomposition [3]_.
     init_lora_weights : bool or str, default=True
-        How A and B begin: True (A uniform, B zero), "gaussian" (A normal, B zero) or "orthogonal".
+        How A and B begin: True (A uniform, B zero), "gaussian" (A normal, B zero) or "orthogonal" (an even `r`).
 
     References
     ----------
@@ -122,6 +124,8 @@ class LoRA(AdapterSpec):
         check_choice("use_rslora", "LoRA", self.use_rslora, [True, False])
         check_choice("use_dora", "LoRA", self.use_dora, [True, False])
         check_choice("init_lora_weights", "LoRA", self.init_lora_weights, [True, *LORA_INITS])
+        if self.init_lora_weights == "orthogonal" and self.r % 2:
+            raise parameter_error("r", "LoRA", "even where init_lora_weights is 'orthogonal'", self.r)
 
     def _peft_config(self, base_name: str | None = None) -> Any:
         from peft import LoraConfig
@@ -133,7 +137,7 @@ class LoRA(AdapterSpec):
             r=int(self.r),
             lora_alpha=2 * self.r if self.alpha is None else self.alpha,
             lora_dropout=self.dropout,
-            target_modules=names if isinstance(names, str) else list(names),
+            target_modules=names if names == "all-linear" else [names] if isinstance(names, str) else list(names),
             bias=self.bias,
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
@@ -144,20 +148,18 @@ class LoRA(AdapterSpec):
         """Wrap the model's layers; weights in float32 beside a base of any dtype."""
         import peft
 
-        own = list(base.model.parameters())
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|is_gradient_checkpointing).*")
+                warnings.filterwarnings("ignore", message=f".*({'|'.join(HARMLESS)}).*")
                 model = peft.get_peft_model(base.model, self._peft_config())
         except ValueError as error:
-            if "target modules" not in str(error).lower():
+            if "target module" not in str(error).lower():
                 raise
             raise ParameterError(
-                f"The 'target_modules' parameter of LoRA names no layer of this model. Got {self.target_modules!r}."
+                "The 'target_modules' parameter of LoRA must name layers of this model that LoRA can adapt. "
+                f"Got {self.target_modules!r} instead."
             ) from error
-        for parameter in own:
-            if parameter.requires_grad:  # a bias that is trained: not in the shared tensor
-                parameter.data = parameter.data.clone()
+        _own_biases(base.model)
         if tensors is not None:
             peft.set_peft_model_state_dict(model, tensors)
         if _is_low(base.dtype):
@@ -168,7 +170,7 @@ class LoRA(AdapterSpec):
         """Copy A and B of every adapted layer, under the names that peft gives them in files."""
         import peft
 
-        state = peft.get_peft_model_state_dict(model)
+        state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
     def save(self, folder: Path, tensors: Tensors, base_name: str) -> None:
@@ -210,6 +212,17 @@ class Full(AdapterSpec):
     def tensors(self, model: Any) -> Tensors:
         """Copy every weight."""
         return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def _own_biases(model: Any) -> None:
+    """Give biases that are trained, and what stands beside them in a norm, memory of their own in float32 or wider."""
+    import torch
+
+    for module in model.modules():
+        vectors = [p for p in module.parameters(recurse=False) if p.dim() == 1]
+        if any(p.requires_grad for p in vectors):
+            for vector in vectors:
+                vector.data = vector.data.to(torch.promote_types(vector.dtype, torch.float32), copy=True)
 
 
 def _is_low(dtype: torch.dtype) -> bool:
@@ -263,7 +276,7 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
     if not isinstance(value, Mapping):
         raise parameter_error("adapter", "the estimator", "None, a name, a dict or a spec", value)
     name = value.get("type", "lora")
-    check_choice("adapter", "the estimator", name, [None, *METHODS] if name is None else list(METHODS))
+    check_choice("adapter", "the estimator", name, list(METHODS))
     settings = {key: item for key, item in value.items() if key != "type"}
     method = METHODS[name]
     check_keys(f"The adapter {name!r}", settings, [f.name for f in fields(method)])
@@ -293,7 +306,7 @@ def adapter_from_folder(folder: Path, spec: AdapterSpec) -> Tensors:
     try:
         return dict(load_file(path))
     except Exception as error:  # safetensors raises its own error, which is not exported
-        raise ModelLoadError(f"The weights {str(path)!r} cannot be read: {error}") from error
+        raise ModelLoadError(f"The weights {str(path)!r} cannot be read: {reason(error)}.") from error
 
 
 METHODS: dict[str, type[AdapterSpec]] = {"lora": LoRA, "full": Full}

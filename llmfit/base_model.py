@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from llmfit.exceptions import ModelLoadError, ParameterError, check_choice
+from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.sources import Source, find_source, quiet_loading
 
 __all__ = ["Adapter", "BaseModel", "clear_cache", "load_base_model"]
@@ -55,7 +55,7 @@ class BaseModel:
         self.source, self.device, self.dtype = source, device, dtype
         self.tokenizer, self.model = _read(source, dtype)
         self.model.requires_grad_(False).eval().to(device)
-        self.lock = threading.RLock()
+        self._lent = False
 
     @property
     def context_length(self) -> int:
@@ -92,6 +92,8 @@ class BaseModel:
     ) -> Iterator[Any]:
         """Lend the model with an adapter in it, alone to this thread; then restore it bit by bit.
 
+        One model is lent at a time in a process: torch's generators, which are seeded here, are the process's.
+
         Parameters
         ----------
         adapter : Adapter or None
@@ -108,11 +110,21 @@ class BaseModel:
         Yields
         ------
         torch.nn.Module
+
+        Raises
+        ------
+        LLMFitError
+            If this thread has lent the model already.
         """
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with self.lock, torch.random.fork_rng(devices=cuda):
+        with _lock, torch.random.fork_rng(devices=_cuda_in_use()):
+            if self._lent:
+                raise LLMFitError(
+                    f"The base model {self.source.name!r} is lent to a fit or a prediction that has not ended: "
+                    "a callback cannot use an estimator on the same base model."
+                )
             torch.manual_seed(seed)
             kept = _Kept(self.model)
+            self._lent = True
             try:
                 if self.device.type == "cpu" and longest is not None and longest <= SHORT:
                     self.model.set_attn_implementation("eager")
@@ -120,6 +132,12 @@ class BaseModel:
                 yield model.train(training)
             finally:
                 kept.restore()
+                self._lent = False
+
+
+def _cuda_in_use() -> range:
+    """Devices whose generators a seed changes."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
 
 
 class _Kept:
@@ -128,7 +146,9 @@ class _Kept:
     def __init__(self, root: nn.Module) -> None:
         self.modules = [(module, _shallow(vars(module))) for module in root.modules()]
         self.parameters = [(p, p.data, p.requires_grad) for p in root.parameters()]
-        self.configs = [(c, dict(vars(c))) for c in (root.config, root.generation_config) if c is not None]
+        named = [getattr(m, name, None) for m in root.modules() for name in ("config", "generation_config")]
+        configs = {id(c): c for c in named if hasattr(c, "__dict__")}
+        self.configs = [(c, dict(vars(c))) for c in configs.values()]
 
     def restore(self) -> None:
         for module, state in self.modules:
@@ -156,15 +176,15 @@ def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
             model = transformers.AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **safe)
     except Exception as error:  # loaders raise errors of many libraries
-        reason = str(error).strip().partition("\n")[0]
+        why = reason(error)
         if "trust_remote_code" in str(error):
-            reason = "it needs code that comes with the model, and llmfit never runs such code"
-        raise ModelLoadError(f"The base model {source.name!r} cannot be loaded: {reason}") from error
+            why = "it needs code that comes with the model, and llmfit never runs such code"
+        raise ModelLoadError(f"The base model {source.name!r} cannot be loaded: {why}.") from error
     return tokenizer, model
 
 
 _cache: OrderedDict[tuple[str, str, torch.dtype, torch.device], BaseModel] = OrderedDict()
-_cache_lock = threading.Lock()
+_lock = threading.RLock()  # one for cache and models: what holds it may ask for either
 
 
 def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
@@ -189,7 +209,7 @@ def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto
     source = find_source(base_model)
     where = _resolve_device(device)
     key = (source.folder, source.fingerprint, _resolve_dtype(dtype, where), where)
-    with _cache_lock:
+    with _lock:
         if key not in _cache:
             while len(_cache) >= MOST_CACHED:
                 _cache.popitem(last=False)
@@ -210,7 +230,7 @@ def clear_cache() -> None:
     """
     import gc
 
-    with _cache_lock:
+    with _lock:
         _cache.clear()
     gc.collect()
     if torch.cuda.is_available():
@@ -221,12 +241,13 @@ def _resolve_device(device: Any) -> torch.device:
     if device == "auto":
         mps = torch.backends.mps.is_available()
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if not isinstance(device, str | torch.device):
+        raise parameter_error("device", "the estimator", "'auto' or a device of torch, like 'cpu' or 'cuda:0'", device)
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ParameterError(f"The 'device' parameter {device!r} cannot be used here: {reason}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ParameterError(f"The 'device' parameter {str(device)!r} cannot be used here: {reason(error)}.") from error
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
     return where

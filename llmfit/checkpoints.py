@@ -66,11 +66,7 @@ class Checkpoint:
         meta = {"state": asdict(state), "optimizer": plain}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"llmfit": json.dumps(meta)},
-        )
+        save_file(_apart(tensors), temporary, metadata={"llmfit": json.dumps(meta)})
         temporary.replace(self.path)
         self._wrote = time.perf_counter()
         self._cost = self._wrote - now
@@ -78,6 +74,17 @@ class Checkpoint:
     def remove(self) -> None:
         """Drop the states of a fit that has ended."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Bring tensors to the CPU, each in memory of its own, as safetensors wants them."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.cpu().contiguous()
+        apart[name] = own.clone() if own.data_ptr() in taken else own
+        taken.add(own.data_ptr())
+    return apart
 
 
 def _part(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -92,10 +99,17 @@ def _flat_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
     """Part an optimiser's state into tensors by name and plain values by name."""
     moments: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
+
+    def flatten(path: str, value: Any) -> None:
+        if isinstance(value, dict):  # bitsandbytes nests the tensors that it quantizes
+            for name, inner in value.items():
+                flatten(f"{path}/{name}", inner)
+        else:
             where = moments if isinstance(value, torch.Tensor) else plain
-            where[f"{index}/{name}"] = value
+            where[path] = value
+
+    for index, values in optimizer.state_dict()["state"].items():
+        flatten(str(index), values)
     return moments, plain
 
 
@@ -104,6 +118,9 @@ def _restore_optimizer(
 ) -> None:
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*plain.items(), *moments.items()]:
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = value
+        index, *path, name = key.split("/")
+        place = state.setdefault(int(index), {})
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

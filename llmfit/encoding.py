@@ -7,6 +7,7 @@ turns into a control token; a prompt that is too long loses text from its longes
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from llmfit.exceptions import TemplateError
 from llmfit.templates import ANSWER, Segment, segments_text
 
-__all__ = ["Encoded", "Encoder", "Limit"]
+__all__ = ["Encoded", "Encoder", "Limit", "cut_text"]
 
 
 class Encoded(NamedTuple):
@@ -213,6 +214,15 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         """Turn an answer's ids back into text, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def cut_text(segments: Sequence[Segment], cut: int) -> str:
+    """Write a prompt as truncation left it when it took `cut` characters from the longest values."""
+    whole = len(segments_text(segments))
+    longest = max((len(segment.text) for segment in segments if _cuttable(segment)), default=0)
+    lengths = range(longest + 1)
+    most = bisect_left(lengths, whole - cut, key=lambda most: len(segments_text(_capped(segments, most))))
+    return segments_text(_capped(segments, most))
 
 
 def _cuttable(segment: Segment) -> bool:

@@ -160,6 +160,11 @@ def check_keys(owner: str, given: Mapping[Any, Any], known: Collection[str]) -> 
             raise unknown_key(str(key), owner, known)
 
 
+def reason(error: BaseException) -> str:
+    """Take the first line of what another library says, without its full stop, to end a sentence with."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".:")
+
+
 def missing_package(what: str, package: str, extra: str | None = None) -> ParameterError:
     """Say which optional package is needed, and how it is installed."""
     install = f"'llmfit[{extra}]'" if extra else package

@@ -48,10 +48,18 @@ class Feature:
             If the kind is number and a value is none; the row is named.
         """
         missing = column.isna().to_numpy()
-        values = column.astype(object).to_numpy()
+        values = _values(column)
         if self.kind == "number":
             _check_numbers(column, missing)
         return [na_rep if gone else _text(value) for value, gone in zip(values, missing, strict=True)]
+
+
+def _values(column: pd.Series) -> np.ndarray:
+    """Take the values as Python's, but narrow floats as they are: widened, 0.1 reads 0.10000000149011612."""
+    dtype = column.dtype
+    if pd.api.types.is_float_dtype(dtype) and dtype.itemsize < 8:
+        return np.asarray(column.to_numpy(dtype=f"f{dtype.itemsize}", na_value=np.nan))
+    return np.asarray(column.astype(object).to_numpy())
 
 
 def _text(value: Any) -> str:
@@ -70,7 +78,8 @@ def _check_numbers(column: pd.Series, missing: np.ndarray) -> None:
 
 def row_name(row: int, index: pd.Index) -> str:
     """Name a row by its position and its index label."""
-    return f"Row {row} (index {index[row]!r})"
+    (label,) = index[row : row + 1].tolist()  # a value of Python, whose repr is what the user wrote
+    return f"Row {row} (index {label!r})"
 
 
 def label_text(value: Any) -> str:
@@ -167,6 +176,7 @@ def _spelled(parameter: str, given: Any, owner: str) -> dict[str, str | None] | 
     if not names or not all(isinstance(name, str) for name in names):
         wanted = "None, a column name, a list of column names or a dict of column name to kind"
         raise parameter_error(parameter, owner, wanted, given)
+    names = [str(name) for name in names]  # those of an array are NumPy's
     for name, kind in zip(names, kinds, strict=True):
         if kind is not None:
             check_choice(f"{parameter}[{name!r}]", owner, kind, KINDS)

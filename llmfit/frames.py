@@ -77,7 +77,7 @@ def to_table(X: Any, text_column: str = TEXT_COLUMN) -> Table:
     elif _from_library(X, "datasets"):
         X = X.to_pandas()
     if isinstance(X, pd.Series):
-        X = X.to_frame(name=X.name if isinstance(X.name, str) else text_column)
+        X = X.to_frame(name=X.name if isinstance(X.name, str) and X.name else text_column)
     elif _is_list_of(X, str):
         X = pd.DataFrame({text_column: pd.Series(X, dtype="str")})
     elif _is_list_of(X, dict):
@@ -120,6 +120,7 @@ def as_column(y: Any, n_rows: int, name: str) -> pd.Series:
     from sklearn.utils.validation import column_or_1d
 
     if _from_library(y, "polars") or _from_library(y, "datasets"):
+        y = y.collect() if hasattr(y, "collect") else y
         y = y.to_pandas() if hasattr(y, "to_pandas") else list(y)
     if isinstance(y, pd.DataFrame) and y.shape[1] == 1:
         y = y.iloc[:, 0]
@@ -127,10 +128,13 @@ def as_column(y: Any, n_rows: int, name: str) -> pd.Series:
         y = _to_series(y, column_or_1d)
     if len(y) != n_rows:
         raise DataError(f"X and y must have the same length: inconsistent numbers of samples, {n_rows} and {len(y)}.")
-    return y.rename(y.name if isinstance(y.name, str) else name)
+    return y.rename(y.name if isinstance(y.name, str) and y.name else name)
 
 
 def _to_series(y: Any, column_or_1d: Any) -> pd.Series:
     if isinstance(y, Sequence) and not isinstance(y, str):
         return pd.Series(list(y))
-    return pd.Series(column_or_1d(y, warn=True))
+    try:
+        return pd.Series(column_or_1d(y, warn=True))
+    except ValueError as error:
+        raise DataError(str(error)) from None

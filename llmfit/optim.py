@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llmfit.exceptions import ParameterError, check_choice, missing_package, parameter_error
+from llmfit.exceptions import ParameterError, check_choice, missing_package, parameter_error, reason
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate_at", "make_optimizer", "resolve_optimizer"]
 
@@ -22,12 +22,14 @@ def resolve_optimizer(value: Any) -> tuple[str, dict[str, Any]]:
     Raises
     ------
     ParameterError
-        If the name is unknown.
+        If the name is unknown, or the learning rate is among the settings.
     """
     given = {"type": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping) or "type" not in given:
         raise parameter_error("optimizer", "the estimator", "a name or a dict with a 'type'", value)
     check_choice("optimizer", "the estimator", given["type"], list(OPTIMIZERS))
+    if "lr" in given:
+        raise ParameterError("The 'optimizer' parameter has no 'lr'. Set the 'learning_rate' parameter instead.")
     return given["type"], {key: item for key, item in given.items() if key != "type"}
 
 
@@ -44,8 +46,10 @@ def make_optimizer(
     name, settings = resolve_optimizer(value)
     try:
         return OPTIMIZERS[name](list(parameters), lr=learning_rate, **{"weight_decay": weight_decay, **settings})
+    except ParameterError:
+        raise
     except (TypeError, ValueError) as error:
-        raise ParameterError(f"The optimizer {name!r} cannot take {settings!r}: {error}.") from error
+        raise ParameterError(f"The optimizer {name!r} cannot take {settings!r}: {reason(error)}.") from error
 
 
 def _of_torch(name: str) -> Callable[..., torch.optim.Optimizer]:

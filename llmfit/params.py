@@ -88,9 +88,9 @@ class NestedParams:
             if separator and head in self._nested:
                 parts.setdefault(head, {})[key] = params.pop(name)
         self._check_names(params)
+        for name, keys in parts.items():  # all is checked before anything is set
+            params[name] = self._merged(name, params.get(name, getattr(self, name)), keys)
         super().set_params(**params)  # type: ignore[misc]
-        for name, keys in parts.items():
-            setattr(self, name, self._merged(name, keys))
         return self
 
     def _check_names(self, params: Mapping[str, Any]) -> None:
@@ -102,8 +102,8 @@ class NestedParams:
                     f"{known!r}.{suggest(name, known)}"
                 )
 
-    def _merged(self, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-        nested, value = self._nested[name], getattr(self, name)
+    def _merged(self, name: str, value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+        nested = self._nested[name]
         given = nested.as_dict(value)
         if given is None:
             raise ParameterError(f"{name!r} is {value!r}, so {name}__{next(iter(keys))} cannot be set.")

@@ -69,7 +69,12 @@ def _swap(new: Path, target: Path) -> None:
     old = new.with_name(new.name + "-old")
     if target.exists():
         target.rename(old)
-    new.rename(target)
+    try:
+        new.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -106,7 +111,7 @@ def read_folder(path: Any) -> tuple[Path, dict[str, Any]]:
         raise ModelLoadError(f"{str(path)!r} is no saved llmfit model: it has no {MANIFEST}.")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
+        version, files = int(manifest["format_version"]), dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{str(file)!r} is damaged: {error}.") from error
     if version > FORMAT_VERSION:

@@ -1,7 +1,8 @@
 """Log-probabilities of given answers: class labels over a shared prompt cache, references in full.
 
 Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. The prompt
-of a row goes through the network once; labels that begin alike share their tokens' forward passes.
+of a row goes through the network once; labels that begin alike share their tokens' forward passes. Only a model whose
+attention slides over less than a row, or which carries a state, reads each prompt with each label anew.
 """
 
 from __future__ import annotations
@@ -113,11 +114,37 @@ def _score_batch(
         logits_to_keep=(lengths - 1)[:, None],
         use_cache=longer,
     )
+    if longer and not _keeps_all(getattr(out, "past_key_values", None), ids.shape[1] + max(map(len, labels))):
+        return _score_in_full(model, rows, labels, device, pad_id, budget)
     first = _log_softmax(_at(out.logits, lengths - 1))  # (B, V)
     scores = first[:, [label[0] for label in labels]]  # (B, K)
     if longer:
         scores = scores + _score_tails(model, out.past_key_values, lengths, ids.shape[1], labels, budget)
     return scores.double().cpu().numpy()
+
+
+def _keeps_all(cache: Any, tokens: int) -> bool:
+    """Tell whether a cache holds so many tokens each at its place: not where attention slides or a state is carried."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= tokens)
+        for layer in getattr(cache, "layers", [None])
+    )
+
+
+def _score_in_full(
+    model: Any, rows: list[Encoded], labels: Sequence[Ids], device: torch.device, pad_id: int, budget: int
+) -> NDArray[np.float64]:
+    """Score every prompt with every label in a pass of its own, for models whose cache cannot be shared."""
+    pairs = [Encoded(row.prompt, label) for row in rows for label in labels]
+    scores = np.empty(len(pairs))
+    for positions in length_batches(pairs, budget):
+        batch = [pairs[i] for i in positions]
+        losses = completion_losses(model, collate(batch, pad_id, device))
+        parts = torch.split(losses, [len(row.completion) for row in batch])
+        scores[positions] = [-float(part.sum()) for part in parts]
+    return scores.reshape(len(rows), len(labels))
 
 
 def _at(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

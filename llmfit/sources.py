@@ -18,12 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfit.exceptions import ModelLoadError, missing_package, parameter_error
+from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, reason
 
 __all__ = ["ALIASES", "Source", "cache_folder", "find_source", "quiet_loading"]
 
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 SAMPLES, SAMPLE_BYTES = 256, 4096
+TOKENIZER = {
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+}
 NOT_WEIGHTS = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "original/*", "onnx/*", "*.md", "*.py"]
 
 
@@ -93,7 +104,10 @@ def find_source(base_model: Any) -> Source:
 def _folder_source(name: str, folder: Path) -> Source:
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"The base model folder {name!r} has no config.json.")
-    return Source(name, str(folder.resolve()), _fingerprint(folder))
+    try:
+        return Source(name, str(folder.resolve()), _fingerprint(folder))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"The base model folder {name!r} cannot be read: {reason(error)}.") from error
 
 
 def _packaged_gguf(package: str) -> Path | None:
@@ -111,10 +125,9 @@ def _hub_source(name: str, hub_id: str) -> Source:
     try:
         folder = huggingface_hub.snapshot_download(repo, revision=revision or None, ignore_patterns=NOT_WEIGHTS)
     except Exception as error:  # the hub's client raises errors of many libraries
-        reason = str(error).strip().partition("\n")[0]
         raise ModelLoadError(
             f"The base model {name!r} is no local folder or file, none of the aliases {', '.join(ALIASES)}, "
-            f"and cannot be had from the hub: {type(error).__name__}: {reason}"
+            f"and cannot be had from the hub: {type(error).__name__}: {reason(error)}."
         ) from error
     return _folder_source(name, Path(folder))
 
@@ -156,7 +169,7 @@ def _convert_gguf(path: Path, target: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
             read = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **where)
     except Exception as error:  # a damaged file fails in whatever parser meets it first
-        raise ModelLoadError(f"The GGUF file {str(path)!r} cannot be read: {error}") from error
+        raise ModelLoadError(f"The GGUF file {str(path)!r} cannot be read: {reason(error)}.") from error
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are plain numbers now; saving refuses the mark
@@ -188,7 +201,7 @@ def _fingerprint(folder: Path) -> str:
     kept = {key: value for key, value in sorted(config.items()) if key not in VOLATILE}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".bin"} or path.name in {"tokenizer.json", "tokenizer.model"}:
+        if path.suffix in {".safetensors", ".bin"} or path.name in TOKENIZER:
             digest.update(path.name.encode() + _digest_file(path).encode())
     return digest.hexdigest()[:32]
 

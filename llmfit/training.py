@@ -128,8 +128,8 @@ def train(
     state = State(total_steps=per_epoch * settings.epochs, epochs=settings.epochs)
     if checkpoint is not None:
         checkpoint.restore(run, state)
-    notify(callbacks, "on_fit_begin", state)
     try:
+        notify(callbacks, "on_fit_begin", state)
         while state.step < state.total_steps and not state.stop:
             _one_step(run, rows, state, per_epoch, callbacks)
             if state.step % per_epoch == 0:
@@ -156,7 +156,6 @@ def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, 
         schedule=settings.schedule,
         warmup=settings.warmup,
     )
-    torch.manual_seed(_step_seed(settings.seed, state.step))
     loss = _within_memory(run, lambda: _accumulate(run, batch, state))
     norm = _clip(run, batch, state)
     for group in run.optimizer.param_groups:
@@ -185,6 +184,7 @@ def _step_seed(seed: int, step: int) -> int:
 
 def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     """Add up the gradients of a step's micro-batches; return its mean loss in nats per token."""
+    torch.manual_seed(_step_seed(run.settings.seed, state.step))
     mass = loss_mass(batch)
     total = 0.0
     if mass == 0:  # every row of this step weighs nothing: a step with a zero gradient
@@ -217,7 +217,7 @@ def _not_finite(what: str, batch: Sequence[Encoded], state: State) -> TrainingEr
 
 
 def _within_memory(run: _Run, work: Callable[[], float]) -> float:
-    """Do a step's work; where memory runs out, halve the token budget and do it again."""
+    """Do some work; where memory runs out, halve the token budget and do it again from the start."""
     while True:
         try:
             return work()
@@ -234,7 +234,7 @@ def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks
     if validation:
         earlier = [r["validation_loss"] for r in state.history if "validation_loss" in r]
         run.model.eval()
-        loss = mean_loss(run.model, validation, budget=run.budget, device=run.device, pad_id=run.pad_id)
+        loss = _within_memory(run, lambda: _validation_loss(run, validation))
         run.model.train()
         state.history[-1]["validation_loss"] = loss
         if loss < min(earlier, default=math.inf):
@@ -242,6 +242,10 @@ def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks
             if run.settings.restore_best:
                 run.best = {name: p.detach().cpu().clone() for name, p in run.parameters.items()}
     notify(callbacks, "on_epoch_end", state)
+
+
+def _validation_loss(run: _Run, validation: Sequence[Encoded]) -> float:
+    return mean_loss(run.model, validation, budget=run.budget, device=run.device, pad_id=run.pad_id)
 
 
 def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:

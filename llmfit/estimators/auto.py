@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from llmfit.estimators.base import BaseLLM
+from llmfit.estimators.base import BaseLLM, all_or_nothing
 from llmfit.estimators.classifier import LLMClassifier
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_fit
@@ -115,14 +115,15 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
         -------
         self
         """
-        chosen = self._choose(X, y)
-        if not (self.warm_start and type(getattr(self, "estimator_", None)) is type(chosen)):
-            self.estimator_ = chosen
-        self.estimator_.set_params(**chosen.get_params(deep=False))
-        self.estimator_.fit(X, y, sample_weight=sample_weight, eval_set=eval_set)
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.estimator_, name):
-                setattr(self, name, getattr(self.estimator_, name))
+        with all_or_nothing(self):
+            chosen = self._choose(X, y)
+            before = vars(self).get("estimator_")
+            if self.warm_start and type(before) is type(chosen):
+                vars(chosen).update({**vars(before), **vars(chosen)})
+            self.estimator_ = chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set)
+            for name in ("n_features_in_", "feature_names_in_"):
+                if hasattr(chosen, name):
+                    setattr(self, name, getattr(chosen, name))
         return self
 
     def _choose(self, X: Any, y: Any) -> BaseLLM:
@@ -228,9 +229,8 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        kind = resolve_target(self.target, type(self).__name__)[1] if isinstance(self.target, dict) else None
+        kinds = list(self.target.values()) if isinstance(self.target, dict) else []
         fitted = vars(self).get("estimator_")
-        if kind in ("category", "binary") or isinstance(fitted, LLMClassifier):
-            source = fitted or LLMClassifier()
-            return source.__sklearn_tags__()
+        if isinstance(fitted, LLMClassifier) or (fitted is None and kinds in (["category"], ["binary"])):
+            return LLMClassifier().__sklearn_tags__()
         return tags

@@ -6,7 +6,9 @@ become answers (the methods under "what a concrete estimator says") and how the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
@@ -15,12 +17,12 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from llmfit.estimators.reading import read_fit, read_table, read_target, read_weights
+from llmfit.estimators.reading import read_eval_set, read_fit, read_table, read_weights
 from llmfit.exceptions import ModelLoadError, ParameterError
 from llmfit.frames import Table
 from llmfit.params import Nested, NestedParams
 
-__all__ = ["BaseLLM"]
+__all__ = ["BaseLLM", "all_or_nothing"]
 
 
 def _adapter_defaults(given: Any) -> dict[str, Any]:
@@ -41,6 +43,18 @@ def _early_stopping_defaults(_: Any) -> dict[str, Any]:
     return asdict(EarlyStopping())
 
 
+@contextmanager
+def all_or_nothing(estimator: Any) -> Iterator[None]:
+    """Undo what was set on an estimator where the block fails: a failed fit leaves the one before it."""
+    kept = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(kept)
+        raise
+
+
 class BaseLLM(NestedParams, BaseEstimator):
     """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
 
@@ -56,6 +70,7 @@ class BaseLLM(NestedParams, BaseEstimator):
     features: Any
     adapter: Any
     max_length: Any
+    random_state: Any
     truncation: Any
     validation_fraction: Any
     device: Any
@@ -130,6 +145,10 @@ class BaseLLM(NestedParams, BaseEstimator):
         OutOfMemoryError
             If not even one row fits in memory.
         """
+        with all_or_nothing(self):
+            return self._fit(X, y, sample_weight, eval_set)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Any:
         from llmfit.base_model import load_base_model
         from llmfit.estimators.checks import check_parameters
         from llmfit.estimators.fitting import fit_adapter, join_history
@@ -139,7 +158,10 @@ class BaseLLM(NestedParams, BaseEstimator):
         before = self._tensors_to_continue(checked)
         table, target = read_fit(self, X, y, self._default_target)
         sample_weight = read_weights(table, sample_weight)
-        base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
+        if before is None:
+            base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
+        else:
+            base = self._fitted_base()
         self._learn(checked, base, table, target)
         rows, validation = self._rows(checked, base, table, target, sample_weight, eval_set)
         fitted = fit_adapter(
@@ -218,9 +240,7 @@ class BaseLLM(NestedParams, BaseEstimator):
         rows = self._encode_known(base, table, target, weights)
         validation = [rows[i] for i in held]
         if eval_set is not None:
-            X, y = eval_set if isinstance(eval_set, tuple) else (eval_set, None)
-            held_table = read_table(self, X)
-            validation = self._encode_known(base, held_table, read_target(self, held_table, y))
+            validation = self._encode_known(base, *read_eval_set(self, eval_set))
         return [rows[i] for i in kept if rows[i].weight], [row for row in validation if row.weight]
 
     def _encode_known(self, base: Any, table: Table, target: pd.Series, weights: Any = None) -> list[Any]:
@@ -234,7 +254,8 @@ class BaseLLM(NestedParams, BaseEstimator):
 
     def _lend(self, base: Any, longest: int) -> Any:
         """Lend the base model with the fitted adapter in it, for rows of so many tokens."""
-        return base.attach(self._adapter, self._tensors or None, longest=longest)
+        seed = int(self.random_state) if isinstance(self.random_state, numbers.Integral) else 0
+        return base.attach(self._adapter, self._tensors or None, seed=seed, longest=longest)
 
     def _fitted_base(self) -> Any:
         from llmfit.base_model import load_base_model

@@ -6,6 +6,7 @@ Takes an estimator; gives a :class:`Checked` or one ParameterError. Loads nothin
 from __future__ import annotations
 
 import numbers
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +71,9 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
 def _check_numbers(estimator: Any, owner: str) -> None:
     for name, least in (("epochs", 1), ("batch_size", 1), ("verbose", 0)):
         check_int(name, owner, getattr(estimator, name), least=least)
-    if estimator.learning_rate != "auto":
+    if not _is_auto(estimator.learning_rate):
         check_number("learning_rate", owner, estimator.learning_rate, least=0, open_ends=True)
-    if estimator.batch_tokens != "auto":
+    if not _is_auto(estimator.batch_tokens):
         check_int("batch_tokens", owner, estimator.batch_tokens, least=1)
     if estimator.max_length is not None:
         check_int("max_length", owner, estimator.max_length, least=2)
@@ -85,12 +86,18 @@ def _check_numbers(estimator: Any, owner: str) -> None:
         raise parameter_error("validation_fraction", owner, "a number >= 0 and < 1", fraction)
 
 
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
 def _draw_seed(estimator: Any, owner: str) -> int:
     """Draw the seed of a fit from `random_state`, as scikit-learn does."""
     from sklearn.utils import check_random_state
 
-    given = estimator.random_state
-    if estimator.checkpoint_dir is not None and not isinstance(given, numbers.Integral):
+    given, folder = estimator.random_state, estimator.checkpoint_dir
+    if not (folder is None or isinstance(folder, str | os.PathLike)):
+        raise parameter_error("checkpoint_dir", owner, "None or a path", folder)
+    if folder is not None and not isinstance(given, numbers.Integral):
         raise ParameterError(
             f"The 'checkpoint_dir' parameter of {owner} needs random_state to be an int, so that a fit which is "
             f"started again is the same fit. Got {given!r} instead."

@@ -11,8 +11,8 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
 from llmfit.estimators.base import BaseLLM
-from llmfit.estimators.reading import read_target
-from llmfit.exceptions import DataError, ParameterError, parameter_error, quoted
+from llmfit.estimators.reading import mean_hit, read_target
+from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted
 from llmfit.features import label_text
 
 __all__ = ["LLMClassifier"]
@@ -162,8 +162,11 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     # What base.py asks for ----------------------------------------------------------------------
 
     def _check(self) -> None:
-        if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, dict)):
-            raise parameter_error("class_weight", type(self).__name__, "None, 'balanced' or a dict", self.class_weight)
+        owner, given = type(self).__name__, self.class_weight
+        if not (given is None or isinstance(given, dict) or (isinstance(given, str) and given == "balanced")):
+            raise parameter_error("class_weight", owner, "None, 'balanced' or a dict", given)
+        for label, weight in given.items() if isinstance(given, dict) else ():
+            check_number(f"class_weight[{label!r}]", owner, weight, least=0)
 
     def _check_target_kind(self, kind: str | None) -> None:
         if kind not in (None, "category", "binary"):
@@ -171,7 +174,6 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
     def _learn_answers(self, y: pd.Series) -> None:
         values = _label_values(y)
-        check_classification_targets(values)
         try:
             classes = np.unique(values)
         except TypeError:
@@ -179,6 +181,10 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             raise DataError(
                 f"The labels of {y.name!r} are of kinds that cannot be sorted: {', '.join(kinds)}."
             ) from None
+        try:
+            check_classification_targets(values)
+        except ValueError as error:
+            raise DataError(f"The labels of {y.name!r} are no classes: {error}") from None
         if self.warm_start and hasattr(self, "classes_"):
             classes = np.union1d(self.classes_, classes)
         if len(classes) < 2:
@@ -320,7 +326,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         truth = _label_values(read_target(self, table, y))
         predicted = _label_values(pd.Series(self.predict(X)))
         hits = truth.astype(object) == predicted.astype(object)
-        return float(np.average(hits, weights=sample_weight))
+        return mean_hit(table, hits, sample_weight)
 
     def evaluate(
         self, X: Any, y: Any = None, *, metrics: Sequence[Any] = (), per_class: bool = False
@@ -364,8 +370,8 @@ def _label_values(y: pd.Series) -> np.ndarray:
     """Take labels as NumPy values of their own kind: nullable and categorical types undone."""
     dtype = y.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        return _label_values(pd.Series(y.astype(object).to_numpy()).infer_objects())
+        return _label_values(pd.Series(y.astype(object).to_numpy()))
     if pd.api.types.is_extension_array_dtype(dtype) and hasattr(dtype, "numpy_dtype"):
         kind = dtype.numpy_dtype
         return np.asarray(y.to_numpy(dtype=kind if kind.kind in "biuf" else object))
-    return np.asarray(y.to_numpy())
+    return np.asarray(y.infer_objects().to_numpy())

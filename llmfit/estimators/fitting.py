@@ -94,9 +94,16 @@ def fit_adapter(
     checkpoint_dir : path or None
     label : str
         Stands before the progress bar; "" shows no bar.
+
+    Raises
+    ------
+    DataError
+        If there is no row to train on.
     """
     if checked.adapter is None:
         return Fitted(None)
+    if not rows:
+        raise DataError("Every row to train on has weight zero: look at sample_weight and class_weight.")
     checkpoint = None
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(checkpoint_dir, _fit_key(checked, base, rows, validation, before))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from llmfit.estimators.base import BaseLLM
-from llmfit.estimators.reading import read_target
+from llmfit.estimators.reading import mean_hit, read_target
 from llmfit.exceptions import ParameterError, TruncationWarning
 from llmfit.features import label_text
 from llmfit.params import Nested
@@ -186,7 +186,7 @@ max_length_
         """
         truth, predicted = self._truth_and_answers(X, y)
         hits = [a.strip() == b.strip() for a, b in zip(truth, predicted, strict=True)]
-        return float(np.average(hits, weights=sample_weight))
+        return mean_hit(self._read_rows(X)[0], hits, sample_weight)
 
     def _truth_and_answers(self, X: Any, y: Any) -> tuple[list[str], list[str]]:
         table, _ = self._read_rows(X)

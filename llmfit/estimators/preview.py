@@ -8,7 +8,6 @@ import pandas as pd
 from sklearn.base import clone
 
 from llmfit.estimators.reading import read_fit, read_table, read_target
-from llmfit.templates import segments_text
 
 __all__ = ["preview"]
 
@@ -18,6 +17,7 @@ COLUMNS = ["prompt", "completion", "prompt_tokens", "completion_tokens", "loss_t
 def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
     """Render and encode the first `n` rows; see :meth:`llmfit.LLMClassifier.preview`."""
     from llmfit.base_model import load_base_model
+    from llmfit.encoding import cut_text
     from llmfit.estimators.checks import check_parameters
 
     base = load_base_model(estimator.base_model, device=estimator.device, dtype=estimator.dtype)
@@ -37,7 +37,7 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
     decode = base.tokenizer.decode
     values = [
         (
-            segments_text(segments) if not row.cut else decode(row.prompt),
+            cut_text(segments, row.cut),
             decode(row.completion),
             len(row.prompt),
             len(row.completion),

@@ -16,7 +16,7 @@ from llmfit.exceptions import DataError, quoted
 from llmfit.features import resolve_target, row_name
 from llmfit.frames import TEXT_COLUMN, Table, as_column, is_array_like, to_table
 
-__all__ = ["read_fit", "read_table", "read_target", "read_weights"]
+__all__ = ["mean_hit", "read_eval_set", "read_fit", "read_table", "read_target", "read_weights"]
 
 
 def read_table(estimator: Any, X: Any, *, fitting: bool = False) -> Table:
@@ -59,12 +59,30 @@ def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, 
 
 
 def read_target(estimator: Any, table: Table, y: Any) -> pd.Series:
-    """Read the true answers of rows, for an estimator that is fitted."""
+    """Read the true answers of rows, for an estimator that knows its target.
+
+    Raises
+    ------
+    DataError
+        If there is no row, no target, or a row without one.
+    """
+    owner = type(estimator).__name__
     if y is None:
-        target = _target_column(table.frame, estimator.target_, type(estimator).__name__)
+        target = _target_column(table.frame, estimator.target_, owner)
     else:
         target = as_column(y, len(table.frame), estimator.target_)
+    if len(target) == 0:
+        raise DataError(f"{owner} needs at least one row to compare with its target, but the frame has none.")
     return _without_gaps(target, table.frame.index)
+
+
+def read_eval_set(estimator: Any, eval_set: Any) -> tuple[Table, pd.Series]:
+    """Read the rows of an eval_set, a frame with the target or a tuple (X, y)."""
+    if isinstance(eval_set, tuple) and len(eval_set) != 2:
+        raise DataError(f"eval_set must be a frame or a tuple (X, y). Got a tuple of {len(eval_set)} instead.")
+    X, y = eval_set if isinstance(eval_set, tuple) else (eval_set, None)
+    table = read_table(estimator, X)
+    return table, read_target(estimator, table, y)
 
 
 def _target_column(frame: pd.DataFrame, name: str | None, owner: str) -> pd.Series:
@@ -94,11 +112,17 @@ def read_weights(table: Table, sample_weight: Any) -> np.ndarray | None:
     Raises
     ------
     DataError
-        If every weight is zero.
+        If there is not one weight a row, one is negative or no number, or all are zero.
     """
     if sample_weight is None:
         return None
-    weights = _check_sample_weight(sample_weight, table.frame, dtype=np.float64, ensure_non_negative=True)
-    if not weights.any():
-        raise DataError("sample_weight is zero for every row: there is nothing to learn from.")
+    try:
+        weights = _check_sample_weight(sample_weight, table.frame, dtype=np.float64, ensure_non_negative=True)
+    except ValueError as error:
+        raise DataError(f"sample_weight cannot be used: {error}") from None
     return np.asarray(weights)
+
+
+def mean_hit(table: Table, hits: Any, sample_weight: Any) -> float:
+    """Weigh which rows were answered right into one share."""
+    return float(np.average(hits, weights=read_weights(table, sample_weight)))

@@ -6,6 +6,7 @@ model card. Names of classes come from a fixed list; nothing that is read is exe
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from llmfit.estimators.auto import LLMEstimator
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.card import model_card
 from llmfit.estimators.classifier import LLMClassifier
+from llmfit.estimators.fitting import COLUMNS
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.prompts import Prompts
 from llmfit.exceptions import DataError, ModelLoadError
@@ -30,6 +32,7 @@ from llmfit.templates import Example, Field, Frame, Segment, Template
 __all__ = ["load", "save"]
 
 ADAPTER = "adapter"
+HISTORY = "history.json"
 PLAIN = (
     "target_",
     "features_",
@@ -59,7 +62,7 @@ def save(estimator: BaseLLM, path: Any) -> None:
     }
 
     def fill(folder: Path) -> None:
-        inner.history_.to_json(folder / "history.json", orient="records", indent=1, double_precision=15)
+        (folder / HISTORY).write_text(_history_to_json(inner.history_), encoding="utf-8")
         if inner._adapter is not None:
             (folder / ADAPTER).mkdir()
             inner._adapter.save(folder / ADAPTER, inner._tensors, inner.base_model_["name"])
@@ -110,7 +113,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
             known = chosen._get_param_names()
             inner = chosen(**{k: v for k, v in outer.get_params(deep=False).items() if k in known})
         _restore(inner, folder, from_json(manifest["fitted"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(f"The saved model {str(path)!r} cannot be read: {error!r}.") from error
@@ -187,10 +190,14 @@ def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
     estimator._tensors = (
         adapter_from_folder(folder / ADAPTER, estimator._adapter) if estimator._adapter is not None else {}
     )
-    from llmfit.estimators.fitting import COLUMNS
+    records = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    estimator.history_ = pd.DataFrame(records, columns=COLUMNS)
 
-    history = pd.read_json(folder / "history.json", orient="records", precise_float=True)
-    estimator.history_ = history.reindex(columns=COLUMNS)
+
+def _history_to_json(history: pd.DataFrame) -> str:
+    """Write a record a step, numbers to their last bit; what is missing is left out."""
+    records = ({k: v for k, v in r.items() if not pd.isna(v)} for r in history.to_dict("records"))
+    return json.dumps(list(records), indent=1) + "\n"
 
 
 def _adapter_to_json(adapter: Any) -> Any:

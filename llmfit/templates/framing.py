@@ -25,7 +25,7 @@ def plain_frame(template: Template, system: str | None, k: int) -> tuple[Templat
     """Frame prompts without a chat template.
 
     White space at the template's end moves to the front of the answer, where tokenizers keep it; a template
-    that ends in none gets one space there.
+    that ends in none keeps the frame's, which is one space unless white space was moved before.
 
     Returns
     -------
@@ -36,9 +36,9 @@ def plain_frame(template: Template, system: str | None, k: int) -> tuple[Templat
     *front, last = template.parts
     if isinstance(last, str):
         stripped = last.rstrip()
-        lead, parts = last[len(stripped) :] or " ", merge_parts([*front, stripped])
+        lead, parts = last[len(stripped) :] or template.frame.lead, merge_parts([*front, stripped])
     else:
-        lead, parts = " ", template.parts
+        lead, parts = template.frame.lead, template.parts
     before = f"{system}\n\n" if system else ""
     literals = (before, *[lead, "\n\n"] * k, "")
     return Template(parts, template.na_rep), Frame(literals, lead)

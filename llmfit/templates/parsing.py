@@ -43,10 +43,12 @@ def field_names(text: str, columns: Collection[str]) -> list[str]:
 
 
 def _split_field(whole: str, columns: Collection[str]) -> tuple[str, str]:
-    """Part ``name:spec``, unless all of it is the name of a column."""
+    """Part ``name:spec``, unless all of it is the name of a column, or a column's name has a colon."""
     if whole in columns:
         return whole, ""
-    name, _, spec = whole.partition(":")
+    name, _, spec = whole.rpartition(":")
+    if name not in columns:
+        name, _, spec = whole.partition(":")
     return name, spec
 
 
@@ -82,7 +84,7 @@ def compile_template(
     if config.template is None:
         parts = _default_parts(task, names, target)
     else:
-        parts = list(_compile_parts(config.template, task, names, target, columns))
+        parts = list(_compile_parts(config, task, names, target, columns))
         _check_task_used(config, columns)
     return Template(merge_parts(parts), config.na_rep)
 
@@ -102,14 +104,14 @@ def _sample_parts(names: Sequence[str], *, label: bool) -> list[str | Field]:
 
 
 def _compile_parts(
-    text: str, task: str | None, names: Sequence[str], target: str, columns: Collection[str]
+    config: TemplateConfig, task: str | None, names: Sequence[str], target: str, columns: Collection[str]
 ) -> Iterator[str | Field]:
-    for literal, whole, _ in _parse(text):
+    for literal, whole, _ in _parse(config.template or ""):
         yield literal
         if whole is None:
             continue
         name, spec = _split_field(whole, names)
-        if name in TASKS and not (name in names and task is None):
+        if name in TASKS and not (name in names and config.task is None):
             yield _task_text(name, task, names)
         elif name == SAMPLE:
             yield from _sample_parts(names, label=False)

