@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from llmfit.exceptions import TemplateError
-from llmfit.templates import ANSWER, Segment, segments_text
+from llmfit.templates import PLAIN, Segment, segments_text
 
 __all__ = ["Encoded", "Encoder", "Limit", "cut_text"]
 
@@ -59,11 +59,18 @@ class Limit:
     truncation : "error" or "prompt"
     reserve : int
         Tokens kept free for an answer that is not known yet.
+    alike : bool
+        Keep the reserve free where the answer is known, too, so that a prompt is cut alike with and without it.
     """
 
     max_length: int
     truncation: str = "error"
     reserve: int = 0
+    alike: bool = False
+
+    def room(self, answer: int) -> int:
+        """Tokens that a prompt may have before an answer of so many tokens, 0 where it is not known."""
+        return self.max_length - (max(answer, self.reserve) if self.alike or not answer else answer)
 
 
 class Encoder:
@@ -113,6 +120,8 @@ class Encoder:
     def prompts(self, rows: Sequence[Sequence[Segment]]) -> list[tuple[int, ...]]:
         """Encode prompts, with the special tokens that open a text.
 
+        A prompt without any token is the end-of-text token: the model must begin from something.
+
         Parameters
         ----------
         rows : sequence of sequences of Segment, length n
@@ -121,14 +130,15 @@ class Encoder:
         -------
         list of tuple of int, length n
         """
-        return [
-            ids if self._opening and ids[: len(self._opening)] == self._opening else self._opening + ids
-            for ids in self._joined([self._pieces(row) for row in rows])
-        ]
+        return [self._opened(ids) or self.end_ids[:1] for ids in self._joined([self._pieces(row) for row in rows])]
+
+    def _opened(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Put the opening before a text that does not begin with it."""
+        return ids if ids[: len(self._opening)] == self._opening else self._opening + ids
 
     def completions(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Encode answers, without special tokens and without the closing token."""
-        return self._joined([self._pieces([Segment(text, ANSWER)]) for text in texts])
+        return self._joined([self._pieces([Segment(text, PLAIN)]) for text in texts])
 
     def _joined(self, rows: list[list[str]]) -> list[tuple[int, ...]]:
         """Encode the pieces of every row in one call, and join the ids of each row."""
@@ -182,7 +192,7 @@ class Encoder:
         encoded = []
         for row, (prompt, segments) in enumerate(zip(prompts, rows, strict=True)):
             answer = answers[row] if answers else ()
-            room, cut = limit.max_length - (len(answer) or limit.reserve), 0
+            room, cut = limit.room(len(answer)), 0
             if len(prompt) > room:
                 name = f"Row {row} (index {names[row] if names is not None else row!r})"
                 prompt, cut = self._cut(segments, len(prompt), room, limit, name)
@@ -226,7 +236,7 @@ def cut_text(segments: Sequence[Segment], cut: int) -> str:
 
 
 def _cuttable(segment: Segment) -> bool:
-    return segment.column is not None and segment.column != ANSWER
+    return segment.column is not None and segment.column != PLAIN
 
 
 def _capped(segments: Sequence[Segment], most: int) -> list[Segment]:

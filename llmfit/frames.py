@@ -53,7 +53,9 @@ def is_array_like(X: Any) -> bool:
 
 
 def _is_list_of(X: Any, kind: type) -> bool:
-    return isinstance(X, list | tuple) and len(X) > 0 and all(isinstance(item, kind) for item in X)
+    """Tell a list of one kind; of texts, some may be missing."""
+    some = isinstance(X, list | tuple) and any(isinstance(item, kind) for item in X)
+    return some and all(isinstance(item, kind) or (item is None and kind is str) for item in X)
 
 
 def to_table(X: Any, text_column: str = TEXT_COLUMN) -> Table:

@@ -95,6 +95,7 @@ def generate(
     *,
     end_ids: Sequence[int],
     max_new_tokens: int,
+    context_length: int,
     device: torch.device,
     pad_id: int,
     batch_tokens: Any = "auto",
@@ -111,6 +112,8 @@ def generate(
     end_ids : sequence of int
         Tokens that end an answer.
     max_new_tokens : int
+    context_length : int
+        Tokens of prompt and answer that the model can hold: ends an answer too.
     progress : callable
         Told the number of prompts done.
 
@@ -119,13 +122,18 @@ def generate(
     list of tuple of int, length n
         Answers without the token that ended them.
     int
-        Answers that reached `max_new_tokens` without an end.
+        Answers that reached `max_new_tokens`, or the end of the context, without an end of their own.
     """
     rows = [Encoded(prompt) for prompt in (prompts if settings.do_sample else dict.fromkeys(prompts))]
     answers: list[Ids] = [()] * len(rows)
     budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
-    config = _config(settings, end_ids, max_new_tokens, pad_id)
-    for positions, ids in run_batches(rows, budget, lambda part: _generate_batch(model, part, config, device, pad_id)):
+
+    def answer_batch(part: list[Encoded]) -> list[Ids]:
+        room = context_length - max(row.length for row in part)
+        config = _config(settings, end_ids, min(max_new_tokens, room), pad_id)
+        return _generate_batch(model, part, config, device, pad_id)
+
+    for positions, ids in run_batches(rows, budget, answer_batch):
         for position, answer in zip(positions, ids, strict=True):
             answers[position] = answer
         progress(len(positions))

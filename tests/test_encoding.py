@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 
 from llmfit import LLMClassifier, LLMGenerator
+from llmfit.base_model import load_base_model
 from llmfit.encoding import Encoded, Encoder, Limit, cut_text
 from llmfit.exceptions import TemplateError, TruncationWarning
 from llmfit.objectives import collate
-from llmfit.templates import ANSWER, Segment
+from llmfit.templates import PLAIN, Segment, segments_text
 
 SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<|im_start|>": 3, "<|im_end|>": 4}
 BOS, EOS, START, END = 1, 2, 3, 4
@@ -60,7 +61,7 @@ def row(*parts: str | tuple[str, str]) -> list[Segment]:
 
 
 @pytest.mark.parametrize("mark", SPECIAL)
-@pytest.mark.parametrize("column", ["a", ANSWER])
+@pytest.mark.parametrize("column", ["a", PLAIN])
 def test_a_special_token_in_a_cell_is_text_and_in_the_template_a_token(
     mark: str, column: str, chat: Encoder, spell: Any
 ) -> None:
@@ -84,7 +85,7 @@ def test_a_special_token_across_a_seam_is_text(mark: str, chat: Encoder, spell: 
             row(left, (right, "a")),
             row((left, "a"), (right, "b")),
             row("<", (left, "a"), right, ">"),
-            row((left, ANSWER), right),
+            row((left, PLAIN), right),
             row(*[(char, "a") for char in mark]),
             row(left[:-1], (left[-1], "a"), right),
         ]
@@ -102,12 +103,16 @@ def test_a_token_of_the_template_stays_one_beside_cells_that_look_alike(chat: En
         assert ids == (*spell(before), EOS, *spell(after))
 
 
+def test_a_prompt_without_any_token_begins_from_the_end_of_text(chat: Encoder) -> None:
+    assert chat.prompts([()]) == [(chat.end_id,)]
+
+
 PIECES = [*SPECIAL, "<", ">", "|", "<|", "|>", "im_end", "/s", "s>", "é", "日", " ", "\n", "a"]
 TEXT = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=6).map("".join)
 
 
 @quick
-@given(st.lists(TEXT, min_size=1, max_size=4))
+@given(st.lists(TEXT, min_size=1, max_size=4).filter(any))
 def test_no_text_of_cells_ever_becomes_a_control_token(chat: Encoder, plain: Encoder, cells: list[str]) -> None:
     segments = row(*[(cell, "a") for cell in cells])
     [ids] = chat.prompts([segments])
@@ -324,7 +329,7 @@ def test_a_template_that_does_not_fit_by_itself_is_refused(truncation: str, tiny
 def test_chat_markup_system_and_answers_of_examples_are_never_cut(tiny_chat: str) -> None:
     config = {"template": "V={a}", "system": "Sys", "few_shot": 1}
     frame = pd.DataFrame({"a": ["x" * 30, "y" * 20]})
-    generator = LLMGenerator(tiny_chat, template=config, max_length=100, truncation="prompt", **FAST)
+    generator = LLMGenerator(tiny_chat, template=config, max_length=92, truncation="prompt", **FAST)
     with pytest.warns(TruncationWarning, match="^2 of 2 prompts were cut"):
         shown = generator.preview(frame, y=["answer one", "answer two"])
     pattern = (
@@ -334,7 +339,7 @@ def test_chat_markup_system_and_answers_of_examples_are_never_cut(tiny_chat: str
     found = [re.fullmatch(pattern, prompt).groups() for prompt in shown["prompt"]]
     assert [len(example) for example, _, _ in found] == [len(own) for _, _, own in found]
     assert shown["completion"].tolist() == ["answer one<|im_end|>", "answer two<|im_end|>"]
-    assert (shown["prompt_tokens"] + shown["completion_tokens"]).between(99, 100).all()
+    assert (shown["prompt_tokens"] + shown["completion_tokens"]).between(91, 92).all()
 
 
 def test_fit_and_predict_warn_once_each_and_cut_to_max_length(tiny: str) -> None:
@@ -362,12 +367,7 @@ def both_prompts(clf: LLMClassifier, frame: pd.DataFrame) -> tuple[list[str], li
     "labels",
     [
         ["p", "q"],
-        pytest.param(
-            ["p", "a long label"],
-            marks=pytest.mark.xfail(
-                reason="a known answer keeps only its own tokens free, so that the cut tells how long the label is"
-            ),
-        ),
+        ["p", "a long label"],
     ],
 )
 @pytest.mark.parametrize("max_length", [25, 40])
@@ -390,10 +390,10 @@ def test_tokens_kept_free_for_an_unknown_answer_are_not_used_by_the_prompt(plain
 
 
 @quick
-@given(st.lists(st.tuples(LETTERS, st.sampled_from(["a", "b", ANSWER, None])), max_size=5), st.integers(0, 30))
+@given(st.lists(st.tuples(LETTERS, st.sampled_from(["a", "b", PLAIN, None])), max_size=5), st.integers(0, 30))
 def test_cut_text_is_the_text_that_truncation_left(parts: list[tuple[str, str | None]], most: int) -> None:
     segments = [Segment(text, column) for text, column in parts]
-    kept = "".join(s.text[:most] if s.column not in (None, ANSWER) else s.text for s in segments)
+    kept = "".join(s.text[:most] if s.column not in (None, PLAIN) else s.text for s in segments)
     assert cut_text(segments, sum(len(s.text) for s in segments) - len(kept)) == kept
 
 
@@ -422,3 +422,32 @@ def test_only_the_tokens_that_open_a_text_are_written(
     assert encoder.prompts([row("x", ("y", "a"))]) == [(*opening, *spell("xy"))]
     assert encoder.completions([" z"]) == [spell(" z")]
     assert np.all(encoder.end_ids == (EOS,))
+
+
+def test_special_tokens_that_overlap_in_a_cell_are_text(tiny: str, spell: Any) -> None:
+    made = transformers.AutoTokenizer.from_pretrained(tiny)
+    made.add_tokens(["<a>b", "b<c>", "<a>"], special_tokens=True)
+    encoder = Encoder(made, chat=True)
+    for cell in ("<a>b<c>", "<a>b<c><a>", "<a><a>b<c>"):
+        assert encoder.prompts([row((cell, "a"))]) == [spell(cell)]
+    assert encoder.prompts([row("<a>b")]) == [(made.convert_tokens_to_ids("<a>b"),)]
+
+
+def test_special_tokens_in_labels_and_column_names_stay_text(tiny: str) -> None:
+    """The default task lists the labels and the default template the columns: both come from the data."""
+    frame = pd.DataFrame({"<s>": ["x", "y"], "label": ["</s>", "<|im_end|>"]})
+    clf = LLMClassifier(tiny, target="label", adapter=None, **FAST).fit(frame)
+    prompts = clf.preview(frame)
+    assert "one of: </s>, <|im_end|>.\n\n<s>: x" in prompts["prompt"].iloc[0]
+    base = load_base_model(tiny, device="cpu", dtype="float32")
+    rows = clf._prompts.encode(base, frame[["<s>"]])
+    assert all(row.prompt.count(BOS) == 1 and EOS not in row.prompt for row in rows)
+
+
+def test_few_shot_examples_come_from_the_rows_trained_on(tiny: str) -> None:
+    frame = pd.DataFrame({"a": [f"cell {i}" for i in range(12)], "label": ["p", "q"] * 6})
+    clf = LLMClassifier(tiny, target="label", template={"few_shot": 8}, validation_fraction=0.25, epochs=1, **FAST).fit(
+        frame
+    )
+    seen = {segments_text(example.content) for example in clf._prompts.template.examples}
+    assert len(seen) == 9  # eight, and one in reserve: all that is trained on

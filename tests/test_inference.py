@@ -12,7 +12,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from torch_side import classifier, generator, make_other, plain_model, plain_tokenizer, same, with_tokenizer
+from torch_side import (
+    classifier,
+    generator,
+    make_other,
+    no_collecting,
+    plain_model,
+    plain_tokenizer,
+    same,
+    with_tokenizer,
+)
 
 from llmfit import inference
 from llmfit.exceptions import MemoryWarning, OutOfMemoryError, ParameterError, TruncationWarning
@@ -318,6 +327,7 @@ def test_every_spelling_is_one_setting(value, expected):
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(settings, frame, monkeypatch):
+    no_collecting(monkeypatch)
     model = untrained(settings, frame)
     expected, run = answers(model), inference._generate_batch
 
@@ -332,6 +342,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(settings, frame, monkeypatc
 
 
 def test_a_row_that_memory_does_not_hold_is_an_error(settings, frame, monkeypatch):
+    no_collecting(monkeypatch)
     model = untrained(settings, frame)
 
     def never(*_: Any) -> None:

@@ -14,6 +14,7 @@ from torch_side import (
     classifier,
     generator,
     make_other,
+    no_collecting,
     plain_model,
     plain_tokenizer,
     token_losses,
@@ -197,6 +198,7 @@ def test_progress_tells_of_every_distinct_prompt_and_empty_input_is_empty(tiny):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("oom"), RuntimeError("can't allocate memory: you tried")])
 def test_a_batch_that_memory_does_not_hold_is_halved(error, settings, frame, monkeypatch):
+    no_collecting(monkeypatch)
     clf = classifier(settings).fit(frame)
     expected = clf.predict_log_proba(frame)
     score, sizes = scoring._score_batch, []
@@ -218,6 +220,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(error, settings, frame, mon
 
 
 def test_a_row_that_memory_does_not_hold_is_one_sentence(settings, frame, monkeypatch):
+    no_collecting(monkeypatch)
     clf = classifier(settings).fit(frame)
 
     def never(*_: Any) -> None:

@@ -20,6 +20,7 @@ from torch_side import (
     fit_seed,
     furthest,
     generator,
+    no_collecting,
     plain_model,
     plain_tokenizer,
     same,
@@ -688,6 +689,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_step(settings, fram
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let the objective fail where a batch has more padded tokens than there is memory for."""
+    no_collecting(monkeypatch)
 
     def install(most: int, error: BaseException | None = None) -> None:
         supervised = OBJECTIVES["supervised"]
@@ -719,6 +721,7 @@ def test_a_step_that_memory_does_not_hold_is_cut_and_ends_the_same(adapter, erro
 
 
 def test_a_validation_that_memory_does_not_hold_is_cut(settings, ragged, monkeypatch):
+    no_collecting(monkeypatch)
     measure = training.mean_loss
 
     def small(*given: Any, budget: int, **rest: Any) -> float:

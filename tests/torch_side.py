@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 import llmfit
+import llmfit.memory
 from llmfit.sources import quiet_loading
 
 TEMPLATE = "{text} is a"
@@ -88,6 +90,11 @@ def furthest(one: Any, other: Any) -> float:
     a, b = (dict(x) if isinstance(x, dict) else weights(x) for x in (one, other))
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def no_collecting(monkeypatch: Any) -> None:
+    """Where running out of memory is only played: collecting garbage among all that tests have loaded takes long."""
+    monkeypatch.setattr(llmfit.memory, "gc", SimpleNamespace(collect=lambda: 0))
 
 
 def with_tokenizer(folder: str, target: Path, **changed: Any) -> str:

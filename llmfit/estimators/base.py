@@ -162,13 +162,18 @@ class BaseLLM(NestedParams, BaseEstimator):
             base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
         else:
             base = self._fitted_base()
-        self._learn(checked, base, table, target)
-        rows, validation = self._rows(checked, base, table, target, sample_weight, eval_set)
+        self._learn_answers(target)
+        kept, held = self._split(checked, target, eval_set)
+        self._learn(checked, base, table, target, kept)
+        rows = self._encode_known(base, table, target, self._all_weights(target, sample_weight, kept))
+        validation = [rows[i] for i in held]
+        if eval_set is not None:
+            validation = self._encode_known(base, *read_eval_set(self, eval_set))
         fitted = fit_adapter(
             checked,
             base,
-            rows,
-            validation,
+            [rows[i] for i in kept if rows[i].weight],
+            [row for row in validation if row.weight],
             before=before,
             checkpoint_dir=self.checkpoint_dir,
             label=type(self).__name__ if self.verbose else "",
@@ -191,12 +196,13 @@ class BaseLLM(NestedParams, BaseEstimator):
             )
         return self._tensors
 
-    def _learn(self, checked: Any, base: Any, table: Table, target: pd.Series) -> None:
-        """Learn answers, features, template and limits: all that `fit` learns before training."""
+    def _learn(
+        self, checked: Any, base: Any, table: Table, target: pd.Series, kept: Sequence[int] | None = None
+    ) -> None:
+        """Learn features, template and limits, few-shot examples from the rows at `kept` (None: all) only."""
         from llmfit.encoding import Limit
         from llmfit.estimators.prompts import learn_prompts, with_examples
 
-        self._learn_answers(target)
         self.target_, self.target_dtype_ = str(target.name), target.dtype
         limit = Limit(self.max_length or base.context_length, self.truncation)
         prompts = learn_prompts(
@@ -209,12 +215,17 @@ class BaseLLM(NestedParams, BaseEstimator):
             owner=type(self).__name__,
             default_task=self._default_task(),
         )
-        answers = self._answer_texts(target)
+        answers, shown = self._answer_texts(target), list(range(len(target)) if kept is None else kept)
         prompts = with_examples(
-            base, prompts, checked.template, table.frame, answers, balanced=hasattr(self, "classes_")
+            base,
+            prompts,
+            checked.template,
+            table.frame.iloc[shown],
+            [answers[i] for i in shown],
+            balanced=hasattr(self, "classes_"),
         )
         reserve = self._reserve(prompts.encoder(base), [prompts.template.completion(a) for a in answers])
-        self._prompts = replace(prompts, limit=replace(limit, reserve=reserve))
+        self._prompts = replace(prompts, limit=replace(limit, reserve=reserve, alike=hasattr(self, "classes_")))
         self.max_length_ = limit.max_length
         self.base_model_ = {"name": str(self.base_model), "fingerprint": base.source.fingerprint}
         self.features_ = {feature.name: feature.kind for feature in prompts.features}
@@ -222,26 +233,22 @@ class BaseLLM(NestedParams, BaseEstimator):
             self.n_features_in_ = len(self.features_)
             self.feature_names_in_ = np.array(list(self.features_), dtype=object)
 
-    def _rows(
-        self, checked: Any, base: Any, table: Table, target: pd.Series, sample_weight: Any, eval_set: Any
-    ) -> tuple[list[Any], list[Any]]:
-        """Encode the rows to train on and those to validate on; rows of no weight are left out."""
+    def _split(self, checked: Any, target: pd.Series, eval_set: Any) -> tuple[Sequence[int], Sequence[int]]:
+        """Part the positions of rows to train on from those held out for validation."""
         from llmfit.estimators.fitting import split_rows
 
-        kept: Sequence[int] = range(len(target))
-        held: Sequence[int] = ()
-        if eval_set is None and self.validation_fraction:
-            classes = target if hasattr(self, "classes_") else None
-            kept, held = split_rows(len(target), self.validation_fraction, classes, checked.seed)
+        if eval_set is not None or not self.validation_fraction:
+            return range(len(target)), ()
+        classes = target if hasattr(self, "classes_") else None
+        return split_rows(len(target), self.validation_fraction, classes, checked.seed)
+
+    def _all_weights(self, target: pd.Series, sample_weight: Any, kept: Sequence[int]) -> np.ndarray:
+        """Weigh every row: the user's weights, times the estimator's for the rows that are trained on."""
         weights = np.ones(len(target)) if sample_weight is None else sample_weight.copy()
-        of_classes = self._row_weights(target.iloc[list(kept)], sample_weight)
-        if of_classes is not None:
-            weights[list(kept)] *= of_classes
-        rows = self._encode_known(base, table, target, weights)
-        validation = [rows[i] for i in held]
-        if eval_set is not None:
-            validation = self._encode_known(base, *read_eval_set(self, eval_set))
-        return [rows[i] for i in kept if rows[i].weight], [row for row in validation if row.weight]
+        own = self._row_weights(target.iloc[list(kept)], sample_weight)
+        if own is not None:
+            weights[list(kept)] *= own
+        return weights
 
     def _encode_known(self, base: Any, table: Table, target: pd.Series, weights: Any = None) -> list[Any]:
         """Encode rows with their answers."""

@@ -81,7 +81,7 @@ def _facts(estimator: Any) -> dict[str, Any]:
 
 def _template_text(estimator: Any) -> str:
     template = estimator._prompts.template
-    parts = [f"{{{p.column}}}" if isinstance(p, Field) else p for p in template.parts]
+    parts = [f"{{{p.column}}}" if isinstance(p, Field) else p if isinstance(p, str) else p.text for p in template.parts]
     first, *between, last = template.frame.literals
     shots = f"[{len(between) // 2} worked examples]\n\n" if between else ""
     return f"{first}{shots}{''.join(parts)}{last}"

@@ -122,7 +122,7 @@ max_length_
         longest = max(len(ids) + 1 for ids in encoder.completions(answers))
         given = resolve_generation(self.generation).max_new_tokens
         self.max_new_tokens_ = int(given or max(2 * longest, LEAST_NEW_TOKENS))
-        return self.max_new_tokens_
+        return min(longest, self.max_new_tokens_)
 
     def predict(self, X: Any) -> Any:
         """Generate the answer of every row.
@@ -157,6 +157,7 @@ max_length_
                 resolve_generation(self.generation),
                 end_ids=encoder.end_ids,
                 max_new_tokens=self.max_new_tokens_,
+                context_length=base.context_length,
                 device=base.device,
                 pad_id=base.pad_id,
                 batch_tokens=self.batch_tokens,

@@ -8,6 +8,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from llmfit.estimators.reading import read_fit, read_table, read_target
+from llmfit.exceptions import check_int
 
 __all__ = ["preview"]
 
@@ -20,16 +21,18 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
     from llmfit.encoding import cut_text
     from llmfit.estimators.checks import check_parameters
 
+    check_int("n", "preview", n, least=0)
     base = load_base_model(estimator.base_model, device=estimator.device, dtype=estimator.dtype)
     if not estimator.__sklearn_is_fitted__():
         estimator = clone(estimator).set_params(early_stopping=None)
         table, target = read_fit(estimator, X, y, estimator._default_target)
         estimator._check()
+        estimator._learn_answers(target)
         estimator._learn(check_parameters(estimator), base, table, target)
     else:
         table = read_table(estimator, X)
-        known = y is not None or estimator.target_ in table.frame.columns
-        target = read_target(estimator, table, y) if known else None
+        known = y is not None or (estimator.target_ in table.frame and table.frame[estimator.target_].notna().all())
+        target = read_target(estimator, table, y) if known and len(table.frame) else None
     prompts = estimator._prompts
     frame = prompts.select(table.frame, type(estimator).__name__).iloc[:n]
     answers = None if target is None else estimator._answer_texts(target.iloc[:n])

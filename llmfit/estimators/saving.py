@@ -27,13 +27,13 @@ from llmfit.estimators.prompts import Prompts
 from llmfit.exceptions import DataError, ModelLoadError
 from llmfit.features import Feature
 from llmfit.persistence import from_json, read_folder, to_json, write_folder
-from llmfit.templates import Example, Field, Frame, Segment, Template
+from llmfit.templates import PLAIN, Example, Field, Frame, Part, Segment, Template
 
 __all__ = ["load", "save"]
 
 ADAPTER = "adapter"
 HISTORY = "history.json"
-PLAIN = (
+LEARNED = (
     "target_",
     "features_",
     "max_length_",
@@ -157,7 +157,7 @@ def _params_to_json(estimator: BaseLLM) -> dict[str, Any]:
 
 
 def _fitted_to_json(estimator: Any) -> dict[str, Any]:
-    fitted: dict[str, Any] = {name: to_json(getattr(estimator, name)) for name in PLAIN if hasattr(estimator, name)}
+    fitted: dict[str, Any] = {name: to_json(getattr(estimator, name)) for name in LEARNED if hasattr(estimator, name)}
     prompts = estimator._prompts
     fitted["prompts"] = to_json({**asdict(prompts), "template": _template_to_json(prompts.template)})
     fitted["adapter"] = _adapter_to_json(estimator._adapter)
@@ -171,7 +171,7 @@ def _fitted_to_json(estimator: Any) -> dict[str, Any]:
 
 def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
     """Give an estimator back what it had learned."""
-    for name in PLAIN:
+    for name in LEARNED:
         if name in fitted:
             setattr(estimator, name, fitted[name])
     prompts = fitted["prompts"]
@@ -206,7 +206,7 @@ def _adapter_to_json(adapter: Any) -> Any:
 
 def _template_to_json(template: Template) -> dict[str, Any]:
     return {
-        "parts": [part if isinstance(part, str) else asdict(part) for part in template.parts],
+        "parts": [_part_to_json(part) for part in template.parts],
         "na_rep": template.na_rep,
         "frame": asdict(template.frame),
         "examples": [
@@ -216,10 +216,22 @@ def _template_to_json(template: Template) -> dict[str, Any]:
     }
 
 
+def _part_to_json(part: Part) -> Any:
+    if isinstance(part, str):
+        return part
+    return {"text": part.text} if isinstance(part, Segment) else asdict(part)
+
+
+def _part_from_json(value: Any) -> Part:
+    if isinstance(value, str):
+        return value
+    return Segment(value["text"], PLAIN) if "text" in value else Field(**value)
+
+
 def _template_from_json(value: dict[str, Any]) -> Template:
     frame = value["frame"]
     return Template(
-        tuple(part if isinstance(part, str) else Field(**part) for part in value["parts"]),
+        tuple(_part_from_json(part) for part in value["parts"]),
         value["na_rep"],
         Frame(tuple(frame["literals"]), frame["lead"], frame["closing"], frame["chat"]),
         tuple(

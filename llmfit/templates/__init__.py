@@ -7,15 +7,16 @@ and no torch.
 from llmfit.templates.config import FewShot, TemplateConfig, resolve_template
 from llmfit.templates.framing import chat_frame, draw_examples, plain_frame
 from llmfit.templates.parsing import SAMPLE, compile_template, field_names
-from llmfit.templates.rendering import ANSWER, Example, Field, Frame, Segment, Template, segments_text
+from llmfit.templates.rendering import PLAIN, Example, Field, Frame, Part, Segment, Template, segments_text
 
 __all__ = [
-    "ANSWER",
+    "PLAIN",
     "SAMPLE",
     "Example",
     "FewShot",
     "Field",
     "Frame",
+    "Part",
     "Segment",
     "Template",
     "TemplateConfig",

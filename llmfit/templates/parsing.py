@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from llmfit.exceptions import TemplateError, quoted, suggest
 from llmfit.features import Feature
 from llmfit.templates.config import TemplateConfig
-from llmfit.templates.rendering import INTEGER_TYPES, Field, Template
+from llmfit.templates.rendering import INTEGER_TYPES, PLAIN, Field, Part, Segment, Template
 
 __all__ = ["SAMPLE", "compile_template", "field_names", "merge_parts"]
 
@@ -80,7 +80,9 @@ def compile_template(
         none of numbers; or if the task is given and never used.
     """
     names = [feature.name for feature in features]
-    task = config.task if config.task is not None else default_task
+    task: str | Segment | None = config.task
+    if task is None and default_task is not None:
+        task = Segment(default_task, PLAIN)  # labels are in it: they stay text, whatever they spell
     if config.template is None:
         parts = _default_parts(task, names, target)
     else:
@@ -89,23 +91,24 @@ def compile_template(
     return Template(merge_parts(parts), config.na_rep)
 
 
-def _default_parts(task: str | None, names: Sequence[str], target: str) -> list[str | Field]:
-    return [f"{task}\n\n" if task else "", *_sample_parts(names, label=True), f"\n\n{target}:"]
+def _default_parts(task: str | Segment | None, names: Sequence[str], target: str) -> list[Part]:
+    opening: list[Part] = [task, "\n\n"] if task else []
+    return [*opening, *_sample_parts(names, label=True), "\n\n", Segment(target, PLAIN), ":"]
 
 
-def _sample_parts(names: Sequence[str], *, label: bool) -> list[str | Field]:
+def _sample_parts(names: Sequence[str], *, label: bool) -> list[Part]:
     """One ``name: value`` line a column; a single column may go without its name."""
     if len(names) == 1 and not label:
         return [Field(names[0])]
-    lines: list[str | Field] = []
+    lines: list[Part] = []
     for i, name in enumerate(names):
-        lines += [("\n" if i else "") + f"{name}: ", Field(name)]
+        lines += ["\n" if i else "", Segment(name, PLAIN), ": ", Field(name)]
     return lines
 
 
 def _compile_parts(
-    config: TemplateConfig, task: str | None, names: Sequence[str], target: str, columns: Collection[str]
-) -> Iterator[str | Field]:
+    config: TemplateConfig, task: str | Segment | None, names: Sequence[str], target: str, columns: Collection[str]
+) -> Iterator[Part]:
     for literal, whole, _ in _parse(config.template or ""):
         yield literal
         if whole is None:
@@ -121,7 +124,7 @@ def _compile_parts(
             raise _unknown_field(name, names, target, columns)
 
 
-def _task_text(name: str, task: str | None, names: Sequence[str]) -> str:
+def _task_text(name: str, task: str | Segment | None, names: Sequence[str]) -> Part:
     if task is None:
         raise TemplateError(f"The template uses {{{name}}}, but no task is given: add 'task' to the template.")
     if name in names:
@@ -173,9 +176,9 @@ def _check_task_used(config: TemplateConfig, columns: Collection[str]) -> None:
         raise TemplateError("The task is given, but the template never uses it: write {task} where it belongs.")
 
 
-def merge_parts(parts: Sequence[str | Field]) -> tuple[str | Field, ...]:
+def merge_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Join neighbouring texts and drop empty ones."""
-    merged: list[str | Field] = []
+    merged: list[Part] = []
     for part in parts:
         if isinstance(part, str) and merged and isinstance(merged[-1], str):
             merged[-1] += part

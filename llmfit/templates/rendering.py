@@ -15,10 +15,10 @@ import pandas as pd
 from llmfit.exceptions import TemplateError
 from llmfit.features import Feature, row_name
 
-__all__ = ["ANSWER", "Example", "Field", "Frame", "Segment", "Template", "segments_text"]
+__all__ = ["PLAIN", "Example", "Field", "Frame", "Segment", "Template", "segments_text"]
 
 INTEGER_TYPES = "bdnoxX"
-ANSWER = "<answer>"  # stands for a column in the segments of an answer
+PLAIN = "<plain>"  # stands for a column where text of the data is no cell: answers, labels, names
 
 
 class Segment(NamedTuple):
@@ -34,6 +34,9 @@ class Field:
 
     column: str
     spec: str = ""
+
+
+Part = str | Segment | Field  # the template's own text, text of the data, the place of a cell
 
 
 class Example(NamedTuple):
@@ -69,7 +72,7 @@ class Frame:
 class Template:
     """A template resolved against a frame: renders rows, with all that `fit` learned for it."""
 
-    parts: tuple[str | Field, ...]
+    parts: tuple[Part, ...]
     na_rep: str = ""
     frame: Frame = field(default_factory=lambda: Frame(("", ""), " "))
     examples: tuple[Example, ...] = ()
@@ -101,9 +104,9 @@ class Template:
         columns = [self._format(part, table, by_name) for part in self.parts]
         return [tuple(row) for row in zip(*columns, strict=True)]
 
-    def _format(self, part: str | Field, table: pd.DataFrame, features: Mapping[str, Feature]) -> list[Segment]:
-        if isinstance(part, str):
-            return [Segment(part)] * len(table)
+    def _format(self, part: Part, table: pd.DataFrame, features: Mapping[str, Feature]) -> list[Segment]:
+        if not isinstance(part, Field):
+            return [part if isinstance(part, Segment) else Segment(part)] * len(table)
         column = table[part.column]
         texts = features[part.column].format(column, self.na_rep)
         if part.spec:
@@ -121,7 +124,7 @@ class Template:
         pieces: list[Segment] = []
         for example in others:
             pieces += [Segment(next(literals)), *example.content, Segment(next(literals))]
-            pieces.append(Segment(example.answer, ANSWER))
+            pieces.append(Segment(example.answer, PLAIN))
         pieces += [Segment(next(literals)), *content, Segment(next(literals))]
         return tuple(piece for piece in pieces if piece.text)
 
