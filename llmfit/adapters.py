@@ -22,7 +22,9 @@ from llmfit.exceptions import (
     check_number,
     parameter_error,
     reason,
+    suggest,
 )
+from llmfit.sources import public_name
 
 if TYPE_CHECKING:
     import torch
@@ -130,10 +132,12 @@ class LoRA(AdapterSpec):
     def _peft_config(self, base_name: str | None = None) -> Any:
         from peft import LoraConfig
 
+        base_id, revision = public_name(base_name) if base_name else (None, None)
         names = self.target_modules
         return LoraConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base_name,
+            base_model_name_or_path=base_id,
+            revision=revision,
             r=int(self.r),
             lora_alpha=2 * self.r if self.alpha is None else self.alpha,
             lora_dropout=self.dropout,
@@ -148,6 +152,7 @@ class LoRA(AdapterSpec):
         """Wrap the model's layers; weights in float32 beside a base of any dtype."""
         import peft
 
+        self._check_targets(base.model)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=f".*({'|'.join(HARMLESS)}).*")
@@ -165,6 +170,20 @@ class LoRA(AdapterSpec):
         if _is_low(base.dtype):
             _compute_low(base, model)
         return model.requires_grad_(False) if not training else model
+
+    def _check_targets(self, model: Any) -> None:
+        """Raise for a name that no layer of the model has; peft would leave it out in silence."""
+        names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        layers = [name for name, _ in model.named_modules()]
+        for name in names if self.target_modules != "all-linear" else ():
+            if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+                known = sorted(
+                    {layer.rpartition(".")[2] for layer in layers if not layer.endswith(tuple("0123456789"))}
+                )
+                raise ParameterError(
+                    "The 'target_modules' parameter of LoRA must name layers of this model that LoRA can adapt. "
+                    f"Got {self.target_modules!r} instead.{suggest(name, known)}"
+                )
 
     def tensors(self, model: Any) -> Tensors:
         """Copy A and B of every adapted layer, under the names that peft gives them in files."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
-from llmfit.sources import Source, find_source, quiet_loading
+from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
 __all__ = ["Adapter", "BaseModel", "clear_cache", "load_base_model"]
 
@@ -232,6 +232,7 @@ def clear_cache() -> None:
 
     with _lock:
         _cache.clear()
+        forget_sources()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -16,7 +16,6 @@ from llmfit.encoding import Encoded
 
 __all__ = ["epoch_order", "length_batches", "pad", "split_step"]
 
-IGNORED = -100
 LIKE = 0.8  # rows down to this share of a batch's longest go with it
 WORTH_A_PASS = 1024  # tokens from which one more forward pass costs less than padding
 FORWARD_OVERHEAD = 128  # tokens' worth of time that one more forward and backward pass costs

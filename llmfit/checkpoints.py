@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llmfit.callbacks import State
+from llmfit.exceptions import ModelLoadError
 
 __all__ = ["Checkpoint"]
 
@@ -25,7 +26,7 @@ SHARE_OF_TIME = 0.05  # of a fit's time may go into writing states
 
 
 class Checkpoint:
-    """The states of one fit in ``folder / key``; two files take turns, so that one is always whole.
+    """The states of one fit in ``folder / key``; a new one replaces the last by renaming, so that one is always whole.
 
     Parameters
     ----------
@@ -42,9 +43,14 @@ class Checkpoint:
         """Put weights, optimiser and state back to where the last saved step left them."""
         if not self.path.is_file():
             return
-        with safe_open(self.path, framework="pt") as file:
-            meta = json.loads(file.metadata()["llmfit"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                meta = json.loads(file.metadata()["llmfit"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except Exception as error:  # safetensors raises its own error, which is not exported
+            raise ModelLoadError(
+                f"The checkpoint {str(self.path)!r} cannot be read: {error}. Remove it to begin the fit anew."
+            ) from error
         groups = _part(tensors)
         with torch.no_grad():
             for name, parameter in run.parameters.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from llmfit.exceptions import TemplateError
+from llmfit.exceptions import ModelLoadError, TemplateError
 from llmfit.templates import PLAIN, Segment, segments_text
 
 __all__ = ["Encoded", "Encoder", "Limit", "cut_text"]
@@ -92,6 +92,8 @@ class Encoder:
         self._marks = re.compile(f"(?=({'|'.join(map(re.escape, marks))}))") if marks else None
         self._opening = () if chat else self._special_opening()
         self.end_ids = self._end_ids(closing, set(added.values()))
+        if not self.end_ids:
+            raise ModelLoadError("The base model's tokenizer has no end-of-text token, so that no answer could end.")
 
     @property
     def end_id(self) -> int:
@@ -203,6 +205,11 @@ class Encoder:
         self, segments: Sequence[Segment], length: int, room: int, limit: Limit, name: str
     ) -> tuple[tuple[int, ...], int]:
         """Cut the longest values of a prompt to the largest common length at which it fits."""
+        if room < 1:
+            raise TemplateError(
+                f"{name}: the answer has {limit.max_length - room} tokens, max_length is {limit.max_length}. "
+                "An answer is never cut: raise max_length."
+            )
         if limit.truncation == "error":
             raise TemplateError(
                 f"{name}: the prompt has {length} tokens and {limit.max_length - room} are for the answer, "

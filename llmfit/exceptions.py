@@ -110,7 +110,7 @@ def parameter_error(name: str, owner: str, wanted: str, value: object) -> Parame
 
 def check_choice(name: str, owner: str, value: object, choices: Collection[Any]) -> None:
     """Raise unless the value is one of the choices."""
-    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+    if not any(value is choice or (isinstance(value, type(choice)) and value == choice) for choice in choices):
         error = parameter_error(name, owner, f"one of {quoted(choices, most=99)}", value)
         raise ParameterError(f"{error}{suggest(value, choices)}")
 

@@ -24,10 +24,14 @@ MOST_CATEGORIES = 100
 
 @dataclass(frozen=True)
 class Feature:
-    """A column by name, and the kind of value that it holds."""
+    """A column by name, and the kind of value that it holds.
+
+    `whole` says that its numbers are whole, and are written so where a gap in the column makes them floats.
+    """
 
     name: str
     kind: str
+    whole: bool = False
 
     def format(self, column: pd.Series, na_rep: str) -> list[str]:
         """Write every value of a column as text.
@@ -51,7 +55,8 @@ class Feature:
         values = _values(column)
         if self.kind == "number":
             _check_numbers(column, missing)
-        return [na_rep if gone else _text(value) for value, gone in zip(values, missing, strict=True)]
+        write = label_text if self.whole else _text
+        return [na_rep if gone else write(value) for value, gone in zip(values, missing, strict=True)]
 
 
 def _values(column: pd.Series) -> np.ndarray:
@@ -143,7 +148,18 @@ def resolve_features(given: Any, frame: pd.DataFrame, target: str | None, owner:
     if target is not None and target in kinds:
         raise DataError(f"The target column {target!r} is among the features. Leave it out of 'features'.")
     check_columns(kinds, frame, owner)
-    return tuple(Feature(name, kind or _feature_kind(frame[name])) for name, kind in kinds.items())
+    return tuple(
+        Feature(name, kind or _feature_kind(frame[name]), _is_whole(frame[name])) for name, kind in kinds.items()
+    )
+
+
+def _is_whole(column: pd.Series) -> bool:
+    """Tell integers, also where pandas holds them as floats because some are missing."""
+    dtype = column.dtype
+    if pd.api.types.is_float_dtype(dtype) and column.isna().any():
+        known = column.dropna().to_numpy(dtype=float)
+        return bool(len(known) and np.isfinite(known).all() and (known % 1 == 0).all())
+    return bool(pd.api.types.is_integer_dtype(dtype))
 
 
 def _feature_kind(column: pd.Series) -> str:

@@ -6,7 +6,7 @@ gives a :class:`Table`. Knows nothing of features, templates or models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from llmfit.exceptions import DataError, quoted
 
-__all__ = ["Table", "as_column", "is_array_like", "to_table"]
+__all__ = ["Table", "as_column", "check_readable", "is_array_like", "to_table"]
 
 TEXT_COLUMN = "text"
 
@@ -73,6 +73,7 @@ def to_table(X: Any, text_column: str = TEXT_COLUMN) -> Table:
     DataError
         If column names repeat, or some are str and some are not.
     """
+    check_readable(X)
     if _from_library(X, "polars"):
         X = X.collect() if hasattr(X, "collect") else X
         X = X.to_pandas()
@@ -87,6 +88,16 @@ def to_table(X: Any, text_column: str = TEXT_COLUMN) -> Table:
     if isinstance(X, pd.DataFrame):
         return Table(_with_string_names(X))
     return Table(_array_to_frame(np.asarray(X), text_column), as_array=True)
+
+
+def check_readable(X: Any) -> None:
+    """Raise for what cannot be rows at all."""
+    mapping = isinstance(X, Mapping) and not hasattr(X, "shape")  # a sparse array may be one: scikit-learn refuses it
+    if X is None or mapping or isinstance(X, str | bytes | Iterator):
+        raise DataError(
+            "X must be a frame, a Series, a list of str or of dicts, a Dataset or an array of rows. "
+            f"Got {type(X).__name__} instead."
+        )
 
 
 def _array_to_frame(array: np.ndarray, text_column: str) -> pd.DataFrame:

@@ -61,6 +61,10 @@ class Generation:
             check_number(name, "generation", getattr(self, name), least=0, open_ends=True)
         check_number("top_p", "generation", self.top_p, least=0, most=1)
         check_number("length_penalty", "generation", self.length_penalty)
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise parameter_error("min_new_tokens", "generation", "at most max_new_tokens", self.min_new_tokens)
+        if self.num_beams == 1 and self.length_penalty != 1.0:
+            raise parameter_error("num_beams", "generation", "> 1 where length_penalty is set", self.num_beams)
         check_choice("do_sample", "generation", self.do_sample, [True, False])
         if not self.do_sample and (self.temperature, self.top_p, self.top_k) != (1.0, 1.0, 0):
             raise parameter_error(
@@ -127,16 +131,18 @@ def generate(
     rows = [Encoded(prompt) for prompt in (prompts if settings.do_sample else dict.fromkeys(prompts))]
     answers: list[Ids] = [()] * len(rows)
     budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
+    rooms = [min(max_new_tokens, context_length - row.length) for row in rows]
+    for room in sorted(set(rooms), reverse=True):  # rows near the end of the context answer apart from the others
+        alike = [i for i, own in enumerate(rooms) if own == room]
+        config = _config(settings, end_ids, room, pad_id)
 
-    def answer_batch(part: list[Encoded]) -> list[Ids]:
-        room = context_length - max(row.length for row in part)
-        config = _config(settings, end_ids, min(max_new_tokens, room), pad_id)
-        return _generate_batch(model, part, config, device, pad_id)
+        def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
+            return _generate_batch(model, part, config, device, pad_id)
 
-    for positions, ids in run_batches(rows, budget, answer_batch):
-        for position, answer in zip(positions, ids, strict=True):
-            answers[position] = answer
-        progress(len(positions))
+        for positions, ids in run_batches([rows[i] for i in alike], budget, answer_batch):
+            for position, answer in zip(positions, ids, strict=True):
+                answers[alike[position]] = answer
+            progress(len(positions))
     if not settings.do_sample:
         known = {row.prompt: answer for row, answer in zip(rows, answers, strict=True)}
         answers = [known[prompt] for prompt in prompts]

@@ -15,6 +15,7 @@ from llmfit.exceptions import MemoryWarning, OutOfMemoryError
 
 __all__ = ["auto_budget", "halved", "is_out_of_memory"]
 
+WORDS = ("can't allocate memory", "out of memory")  # of allocators that raise a plain RuntimeError
 AUTO_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}
 
 
@@ -25,7 +26,7 @@ def auto_budget(batch_tokens: Any, device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell an allocation that failed, on any device, from other errors."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WORDS)
 
 
 def halved(size: int, unit: str) -> int:

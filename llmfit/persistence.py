@@ -27,6 +27,9 @@ LIBRARIES = ("llmfit", "torch", "transformers", "peft", "scikit-learn", "pandas"
 def write_folder(path: Any, content: dict[str, Any], fill: Callable[[Path], None]) -> None:
     """Write a folder next to its place, then rename it there; what was there before goes last.
 
+    A process that is killed while it replaces a folder leaves the old one or the new one whole: at `path`, or beside
+    it in a hidden folder whose name begins with that of `path`.
+
     Parameters
     ----------
     path : str or path

@@ -119,8 +119,8 @@ def _score_batch(
     first = _log_softmax(_at(out.logits, lengths - 1))  # (B, V)
     scores = first[:, [label[0] for label in labels]]  # (B, K)
     if longer:
-        scores = scores + _score_tails(model, out.past_key_values, lengths, ids.shape[1], labels, budget)
-    return scores.double().cpu().numpy()
+        _add_tails(scores, model, out.past_key_values, lengths, ids.shape[1], labels, budget)
+    return scores.cpu().double().numpy()
 
 
 def _keeps_all(cache: Any, tokens: int) -> bool:
@@ -158,23 +158,26 @@ def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def _score_tails(
-    model: Any, cache: Any, lengths: torch.Tensor, width: int, labels: Sequence[Ids], budget: int
-) -> torch.Tensor:
-    """Score all but the first token of each label, a few rows at a time over copies of their cache.
+def _add_tails(
+    scores: torch.Tensor,
+    model: Any,
+    cache: Any,
+    lengths: torch.Tensor,
+    width: int,
+    labels: Sequence[Ids],
+    budget: int,
+) -> None:
+    """Add the scores of all but the first token of each label, a few rows at a time over copies of their cache.
 
     Labels with equal heads are one sequence of the forward pass, however many tokens may follow the head.
     """
     heads = sorted({label[:-1] for label in labels if len(label) > 1})
-    tails, _ = pad(heads, 0)
-    per_row = len(heads) * (width + tails.shape[1])
-    step = max(1, budget // per_row)
-    parts = []
-    for start in range(0, len(lengths), step):
-        rows = torch.arange(start, min(start + step, len(lengths)), device=lengths.device)
-        logits = _continue(model, cache, rows, lengths[rows], width, torch.from_numpy(tails).to(lengths.device))
-        parts.append(_sum_tails(_log_softmax(logits), heads, labels))
-    return torch.cat(parts)
+    forks = max(1, budget // (width + max(map(len, heads))))  # copies of one row's cache that a pass may hold
+    for some in (heads[i : i + forks] for i in range(0, len(heads), forks)):
+        tails = torch.from_numpy(pad(some, 0)[0]).to(lengths.device)
+        for rows in torch.split(torch.arange(len(lengths), device=lengths.device), max(1, forks // len(some))):
+            logits = _continue(model, cache, rows, lengths[rows], width, tails)
+            scores[rows] += _sum_tails(_log_softmax(logits), some, labels)
 
 
 def _continue(
@@ -214,11 +217,11 @@ def _fork(cache: Any, rows: torch.Tensor) -> Any:
 
 
 def _sum_tails(log_probs: torch.Tensor, heads: Sequence[Ids], labels: Sequence[Ids]) -> torch.Tensor:
-    """Add up, for every label, the log-probabilities of its tokens but the first: (R, K)."""
+    """Add up the log-probabilities of all tokens but the first, for the labels behind these heads: (R, K)."""
     sums = log_probs.new_zeros(len(log_probs), len(labels))
     place = {head: i for i, head in enumerate(heads)}
     for k, label in enumerate(labels):
-        if len(label) > 1:
+        if label[:-1] in place:
             steps = torch.arange(len(label) - 1, device=log_probs.device)
             following = torch.tensor(label[1:], device=log_probs.device)
             sums[:, k] = log_probs[:, place[label[:-1]], steps, following].sum(-1)
@@ -245,5 +248,5 @@ def reference_losses(
     total, count = 0.0, 0
     budget = auto_budget(batch_tokens, device)
     for _, losses in run_batches(rows, budget, lambda part: completion_losses(model, collate(part, pad_id, device))):
-        total, count = total + float(losses.double().sum()), count + len(losses)
+        total, count = total + float(losses.cpu().double().sum()), count + len(losses)
     return total, count

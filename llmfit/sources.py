@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, reason
 
-__all__ = ["ALIASES", "Source", "cache_folder", "find_source", "quiet_loading"]
+__all__ = ["ALIASES", "Source", "cache_folder", "find_source", "forget_sources", "public_name", "quiet_loading"]
 
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 SAMPLES, SAMPLE_BYTES = 256, 4096
@@ -110,6 +111,27 @@ def _folder_source(name: str, folder: Path) -> Source:
         raise ModelLoadError(f"The base model folder {name!r} cannot be read: {reason(error)}.") from error
 
 
+def forget_sources() -> None:
+    """Resolve hub ids anew from now on."""
+    _hub_source.cache_clear()
+
+
+def public_name(name: str) -> tuple[str, str | None]:
+    """Name a base model as others know it: hub id and revision where it is on the hub, else as it is.
+
+    Examples
+    --------
+    >>> public_name("smollm2")
+    ('HuggingFaceTB/SmolLM2-135M-Instruct', None)
+    >>> public_name("org/name@v1")
+    ('org/name', 'v1')
+    """
+    if name in ALIASES:
+        return ALIASES[name].hub, None
+    repo, _, revision = name.partition("@")
+    return (repo, revision or None) if not Path(name).expanduser().exists() else (name, None)
+
+
 def _packaged_gguf(package: str) -> Path | None:
     """Find the GGUF file of an installed package without importing it."""
     spec = importlib.util.find_spec(package)
@@ -118,12 +140,17 @@ def _packaged_gguf(package: str) -> Path | None:
     return next(iter(sorted(Path(spec.origin).parent.rglob("*.gguf"))), None)
 
 
+@lru_cache(maxsize=16)
 def _hub_source(name: str, hub_id: str) -> Source:
+    """Resolve a hub id once in a process: a branch that moves on does not change a search in its middle."""
     import huggingface_hub
 
     repo, _, revision = hub_id.partition("@")
     try:
-        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, ignore_patterns=NOT_WEIGHTS)
+        fetch = partial(huggingface_hub.snapshot_download, repo, revision=revision or None)
+        folder = fetch(ignore_patterns=[*NOT_WEIGHTS, "*.bin"])
+        if not any(Path(folder).glob("*.safetensors")):
+            folder = fetch(ignore_patterns=NOT_WEIGHTS)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise ModelLoadError(
             f"The base model {name!r} is no local folder or file, none of the aliases {', '.join(ALIASES)}, "

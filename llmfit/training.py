@@ -187,8 +187,6 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     torch.manual_seed(_step_seed(run.settings.seed, state.step))
     mass = loss_mass(batch)
     total = 0.0
-    if mass == 0:  # every row of this step weighs nothing: a step with a zero gradient
-        return total
     for positions in split_step([row.length for row in batch], run.budget):
         micro = [batch[i] for i in positions]
         loss = OBJECTIVES[run.settings.objective](run.model, collate(micro, run.pad_id, run.device)) / mass

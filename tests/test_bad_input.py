@@ -52,7 +52,7 @@ def refused(error: type[Exception], work: Any, *args: Any, **kwargs: Any) -> str
 NUMBERS: dict[str, tuple[list[Any], str]] = {
     "epochs": ([0, -1, 1.5, True, None, "3"], "an int >= 1"),
     "batch_size": ([0, 2.0, None, np.arange(2)], "an int >= 1"),
-    "verbose": ([-1, False, None], "an int >= 0"),
+    "verbose": ([-1, 1.0, None], "an int >= 0"),
     "batch_tokens": ([0, -5, 1.5, None, "all"], "an int >= 1"),
     "max_length": ([1, 0, -1, 64.0, "long"], "an int >= 2"),
     "learning_rate": ([0, -1e-4, float("nan"), float("inf"), None, "fast", np.ones(2)], "a finite number > 0"),
@@ -651,8 +651,7 @@ REAL: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = {
         {"max_length": 20, "truncation": "prompt"},
         {"label": ["u" * 30, "v"] * 3},
         TemplateError,
-        "Row 0 (index 'i0'): the template without any value has 5 tokens, which leaves no room for an answer of 32 "
-        "within max_length 20. Raise max_length.",
+        "Row 0 (index 'i0'): the answer has 32 tokens, max_length is 20. An answer is never cut: raise max_length.",
     ),
     "no such base model": (
         {"base_model": "/nothing/here"},

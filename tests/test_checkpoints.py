@@ -161,6 +161,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "template": {"template": "{text} is one"},
     "validation": {"validation_fraction": 0.25},
     "class weight": {"class_weight": {"fruit": 5}},
+    "token budget": {"batch_tokens": 50},  # with dropout it decides which numbers are drawn
     "dtype": {"dtype": "float64"},
 }
 
@@ -195,15 +196,12 @@ def test_a_fit_of_other_rows_begins_at_its_own_beginning(kind, resumable, frame,
     assert watch.seen == list(range(1, STEPS + 1))
 
 
-def test_a_token_budget_and_callbacks_are_no_other_fit(resumable, frame):
-    killed({**resumable, "batch_tokens": 10**5}, 4, frame)
+def test_callbacks_and_verbosity_are_no_other_fit(resumable, frame, capfd):
+    killed(resumable, 4, frame)
     watch = KillAt(0)
-    classifier({**resumable, "batch_tokens": 10**6}, callbacks=[watch, print_nothing], verbose=0).fit(frame)
+    classifier(resumable, callbacks=[watch, lambda _: None], verbose=1).fit(frame)
     assert watch.seen == [4, 5, 6]
-
-
-def print_nothing(_: Any) -> None:
-    """Stand beside another callback."""
+    assert "LLMClassifier" in capfd.readouterr().err
 
 
 def test_fits_that_share_a_folder_do_not_mix(resumable, frame):

@@ -45,7 +45,7 @@ class TestRuns:
         monkeypatch.setattr(llmfit.datasets, "load_book_reviews", lambda: reviews[:80])  # a fifth of the time
         blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
         assert blocks
-        namespace = {"llmfit": llmfit}
+        namespace: dict[str, object] = {}
         for block in blocks:
             exec(compile(block, page, "exec"), namespace)
 

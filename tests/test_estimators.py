@@ -206,18 +206,20 @@ def test_y_named_like_a_column_does_not_leak_into_prompts(cls: Any, target: str 
 
 
 @pytest.mark.usefixtures("fake")
-def test_unnamed_y_gives_way_to_no_column_of_the_frame() -> None:
-    X = points().rename(columns={"b": "other"})
+@pytest.mark.parametrize("name", ["other", "label"])
+def test_unnamed_y_takes_no_column_of_the_frame_away(name: str) -> None:
+    X = points().rename(columns={"b": name})
     model = LLMClassifier(**FAKE).fit(X, ["v", "u"] * (N // 2))
-    assert list(model.features_) == ["a", "other"]
-    assert model.target_ == "label"
+    assert list(model.features_) == ["a", name]
+    assert model.target_ not in model.features_
+    assert model.predict(X).tolist() == ["v", "u"] * (N // 2)
 
 
 FORMS: dict[str, Any] = {
     "polars frame": lambda df: polars.DataFrame({name: df[name].to_list() for name in df}),
     "list of dicts": lambda df: df.to_dict("records"),
     "other column order": lambda df: df[df.columns[::-1]],
-    "more columns": lambda df: df.assign(extra=1, label="u"),
+    "more columns": lambda df: df.assign(extra=1, note="u"),
     "another index": lambda df: df.reset_index(drop=True),
 }
 
@@ -237,11 +239,13 @@ def test_form_of_the_rows_does_not_change_the_answers(form: Any, frame: pd.DataF
 )  # fmt: skip
 def test_one_text_column_may_come_bare(form: Any, frame: pd.DataFrame, settings: dict[str, Any]) -> None:
     settings |= {"adapter": None}
-    plain = LLMClassifier(**settings).fit(frame[["text"]], frame["label"])
-    X = form(frame["text"])
-    clf = LLMClassifier(features="text", **settings).fit(X, frame["label"].tolist())
-    assert np.array_equal(clf.predict_proba(X), plain.predict_proba(frame[["text"]]))
-    assert list(clf.predict(X)) == plain.predict(frame).tolist()
+    named = frame.rename(columns={"text": "words"})[["words"]]
+    plain = LLMClassifier(**settings).fit(named, frame["label"])
+    X = form(named["words"])
+    for features in ("words", ["words"]):
+        clf = LLMClassifier(features=features, **settings).fit(X, frame["label"].tolist())
+        assert np.array_equal(clf.predict_proba(X), plain.predict_proba(named))
+        assert list(clf.predict(X)) == plain.predict(named).tolist()
 
 
 @pytest.mark.usefixtures("fake")
@@ -671,3 +675,11 @@ def test_warm_start_goes_on_from_the_last_fit(cls: Any, frame: pd.DataFrame, set
         ParameterError, match=r"^warm_start continues the adapter of the last fit, LoRA\(r=2, .*anew\.$"
     ):
         model.set_params(adapter="full").fit(frame)
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(("longest", "given", "wanted"), [(5, None, 32), (30, None, 64), (30, 7, 7)])
+def test_answers_may_be_twice_as_long_as_those_of_fit(longest: int, given: Any, wanted: int) -> None:
+    y = ["a", "b" * longest] * (N // 2)  # tokens: the space before, a byte each, the end
+    model = LLMGenerator(generation={"max_new_tokens": given}, **FAKE).fit(points(), y)
+    assert model.max_new_tokens_ == wanted

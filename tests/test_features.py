@@ -220,7 +220,7 @@ def test_without_features_those_of_the_template_are_taken(
 def test_a_kind_that_is_given_stands_and_the_others_are_inferred() -> None:
     given = {"b": "category", "a": None}
     resolved = resolve_features(given, FRAME, "label", "LLMClassifier")
-    assert resolved == (Feature("b", "category"), Feature("a", "text"))
+    assert resolved == (Feature("b", "category", whole=True), Feature("a", "text"))
 
 
 # --- values ---------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_arrays_have_columns_x0_x1(X: Any, kinds: dict[str, str], lines: list[st
 def test_lists_of_dicts_may_lack_a_key_and_it_is_missing(zero_shot: LLMClassifier) -> None:
     zero_shot.set_params(template={"template": "{a}/{b}", "na_rep": "none"})
     shown = zero_shot.preview([{"a": "x", "b": 1}, {"a": "y"}, {"b": 3}], y=["p", "q", "p"])
-    assert shown["prompt"].tolist() == ["x/1.0", "y/none", "none/3.0"]
+    assert shown["prompt"].tolist() == ["x/1", "y/none", "none/3"]
 
 
 def test_a_frame_of_int_names_is_read_by_their_text_and_left_as_it_was(zero_shot: LLMClassifier) -> None:

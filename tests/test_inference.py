@@ -77,9 +77,9 @@ def test_equal_prompts_are_computed_once(settings, frame, monkeypatch):
     sizes: list[int] = []
     run = inference._generate_batch
 
-    def counting(model: Any, rows: Any, *rest: Any) -> Any:
+    def counting(model: Any, rows: Any, **rest: Any) -> Any:
         sizes.append(len(rows))
-        return run(model, rows, *rest)
+        return run(model, rows, **rest)
 
     monkeypatch.setattr(inference, "_generate_batch", counting)
     found = answers(untrained(settings, frame))
@@ -150,7 +150,7 @@ def test_answers_without_an_end_are_counted_in_one_warning(settings, frame):
 
 
 def test_an_end_at_once_is_an_empty_answer(settings, frame, monkeypatch):
-    monkeypatch.setattr(inference, "_generate_batch", lambda _, rows, *__: [(2, 70, 71)] * len(rows))
+    monkeypatch.setattr(inference, "_generate_batch", lambda _, rows, **__: [(2, 70, 71)] * len(rows))
     assert answers(untrained(settings, frame)) == [""] * len(RAGGED)
 
 
@@ -169,6 +169,15 @@ def test_an_answer_is_cut_at_the_first_of_the_ends(answer, expected):
 def test_answers_may_be_twice_as_long_as_the_longest_seen(generation, longest, expected, settings):
     rows = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y" * longest]})
     assert untrained(settings, rows, generation=generation).max_new_tokens_ == expected
+
+
+def test_a_prompt_near_the_end_of_the_context_does_not_shorten_the_answers_of_others(settings, frame, tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    rows = pd.DataFrame({"text": ["a", "b" * 20]})  # prompts of 7 and 26 tokens
+    model = untrained(settings, frame, base_model=folder, generation={"max_new_tokens": 14})
+    assert answers(model, rows) == answers(untrained(settings, frame, generation={"max_new_tokens": 14}), rows)
 
 
 def test_least_new_tokens_hold_back_the_end(learned):
@@ -213,8 +222,8 @@ def test_beams_find_answers_at_least_as_likely(settings, frame, tiny, monkeypatc
     ids: dict[int, list[Any]] = {}
     run = inference._generate_batch
 
-    def keeping(model: Any, rows: Any, config: Any, *rest: Any) -> Any:
-        out = run(model, rows, config, *rest)
+    def keeping(model: Any, rows: Any, config: Any, **rest: Any) -> Any:
+        out = run(model, rows, config=config, **rest)
         ids.setdefault(config.num_beams, []).extend((row.prompt, answer) for row, answer in zip(rows, out, strict=True))
         return out
 
@@ -294,6 +303,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"do_sample": "yes"},
         "The 'do_sample' parameter of generation must be one of True, False. Got 'yes' instead.",
     ),
+    "least beyond most": (
+        {"max_new_tokens": 3, "min_new_tokens": 4},
+        "The 'min_new_tokens' parameter of generation must be at most max_new_tokens. Got 4 instead.",
+    ),
+    "length without beams": (
+        {"length_penalty": 2.0},
+        "The 'num_beams' parameter of generation must be > 1 where length_penalty is set. Got 1 instead.",
+    ),
     "draw without drawing": (
         {"temperature": 0.5},
         "The 'do_sample' parameter of generation must be True where temperature, top_p or top_k is set. "
@@ -331,10 +348,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved(settings, frame, monkeypatc
     model = untrained(settings, frame)
     expected, run = answers(model), inference._generate_batch
 
-    def small(lent: Any, rows: Any, *rest: Any) -> Any:
+    def small(lent: Any, rows: Any, **rest: Any) -> Any:
         if len(rows) > 3:
             raise torch.OutOfMemoryError("oom")
-        return run(lent, rows, *rest)
+        return run(lent, rows, **rest)
 
     monkeypatch.setattr(inference, "_generate_batch", small)
     with pytest.warns(MemoryWarning, match=re.escape("Memory ran out: going on with batches of 3 rows.")):
@@ -345,7 +362,7 @@ def test_a_row_that_memory_does_not_hold_is_an_error(settings, frame, monkeypatc
     no_collecting(monkeypatch)
     model = untrained(settings, frame)
 
-    def never(*_: Any) -> None:
+    def never(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("oom")
 
     monkeypatch.setattr(inference, "_generate_batch", never)

@@ -17,7 +17,7 @@ import sklearn.metrics
 
 from llmfit import metrics
 from llmfit.exceptions import DataError, DataWarning, LLMFitWarning, ParameterError
-from llmfit.metrics import classification_metrics, extra_metrics, text_metrics
+from llmfit.metrics import builtin, classification_metrics, extra, extra_metrics, text_metrics
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -373,10 +373,10 @@ def test_text_keys_and_types() -> None:
     assert all(type(value) is float for value in with_perplexity.values())
 
 
-@pytest.mark.parametrize("library", metrics._TEXT_LIBRARIES)
+@pytest.mark.parametrize("library", builtin._TEXT_LIBRARIES)
 def test_every_library_gives_the_keys_that_it_is_listed_with(library: str) -> None:
     pytest.importorskip(library.replace("-", "_"))
-    score, keys = metrics._TEXT_LIBRARIES[library]
+    score, keys = builtin._TEXT_LIBRARIES[library]
     assert tuple(score(["a b"], ["a c"])) == keys
 
 
@@ -475,6 +475,16 @@ def test_callables_get_the_answers_as_they_are() -> None:
 
 def test_no_extra_metrics() -> None:
     assert extra_metrics([], ["a"], ["a"]) == {}
+    assert extra_metrics(None, ["a"], ["a"]) == {}
+
+
+def test_one_extra_metric_needs_no_list() -> None:
+    assert extra_metrics(n_wrong, ["a"], ["b"]) == {"n_wrong": 1}
+
+
+def test_an_extra_metric_does_not_replace_one_that_is_there() -> None:
+    with pytest.raises(ParameterError, match="Two metrics of evaluate return the key 'n_wrong'"):
+        extra_metrics([n_wrong], ["a"], ["a"], taken={"n_wrong": 0})
 
 
 def test_an_error_of_a_callable_is_left_as_it_is() -> None:
@@ -490,16 +500,14 @@ def nothing(y_true: Any, y_pred: Any) -> None:
 
 
 WANTED = (
-    "The 'metrics' parameter of evaluate must be a list of callables (y_true, y_pred) and of names or "
-    "paths of metrics (str). "
+    "The 'metrics' parameter of evaluate must be a callable (y_true, y_pred), a name or path of a metric, or a list "
+    "of these. "
 )
 
 
 @pytest.mark.parametrize(
     ("specs", "sentence"),
     [
-        (n_wrong, None),
-        ("accuracy", WANTED + "Got 'accuracy' instead."),
         ({"a": n_wrong}, None),
         ([n_wrong, 3], WANTED + "Got 3 instead."),
         ([None], WANTED + "Got None instead."),
@@ -635,7 +643,7 @@ def test_evaluate_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_public_names() -> None:
-    assert metrics.__all__ == ["classification_metrics", "extra_metrics", "text_metrics"]
+    assert metrics.__all__ == ["classification_metrics", "extra_metrics", "metric_list", "text_metrics"]
 
 
 def test_the_examples_run() -> None:
@@ -643,5 +651,6 @@ def test_the_examples_run() -> None:
     pytest.importorskip("sacrebleu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        failed, tried = doctest.testmod(metrics)
-    assert (failed, tried > 5) == (0, True)
+        for module in (builtin, extra):
+            failed, tried = doctest.testmod(module)
+            assert (failed, tried > 2) == (0, True)

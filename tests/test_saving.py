@@ -182,6 +182,7 @@ def test_history_keeps_every_bit(frame: pd.DataFrame, settings: dict[str, Any], 
     model = LLMClassifier(target="label", validation_fraction=0.5, batch_size=2, **settings | {"epochs": 2}).fit(frame)
     model.history_.loc[0, "loss"] = 1 / 3e12  # has more digits than a rounded file would hold
     loaded = saved(model, tmp_path)
+    assert "NaN" not in (tmp_path / "history.json").read_text(encoding="utf-8")  # which is no JSON
     pd.testing.assert_frame_equal(loaded.history_, model.history_, check_exact=True)
     assert loaded.history_["validation_loss"].notna().sum() == 2
     assert loaded.best_epoch_ == model.best_epoch_
@@ -287,7 +288,7 @@ def test_model_card_says_what_was_fitted_and_how(
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     last = model.history_.iloc[-1]
     for wanted in (
-        f"base_model: {tiny!r}",
+        f"base_model: {tiny}\n",
         "tags: [llmfit, text-classification]",
         "# LLMClassifier: text, size to label",
         f"fingerprint {model.base_model_['fingerprint']}",
@@ -305,7 +306,7 @@ def test_model_card_says_what_was_fitted_and_how(
         "llmfit.load(",
     ):
         assert wanted in card, wanted
-    assert card.startswith("---\nlibrary_name: peft\n")
+    assert card.startswith("---\n")
 
 
 def test_model_card_may_be_edited(fitted: LLMClassifier, frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tiny: str) -> list[dict[str, Any]]:
+def asked(monkeypatch: pytest.MonkeyPatch, tiny: str) -> Iterator[list[dict[str, Any]]]:
     """What the hub was asked for; it has every model."""
     import huggingface_hub
 
@@ -269,7 +270,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny: str) -> list[dict[str, Any]]:
         return tiny
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return calls
+    sources.forget_sources()
+    yield calls
+    sources.forget_sources()
 
 
 def test_an_alias_is_found_in_its_package_without_importing_it(package, gguf_file, asked, cache):
@@ -284,6 +287,9 @@ def test_an_alias_is_found_in_its_package_without_importing_it(package, gguf_fil
 def test_an_alias_whose_package_is_missing_or_empty_is_a_hub_model(package, asked, monkeypatch):
     find_source("alias")
     monkeypatch.setitem(sources.ALIASES, "alias", Alias("llm_not_installed", "org/hub-model"))
+    find_source("alias")
+    assert [call["repo"] for call in asked] == ["org/hub-model"]  # found once in a process
+    sources.forget_sources()
     find_source("alias")
     assert [call["repo"] for call in asked] == ["org/hub-model"] * 2
 

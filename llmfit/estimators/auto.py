@@ -126,6 +126,20 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
                     setattr(self, name, getattr(chosen, name))
         return self
 
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters, of the fitted estimator inside as well. See :meth:`LLMClassifier.set_params`.
+
+        Returns
+        -------
+        self
+        """
+        super().set_params(**params)
+        if "estimator_" in vars(self):
+            known = self.estimator_._get_param_names()
+            own = {name: value for name, value in self.get_params(deep=False).items() if name in known}
+            self.estimator_.set_params(**own)
+        return self
+
     def _choose(self, X: Any, y: Any) -> BaseLLM:
         """Make the estimator that the target's kind wants, with the parameters of this one."""
         name, kind = resolve_target(self.target, type(self).__name__)

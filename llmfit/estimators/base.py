@@ -112,6 +112,9 @@ class BaseLLM(NestedParams, BaseEstimator):
         """Tokens to keep free for an answer that is not known."""
         return 1
 
+    def _check_prompts(self, encoder: Any) -> None:
+        """Refuse what the tokens of the answers cannot tell apart, before anything is trained."""
+
     # fit ----------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, *, sample_weight: Any = None, eval_set: Any = None) -> Any:
@@ -204,7 +207,7 @@ class BaseLLM(NestedParams, BaseEstimator):
         from llmfit.estimators.prompts import learn_prompts, with_examples
 
         self.target_, self.target_dtype_ = str(target.name), target.dtype
-        limit = Limit(self.max_length or base.context_length, self.truncation)
+        limit = Limit(self._max_length(base), self.truncation)
         prompts = learn_prompts(
             base,
             checked.template,
@@ -227,11 +230,21 @@ class BaseLLM(NestedParams, BaseEstimator):
         reserve = self._reserve(prompts.encoder(base), [prompts.template.completion(a) for a in answers])
         self._prompts = replace(prompts, limit=replace(limit, reserve=reserve, alike=hasattr(self, "classes_")))
         self.max_length_ = limit.max_length
+        self._check_prompts(prompts.encoder(base))
         self.base_model_ = {"name": str(self.base_model), "fingerprint": base.source.fingerprint}
         self.features_ = {feature.name: feature.kind for feature in prompts.features}
         if not table.as_array:
             self.n_features_in_ = len(self.features_)
             self.feature_names_in_ = np.array(list(self.features_), dtype=object)
+
+    def _max_length(self, base: Any) -> int:
+        """Resolve `max_length`: the model's context where none is given, and never more than that."""
+        if self.max_length is not None and self.max_length > base.context_length:
+            raise ParameterError(
+                f"The 'max_length' parameter of {type(self).__name__} must be at most {base.context_length}, the "
+                f"context length of {str(self.base_model)!r}. Got {self.max_length} instead."
+            )
+        return int(self.max_length or base.context_length)
 
     def _split(self, checked: Any, target: pd.Series, eval_set: Any) -> tuple[Sequence[int], Sequence[int]]:
         """Part the positions of rows to train on from those held out for validation."""

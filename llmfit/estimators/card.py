@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from llmfit.sources import public_name
 from llmfit.templates import Field
 
 __all__ = ["model_card"]
@@ -25,8 +26,8 @@ def model_card(estimator: Any) -> str:
     name = type(estimator).__name__
     return f"""\
 ---
-library_name: peft
-base_model: {estimator.base_model_["name"]!r}
+library_name: llmfit
+base_model: {public_name(estimator.base_model_["name"])[0]}
 tags: [llmfit, {"text-classification" if hasattr(estimator, "classes_") else "text-generation"}]
 ---
 
@@ -89,8 +90,8 @@ def _template_text(estimator: Any) -> str:
 
 def _training(estimator: Any) -> dict[str, Any]:
     adapter, history = estimator._adapter, estimator.history_
-    if adapter is None:
-        return {"adapter": "none: the base model answers as it is"}
+    if adapter is None or not len(history):
+        return {"adapter": "none: the base model answers as it is" if adapter is None else f"{adapter.type}, untrained"}
     settings = ", ".join(f"{key}={value!r}" for key, value in asdict(adapter).items())
     facts = {
         "adapter": f"{adapter.type} ({settings})" if settings else adapter.type,

@@ -69,8 +69,10 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
 
 
 def _check_numbers(estimator: Any, owner: str) -> None:
-    for name, least in (("epochs", 1), ("batch_size", 1), ("verbose", 0)):
-        check_int(name, owner, getattr(estimator, name), least=least)
+    for name in ("epochs", "batch_size"):
+        check_int(name, owner, getattr(estimator, name), least=1)
+    if not isinstance(estimator.verbose, bool):
+        check_int("verbose", owner, estimator.verbose, least=0)
     if not _is_auto(estimator.learning_rate):
         check_number("learning_rate", owner, estimator.learning_rate, least=0, open_ends=True)
     if not _is_auto(estimator.batch_tokens):

@@ -52,7 +52,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     batch_size : int, default=8
         Rows per optimiser step.
     batch_tokens : int or "auto", default="auto"
-        Padded tokens of one forward pass. A matter of memory and speed only: results do not depend on it.
+        Padded tokens of one forward pass. A matter of memory and speed only: without dropout, results do
+        not depend on it.
     max_length : int or None, default=None
         Tokens of prompt and answer together; None is the model's context length.
     truncation : {"error", "prompt"}, default="error"
@@ -186,6 +187,10 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         except ValueError as error:
             raise DataError(f"The labels of {y.name!r} are no classes: {error}") from None
         if self.warm_start and hasattr(self, "classes_"):
+            if y.dtype != self.target_dtype_:
+                raise DataError(
+                    f"warm_start goes on with labels of dtype {self.target_dtype_}, but {y.name!r} is {y.dtype}."
+                )
             classes = np.union1d(self.classes_, classes)
         if len(classes) < 2:
             raise DataError(
@@ -226,6 +231,9 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
     def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
         return max(map(len, encoder.completions(sorted(set(answers))))) + 1
+
+    def _check_prompts(self, encoder: Any) -> None:
+        self._label_ids(encoder)
 
     # Prediction ---------------------------------------------------------------------------------
 
@@ -328,9 +336,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         hits = truth.astype(object) == predicted.astype(object)
         return mean_hit(table, hits, sample_weight)
 
-    def evaluate(
-        self, X: Any, y: Any = None, *, metrics: Sequence[Any] = (), per_class: bool = False
-    ) -> dict[str, Any]:
+    def evaluate(self, X: Any, y: Any = None, *, metrics: Any = (), per_class: bool = False) -> dict[str, Any]:
         """Measure the predictions.
 
         Parameters
@@ -338,7 +344,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         X : as for `fit`
         y : array-like of shape (n_rows,), default=None
             True labels; None takes the target column of `X`.
-        metrics : sequence of str, path or callable, default=()
+        metrics : str, path, callable or list of them, default=()
             More metrics: callables ``(y_true, y_pred)``, local paths or names of the library evaluate.
         per_class : bool, default=False
             Add a frame of precision, recall, f1 and support of each class.
@@ -349,14 +355,15 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             accuracy, balanced_accuracy, f1_macro, f1_weighted, precision_macro, recall_macro, log_loss (nats),
             roc_auc, confusion_matrix (a DataFrame, true by predicted).
         """
-        from llmfit.metrics import classification_metrics, extra_metrics
+        from llmfit.metrics import classification_metrics, extra_metrics, metric_list
 
+        metrics = metric_list(metrics)
         table, _ = self._read_rows(X)
         truth = _label_values(read_target(self, table, y))
         proba = self.predict_proba(X)
         predicted = self.classes_[proba.argmax(axis=1)]
         result = classification_metrics(truth, predicted, proba, self.classes_, per_class=per_class)
-        return {**result, **extra_metrics(list(metrics), truth, predicted)}
+        return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

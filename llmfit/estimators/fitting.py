@@ -20,7 +20,7 @@ from llmfit.callbacks import Progress
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
-from llmfit.exceptions import DataError
+from llmfit.exceptions import DataError, ParameterError
 from llmfit.training import train
 
 __all__ = ["Fitted", "fit_adapter", "join_history", "split_rows"]
@@ -102,6 +102,10 @@ def fit_adapter(
     """
     if checked.adapter is None:
         return Fitted(None)
+    if base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
+        raise ParameterError(
+            "The 'dtype' parameter must be 'bfloat16' or 'float32' to train. Got 'float16', whose gradients underflow."
+        )
     if not rows:
         raise DataError("Every row to train on has weight zero: look at sample_weight and class_weight.")
     checkpoint = None
@@ -136,8 +140,10 @@ def _fit_key(
     validation: Sequence[Encoded],
     before: Tensors | None,
 ) -> str:
-    """Digest all that decides the result of a fit; the token budget of a batch is not among it."""
-    settings = {name: value for name, value in asdict(checked.settings).items() if name != "batch_tokens"}
+    """Digest all that decides the result of a fit, to the last bit."""
+    settings = asdict(checked.settings)
+    if not getattr(checked.adapter, "dropout", 0):
+        del settings["batch_tokens"]  # decides which numbers dropout draws, and nothing else
     parts = [
         settings,
         [checked.adapter.type, asdict(checked.adapter)] if checked.adapter else None,

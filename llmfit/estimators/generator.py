@@ -149,14 +149,16 @@ max_length_
             return table.answer([], self.target_, "str")
         base = self._fitted_base()
         encoder, rows = self._prompts.encoder(base), self._prompts.encode(base, frame)
-        longest = max(row.length for row in rows) + self.max_new_tokens_
+        settings = resolve_generation(self.generation)
+        most = settings.max_new_tokens or self.max_new_tokens_
+        longest = max(row.length for row in rows) + most
         with self._lend(base, longest) as model, self._bar(len(rows), "generate") as bar:
             answers, cut = generate(
                 model,
                 [row.prompt for row in rows],
-                resolve_generation(self.generation),
+                settings,
                 end_ids=encoder.end_ids,
-                max_new_tokens=self.max_new_tokens_,
+                max_new_tokens=most,
                 context_length=base.context_length,
                 device=base.device,
                 pad_id=base.pad_id,
@@ -166,7 +168,7 @@ max_length_
         lead = self._prompts.template.frame.lead
         texts = [encoder.decode(ids).removeprefix(lead) for ids in answers]
         if cut:
-            sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={self.max_new_tokens_} without an end."
+            sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={most} without an end."
             warnings.warn(TruncationWarning(sentence), stacklevel=2)
         return table.answer(np.array(texts, dtype=object), self.target_, "str")
 
@@ -193,7 +195,7 @@ max_length_
         table, _ = self._read_rows(X)
         return self._answer_texts(read_target(self, table, y)), list(self.predict(X))
 
-    def evaluate(self, X: Any, y: Any = None, *, metrics: Sequence[Any] = ()) -> dict[str, Any]:
+    def evaluate(self, X: Any, y: Any = None, *, metrics: Any = ()) -> dict[str, Any]:
         """Measure the generated answers, and how likely the model finds the true ones.
 
         Parameters
@@ -201,7 +203,7 @@ max_length_
         X : as for `fit`
         y : array-like of shape (n_rows,), default=None
             True answers; None takes the target column of `X`.
-        metrics : sequence of str, path or callable, default=()
+        metrics : str, path, callable or list of them, default=()
             More metrics: callables ``(y_true, y_pred)``, local paths or names of the library evaluate.
 
         Returns
@@ -210,11 +212,12 @@ max_length_
             exact_match, token_f1, rouge1, rouge2, rougeL (0 to 1), bleu, chrf (0 to 100) and perplexity of the true
             answers, per token.
         """
-        from llmfit.metrics import extra_metrics, text_metrics
+        from llmfit.metrics import extra_metrics, metric_list, text_metrics
 
+        metrics = metric_list(metrics)
         truth, predicted = self._truth_and_answers(X, y)
         result = text_metrics(truth, predicted, perplexity=self._perplexity(X, y))
-        return {**result, **extra_metrics(list(metrics), truth, predicted)}
+        return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
 
     def _perplexity(self, X: Any, y: Any) -> float:
         from llmfit.scoring import reference_losses

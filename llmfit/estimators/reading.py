@@ -14,13 +14,14 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from llmfit.exceptions import DataError, quoted
 from llmfit.features import resolve_target, row_name
-from llmfit.frames import TEXT_COLUMN, Table, as_column, is_array_like, to_table
+from llmfit.frames import TEXT_COLUMN, Table, as_column, check_readable, is_array_like, to_table
 
 __all__ = ["mean_hit", "read_eval_set", "read_fit", "read_table", "read_target", "read_weights"]
 
 
 def read_table(estimator: Any, X: Any, *, fitting: bool = False) -> Table:
     """Read the rows that the user passed; arrays go through scikit-learn's checks."""
+    check_readable(X)
     if is_array_like(X) and not _is_list_of_texts(X):
         X = validate_data(estimator, X, dtype=None, ensure_all_finite=False, reset=fitting)
         return to_table(X)
@@ -51,6 +52,8 @@ def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, 
     if y is None:
         target = _target_column(table.frame, name, owner)
     else:
+        while default_name in table.frame.columns:  # a column of that name is a feature, not the target
+            default_name += "_"
         target = as_column(y, len(table.frame), default_name)
         target = target.rename(name or target.name)
     if len(target) == 0:

@@ -18,6 +18,7 @@ from llmfit.templates.rendering import Example, Frame, Segment, Template, segmen
 
 __all__ = ["chat_frame", "draw_examples", "plain_frame"]
 
+SYSTEM = "\ue000system\ue001"  # stands for the system message while a chat template is rendered
 RenderChat = Callable[[list[dict[str, str]], bool], str]
 
 
@@ -61,27 +62,27 @@ def chat_frame(render_chat: RenderChat, system: str | None, k: int) -> Frame:
     """
     marks = [f"\ue000{i}\ue001" for i in range(2 * k + 2)]
     turns = [{"role": ("user", "assistant")[i % 2], "content": mark} for i, mark in enumerate(marks)]
-    for messages in _with_system(turns, system):
+    for messages in _with_system(turns, system is not None and system != ""):
         try:
             text = render_chat(messages[:-1], True)
             closed = render_chat(messages, False)
         except Exception as error:  # jinja raises whatever the template's author chose
             failure = error
             continue
-        if all(text.count(mark) == 1 for mark in marks[:-1]) and (not system or system in text):
-            literals = re.split("\ue000\\d+\ue001", text)
+        if all(text.count(mark) == 1 for mark in (*marks[:-1], *([SYSTEM] if system else []))):
+            literals = re.split("\ue000\\d+\ue001", text.replace(SYSTEM, system or ""))
             return Frame(tuple(literals), "", closed.partition(marks[-1])[2], chat=True)
         failure = TemplateError("it changes, drops or repeats the text of a message")
     raise TemplateError(f"The tokenizer's chat template cannot be used: {failure}. Set chat=False in 'template'.")
 
 
-def _with_system(turns: list[dict[str, str]], system: str | None) -> Iterator[list[dict[str, str]]]:
+def _with_system(turns: list[dict[str, str]], wanted: bool) -> Iterator[list[dict[str, str]]]:
     """Try a system message first, then its text at the head of the first user message."""
-    if not system:
+    if not wanted:
         yield turns
         return
-    yield [{"role": "system", "content": system}, *turns]
-    first = {"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}
+    yield [{"role": "system", "content": SYSTEM}, *turns]
+    first = {"role": "user", "content": f"{SYSTEM}\n\n{turns[0]['content']}"}
     yield [first, *turns[1:]]
 
 

@@ -5,6 +5,7 @@ Takes formatted columns; gives, for each row, a tuple of :class:`Segment` that c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -141,7 +142,9 @@ def segments_text(segments: Sequence[Segment]) -> str:
 def _format_number(text: str, part: Field, row: int, index: pd.Index) -> str:
     for read in (int, float, _whole):  # an int stays one, exactly; 2.0 is one where the format wants one
         try:
-            return format(read(text), part.spec)
+            number = read(text)
+            if math.isfinite(number):
+                return format(number, part.spec)
         except (ValueError, OverflowError):
             continue
     raise TemplateError(

@@ -1,0 +1,9 @@
+"""How good the answers are: one function per kind of output, each from plain arrays to a dict.
+
+Takes true and answered labels or texts, and the class probabilities; gives dicts of Python floats and pandas frames.
+"""
+
+from llmfit.metrics.builtin import classification_metrics, text_metrics
+from llmfit.metrics.extra import extra_metrics, metric_list
+
+__all__ = ["classification_metrics", "extra_metrics", "metric_list", "text_metrics"]
