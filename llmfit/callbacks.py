@@ -6,6 +6,7 @@ Takes a :class:`State` at each event and changes nothing of it but ``stop``. Kno
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,7 +144,7 @@ def resolve_early_stopping(value: Any) -> EarlyStopping | None:
     """
     if value is None or value is False:
         return None
-    given = {} if value is True else {"patience": value} if isinstance(value, int) else value
+    given = {} if value is True else {"patience": value} if isinstance(value, numbers.Integral) else value
     if not isinstance(given, Mapping):
         raise parameter_error("early_stopping", "the estimator", "None, a bool, an int or a dict", value)
     check_keys("early_stopping", given, ["patience", "min_delta"])

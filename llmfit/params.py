@@ -6,6 +6,7 @@ Takes parameters that may be None, a shorthand, a dict or a frozen dataclass; gi
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -35,7 +36,7 @@ class Nested(NamedTuple):
             return {}
         if isinstance(value, Mapping):
             return dict(value)
-        if isinstance(value, str | int):
+        if isinstance(value, str | numbers.Integral):
             return {self.shorthand: value}
         if is_dataclass(value) and not isinstance(value, type):
             kind = getattr(value, "type", None)

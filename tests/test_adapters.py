@@ -152,27 +152,24 @@ def test_what_cannot_be_used_is_one_sentence(value, sentence, settings, frame, m
     assert str(error.value) == sentence
 
 
-CANNOT = (
-    "The 'target_modules' parameter of LoRA must name layers of this model that LoRA can adapt. Got {names!r} instead."
-)
-UNKNOWN = "The 'target_modules' parameter of LoRA must name layers of this model. Got {name!r} instead."
-
-
 @pytest.mark.parametrize(
-    ("names", "sentence"),
+    ("names", "hint"),
     [
-        (["input_layernorm"], CANNOT.format(names=["input_layernorm"])),
-        ("self_attn", CANNOT.format(names="self_attn")),
-        ("nowhere", UNKNOWN.format(name="nowhere")),
-        (["nowhere"], UNKNOWN.format(name="nowhere")),
-        (["q_proj", "nowhere"], UNKNOWN.format(name="nowhere")),
-        (["q_proj", "v_prj"], UNKNOWN.format(name="v_prj") + " Did you mean 'v_proj'?"),
+        (["input_layernorm"], ""),
+        ("self_attn", ""),
+        ("nowhere", ""),
+        (["nowhere"], ""),
+        (["q_proj", "nowhere"], ""),
+        (["q_proj", "v_prj"], " Did you mean 'v_proj'?"),
     ],
 )
-def test_layers_that_lora_cannot_adapt_are_one_sentence(names, sentence, settings, frame):
+def test_layers_that_lora_cannot_adapt_are_one_sentence(names, hint, settings, frame):
     with pytest.raises(ParameterError) as error:
         classifier(settings, adapter={"target_modules": names}).fit(frame)
-    assert str(error.value) == sentence
+    assert str(error.value) == (
+        "The 'target_modules' parameter of LoRA must name layers of this model that LoRA can adapt. "
+        f"Got {names!r} instead.{hint}"
+    )
 
 
 # The update -----------------------------------------------------------------------------------------

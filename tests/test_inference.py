@@ -77,9 +77,9 @@ def test_equal_prompts_are_computed_once(settings, frame, monkeypatch):
     sizes: list[int] = []
     run = inference._generate_batch
 
-    def counting(model: Any, rows: Any, **rest: Any) -> Any:
+    def counting(model: Any, rows: Any, *rest: Any, **named: Any) -> Any:
         sizes.append(len(rows))
-        return run(model, rows, **rest)
+        return run(model, rows, *rest, **named)
 
     monkeypatch.setattr(inference, "_generate_batch", counting)
     found = answers(untrained(settings, frame))
@@ -150,7 +150,7 @@ def test_answers_without_an_end_are_counted_in_one_warning(settings, frame):
 
 
 def test_an_end_at_once_is_an_empty_answer(settings, frame, monkeypatch):
-    monkeypatch.setattr(inference, "_generate_batch", lambda _, rows, **__: [(2, 70, 71)] * len(rows))
+    monkeypatch.setattr(inference, "_generate_batch", lambda _, rows, *__, **___: [(2, 70, 71)] * len(rows))
     assert answers(untrained(settings, frame)) == [""] * len(RAGGED)
 
 
@@ -222,8 +222,8 @@ def test_beams_find_answers_at_least_as_likely(settings, frame, tiny, monkeypatc
     ids: dict[int, list[Any]] = {}
     run = inference._generate_batch
 
-    def keeping(model: Any, rows: Any, config: Any, **rest: Any) -> Any:
-        out = run(model, rows, config=config, **rest)
+    def keeping(model: Any, rows: Any, config: Any, *rest: Any, **named: Any) -> Any:
+        out = run(model, rows, config, *rest, **named)
         ids.setdefault(config.num_beams, []).extend((row.prompt, answer) for row, answer in zip(rows, out, strict=True))
         return out
 
@@ -348,10 +348,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved(settings, frame, monkeypatc
     model = untrained(settings, frame)
     expected, run = answers(model), inference._generate_batch
 
-    def small(lent: Any, rows: Any, **rest: Any) -> Any:
+    def small(lent: Any, rows: Any, *rest: Any, **named: Any) -> Any:
         if len(rows) > 3:
             raise torch.OutOfMemoryError("oom")
-        return run(lent, rows, **rest)
+        return run(lent, rows, *rest, **named)
 
     monkeypatch.setattr(inference, "_generate_batch", small)
     with pytest.warns(MemoryWarning, match=re.escape("Memory ran out: going on with batches of 3 rows.")):

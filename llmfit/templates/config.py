@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -77,7 +78,7 @@ def resolve_template(value: Any) -> TemplateConfig:
 def _resolve_few_shot(value: Any) -> FewShot | None:
     if value is None or isinstance(value, FewShot):
         return value
-    value = {"k": value} if isinstance(value, int) else value
+    value = {"k": value} if isinstance(value, numbers.Integral) else value
     if not isinstance(value, Mapping):
         raise parameter_error("few_shot", "template", "None, an int or a dict of k and seed", value)
     check_keys("few_shot", value, ["k", "seed"])
