@@ -7,6 +7,7 @@ file only. A new method is one dataclass and one line in `METHODS`.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
 
 __all__ = ["METHODS", "AdapterSpec", "Full", "LoRA", "adapter_defaults", "adapter_from_folder", "resolve_adapter"]
+
+# bitsandbytes, which peft imports, tells everybody with such a CPU that a kernel for 4-bit weights is not installed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 Tensors = dict[str, "torch.Tensor"]
 LORA_INITS = ("gaussian", "orthogonal")

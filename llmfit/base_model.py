@@ -144,16 +144,19 @@ class _Kept:
     """Everything that a module tree refers to, to be put back."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.modules = [(module, _shallow(vars(module))) for module in root.modules()]
+        self.modules = [(module, dict(vars(module)), _shallow(vars(module))) for module in root.modules()]
         self.parameters = [(p, p.data, p.requires_grad) for p in root.parameters()]
         named = [getattr(m, name, None) for m in root.modules() for name in ("config", "generation_config")]
         configs = {id(c): c for c in named if hasattr(c, "__dict__")}
         self.configs = [(c, dict(vars(c))) for c in configs.values()]
 
     def restore(self) -> None:
-        for module, state in self.modules:
+        for module, own, contents in self.modules:  # hooks and submodules keep their dicts: handles point to them
             vars(module).clear()
-            vars(module).update(_shallow(state))
+            vars(module).update(own)
+            for key, content in contents.items():
+                own[key].clear()
+                own[key].update(content)
         for parameter, data, requires_grad in self.parameters:
             parameter.data = data
             parameter.grad = None
@@ -164,7 +167,7 @@ class _Kept:
 
 
 def _shallow(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.copy() if isinstance(value, dict) else value for key, value in state.items()}
+    return {key: value.copy() for key, value in state.items() if isinstance(value, dict)}
 
 
 def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:

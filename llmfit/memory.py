@@ -29,8 +29,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WORDS)
 
 
-def halved(size: int, unit: str) -> int:
-    """Free what can be freed and return half of a batch's size, with a warning.
+def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
+    """Free what can be freed and return half of a batch's size, with a warning where it is the first time.
+
+    Parameters
+    ----------
+    size : int
+    unit : str
+        What the size counts, for the warning.
+    least : int, default=1
+        The size of one row: nothing smaller helps.
+    warn : bool, default=True
 
     Raises
     ------
@@ -40,10 +49,12 @@ def halved(size: int, unit: str) -> int:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if size < 2:
+    if size <= least:
         raise OutOfMemoryError(
             "Memory does not hold one row. Lower max_length, choose a smaller base_model or adapter rank, "
             "or a dtype of fewer bytes."
         )
-    warnings.warn(MemoryWarning(f"Memory ran out: going on with batches of {size // 2} {unit}."), stacklevel=2)
+    if warn:
+        sentence = f"Memory ran out: going on with batches of {size // 2} {unit}, smaller ones if it runs out again."
+        warnings.warn(MemoryWarning(sentence), stacklevel=2)
     return size // 2

@@ -87,7 +87,7 @@ def run_batches(
     rows: Sequence[Encoded], budget: int, work: Callable[[list[Encoded]], T]
 ) -> Iterator[tuple[list[int], T]]:
     """Run work over batches of like length; a batch that does not fit in memory is halved."""
-    waiting = list(length_batches(rows, budget))[::-1]
+    waiting, warned = list(length_batches(rows, budget))[::-1], False
     while waiting:
         positions = waiting.pop()
         try:
@@ -97,7 +97,7 @@ def run_batches(
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None
-        middle = halved(len(positions), "rows")
+        middle, warned = halved(len(positions), "rows", warn=not warned), True
         waiting += [positions[middle:], positions[:middle]]
 
 

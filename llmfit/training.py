@@ -74,6 +74,7 @@ class _Run:
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     best: dict[str, torch.Tensor] | None = None
+    warned: bool = False
 
     def __post_init__(self) -> None:
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -156,7 +157,7 @@ def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, 
         schedule=settings.schedule,
         warmup=settings.warmup,
     )
-    loss = _within_memory(run, lambda: _accumulate(run, batch, state))
+    loss = _within_memory(run, batch, lambda: _accumulate(run, batch, state))
     norm = _clip(run, batch, state)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
@@ -214,8 +215,8 @@ def _not_finite(what: str, batch: Sequence[Encoded], state: State) -> TrainingEr
     )
 
 
-def _within_memory(run: _Run, work: Callable[[], float]) -> float:
-    """Do some work; where memory runs out, halve the token budget and do it again from the start."""
+def _within_memory(run: _Run, rows: Sequence[Encoded], work: Callable[[], float]) -> float:
+    """Do some work on rows; where memory runs out, halve the token budget and do it again from the start."""
     while True:
         try:
             return work()
@@ -224,7 +225,9 @@ def _within_memory(run: _Run, work: Callable[[], float]) -> float:
                 raise
             run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
-        run.budget = halved(run.budget, "tokens")
+        longest = max(row.length for row in rows)
+        size = min(run.budget, len(rows) * longest)
+        run.budget, run.warned = halved(size, "tokens", least=longest, warn=not run.warned), True
 
 
 def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
@@ -232,7 +235,7 @@ def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks
     if validation:
         earlier = [r["validation_loss"] for r in state.history if "validation_loss" in r]
         run.model.eval()
-        loss = _within_memory(run, lambda: _validation_loss(run, validation))
+        loss = _within_memory(run, validation, lambda: _validation_loss(run, validation))
         run.model.train()
         state.history[-1]["validation_loss"] = loss
         if loss < min(earlier, default=math.inf):

@@ -354,7 +354,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(settings, frame, monkeypatc
         return run(lent, rows, *rest, **named)
 
     monkeypatch.setattr(inference, "_generate_batch", small)
-    with pytest.warns(MemoryWarning, match=re.escape("Memory ran out: going on with batches of 3 rows.")):
+    with pytest.warns(MemoryWarning, match=re.escape("Memory ran out: going on with batches of 3 rows")):
         assert answers(model) == expected
 
 

@@ -730,8 +730,7 @@ def test_a_step_that_memory_does_not_hold_is_cut_and_ends_the_same(adapter, erro
     with pytest.warns(MemoryWarning) as warned:
         clf = classifier(settings, batch_tokens=1200, **setting).fit(ragged)
     assert [str(w.message) for w in warned] == [
-        "Memory ran out: going on with batches of 600 tokens.",
-        "Memory ran out: going on with batches of 300 tokens.",
+        "Memory ran out: going on with batches of 600 tokens, smaller ones if it runs out again."
     ]
     assert same(clf, cut)  # bit for bit as if it had been cut from the start, dropout included
 
@@ -754,13 +753,12 @@ def test_a_validation_that_memory_does_not_hold_is_cut(settings, ragged, monkeyp
 
 def test_a_row_that_memory_does_not_hold_is_one_sentence(settings, frame, little_memory):
     little_memory(0)
-    with pytest.warns(MemoryWarning) as warned, pytest.raises(OutOfMemoryError) as error:
+    with pytest.raises(OutOfMemoryError) as error:
         classifier(settings, batch_tokens=16).fit(frame)
     assert str(error.value) == (
         "Memory does not hold one row. Lower max_length, choose a smaller base_model or adapter rank, "
         "or a dtype of fewer bytes."
     )
-    assert [str(w.message).split()[-2] for w in warned] == ["8", "4", "2", "1"]
 
 
 def test_another_error_is_none_of_memory(settings, frame, little_memory):
