@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/llmfit demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not real and not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not real and not gpu and not slow"
 
 test-real: $(VENV)/.dev $(VENV)/.demo
 	$(BIN)/python -m pytest -m real

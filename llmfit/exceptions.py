@@ -112,7 +112,7 @@ def check_choice(name: str, owner: str, value: object, choices: Collection[Any])
     """Raise unless the value is one of the choices."""
     if not any(value is choice or (isinstance(value, type(choice)) and value == choice) for choice in choices):
         error = parameter_error(name, owner, f"one of {quoted(choices, most=99)}", value)
-        raise ParameterError(f"{error}{suggest(value, choices) if isinstance(value, str) else ''}")
+        raise ParameterError(f"{error}{suggest(value, choices) if value is not None else ''}")
 
 
 def check_int(name: str, owner: str, value: object, *, least: int) -> int:
