@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from fake_model import NAME, put_in_place
 from sklearn.exceptions import NotFittedError
 
@@ -22,15 +21,6 @@ N = 6
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(monkeypatch)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """More threads only wait for each other on a model this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(**columns: Any) -> pd.DataFrame:

@@ -33,15 +33,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(monkeypatch)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """More threads only wait for each other on a model this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def points() -> pd.DataFrame:
     return pd.DataFrame({"a": np.arange(float(N)), "b": np.arange(N) % 3}, index=[f"i{i}" for i in range(N)])
 

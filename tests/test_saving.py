@@ -26,15 +26,6 @@ from llmfit.exceptions import DataError, ModelLoadError, ParameterError
 pytestmark = pytest.mark.filterwarnings("ignore:.*answers reached max_new_tokens:llmfit.exceptions.TruncationWarning")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """More threads only wait for each other on a model this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def answers(model: Any, frame: pd.DataFrame) -> Any:
     """What a model answers to rows: probabilities where it has them."""
     return (model.predict_proba if hasattr(model, "predict_proba") else model.predict)(frame).tolist()

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-import torch
 import transformers
 from fake_model import NAME, put_in_place
 from scipy.stats import uniform
@@ -49,15 +48,6 @@ from llmfit import LLMClassifier, LLMEstimator, LLMGenerator, LoRA
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     put_in_place(monkeypatch)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads only wait for each other on a model this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # 1. The whole suite, on a model that is quick and exact -----------------------------------------------------------
