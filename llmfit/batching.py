@@ -14,11 +14,28 @@ from numpy.typing import NDArray
 
 from llmfit.encoding import Encoded
 
-__all__ = ["epoch_order", "length_batches", "pad", "split_step"]
+__all__ = ["auto_batch_size", "epoch_order", "length_batches", "pad", "split_step"]
 
 LIKE = 0.8  # rows down to this share of a batch's longest go with it
 WORTH_A_PASS = 1024  # tokens from which one more forward pass costs less than padding
 FORWARD_OVERHEAD = 128  # tokens' worth of time that one more forward and backward pass costs
+AUTO_STEPS = 100  # optimiser steps that a fit should have, where its rows are enough for them
+AUTO_ROWS = (2, 16)  # least and most rows of a step
+
+
+def auto_batch_size(n_rows: int, epochs: int) -> int:
+    """Rows per optimiser step where the user leaves it open.
+
+    A model needs some tens of steps to learn the form of an answer before it learns which answer: what few rows there
+    are go into many small steps.
+
+    Examples
+    --------
+    >>> [auto_batch_size(n_rows, epochs=2) for n_rows in (40, 400, 10_000)]
+    [2, 8, 16]
+    """
+    least, most = AUTO_ROWS
+    return max(least, min(most, n_rows * epochs // AUTO_STEPS))
 
 
 @lru_cache(maxsize=1)

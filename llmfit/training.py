@@ -34,8 +34,9 @@ class Settings:
 
     Parameters
     ----------
-    epochs, batch_size : int
-        `batch_size` is rows per optimiser step.
+    epochs : int
+    batch_size : int
+        Rows per optimiser step.
     batch_tokens : int or "auto"
         Padded tokens of one forward pass.
     learning_rate, weight_decay, warmup : float
@@ -49,7 +50,7 @@ class Settings:
     """
 
     epochs: int
-    batch_size: int
+    batch_size: Any  # an int once training begins
     learning_rate: float
     batch_tokens: Any = "auto"
     weight_decay: float = 0.0

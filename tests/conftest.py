@@ -91,6 +91,7 @@ def settings(tiny: str) -> dict[str, object]:
         "base_model": tiny,
         "epochs": 1,
         "learning_rate": 1e-2,
+        "batch_size": 8,
         "random_state": 0,
         "device": "cpu",
         "dtype": "float32",

@@ -41,7 +41,7 @@ def refused(error: type[Exception], work: Any, *args: Any, **kwargs: Any) -> str
 
 NUMBERS: dict[str, tuple[list[Any], str]] = {
     "epochs": ([0, -1, 1.5, True, None, "3"], "an int >= 1"),
-    "batch_size": ([0, 2.0, None, np.arange(2)], "an int >= 1"),
+    "batch_size": ([0, 2.0, None, "all", np.arange(2)], "an int >= 1"),
     "verbose": ([-1, 1.0, None], "an int >= 0"),
     "batch_tokens": ([0, -5, 1.5, None, "all"], "an int >= 1"),
     "max_length": ([1, 0, -1, 64.0, "long"], "an int >= 2"),

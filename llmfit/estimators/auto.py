@@ -80,7 +80,7 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
         head: str = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
-        batch_size: int = 8,
+        batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
         max_length: int | None = None,
         truncation: str = "error",

@@ -183,7 +183,7 @@ class BaseLLM(NestedParams, BaseEstimator):
         )
         self._adapter, self._tensors = fitted.adapter, fitted.tensors
         self.trainable_parameters_, self.best_epoch_ = fitted.trainable, fitted.best_epoch
-        self.learning_rate_ = checked.settings.learning_rate
+        self.learning_rate_, self.batch_size_ = fitted.settings.learning_rate, fitted.settings.batch_size
         earlier = self.history_ if before is not None else None
         self.history_ = join_history(earlier, fitted.history)
         return self

@@ -69,14 +69,14 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
 
 
 def _check_numbers(estimator: Any, owner: str) -> None:
-    for name in ("epochs", "batch_size"):
-        check_int(name, owner, getattr(estimator, name), least=1)
+    check_int("epochs", owner, estimator.epochs, least=1)
     if not isinstance(estimator.verbose, bool):
         check_int("verbose", owner, estimator.verbose, least=0)
     if not _is_auto(estimator.learning_rate):
         check_number("learning_rate", owner, estimator.learning_rate, least=0, open_ends=True)
-    if not _is_auto(estimator.batch_tokens):
-        check_int("batch_tokens", owner, estimator.batch_tokens, least=1)
+    for name in ("batch_size", "batch_tokens"):
+        if not _is_auto(getattr(estimator, name)):
+            check_int(name, owner, getattr(estimator, name), least=1)
     if estimator.max_length is not None:
         check_int("max_length", owner, estimator.max_length, least=2)
     if estimator.max_grad_norm is not None:
@@ -116,7 +116,7 @@ def _settings(estimator: Any, adapter: AdapterSpec | None, stopping: EarlyStoppi
         rate = adapter.learning_rate if adapter else 0.0
     return Settings(
         epochs=int(estimator.epochs),
-        batch_size=int(estimator.batch_size),
+        batch_size=estimator.batch_size,
         batch_tokens=estimator.batch_tokens,
         learning_rate=float(rate),
         weight_decay=float(estimator.weight_decay),

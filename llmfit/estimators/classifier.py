@@ -49,8 +49,9 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         Passes over the rows.
     learning_rate : float or "auto", default="auto"
         Peak learning rate; "auto" is 2e-4 for LoRA, 2e-5 for full fine-tuning.
-    batch_size : int, default=8
-        Rows per optimiser step.
+    batch_size : int or "auto", default="auto"
+        Rows per optimiser step; "auto" takes 2 to 16, few where the rows are few, so that a fit has about a hundred
+        steps or more.
     batch_tokens : int or "auto", default="auto"
         Padded tokens of one forward pass. A matter of memory and speed only: without dropout, results do
         not depend on it.
@@ -110,6 +111,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     best_epoch_ : int or None
     trainable_parameters_ : int
     learning_rate_ : float
+    batch_size_ : int
     max_length_ : int
 
     Examples
@@ -136,7 +138,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         head: str = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
-        batch_size: int = 8,
+        batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
         max_length: int | None = None,
         truncation: str = "error",

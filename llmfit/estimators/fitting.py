@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ import pandas as pd
 
 from llmfit.adapters import AdapterSpec, Tensors
 from llmfit.base_model import BaseModel
+from llmfit.batching import auto_batch_size
 from llmfit.callbacks import Progress
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
 from llmfit.exceptions import DataError, ParameterError
-from llmfit.training import train
+from llmfit.training import Settings, train
 
 __all__ = ["Fitted", "fit_adapter", "join_history", "split_rows"]
 
@@ -35,6 +36,8 @@ class Fitted:
     Attributes
     ----------
     adapter : AdapterSpec or None
+    settings : Settings
+        With the batch size and everything else as it was used.
     tensors : dict of str to Tensor
         The adapter's weights, on the CPU.
     trainable : int
@@ -45,6 +48,7 @@ class Fitted:
     """
 
     adapter: AdapterSpec | None
+    settings: Settings
     tensors: Tensors = field(default_factory=dict)
     trainable: int = 0
     history: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
@@ -100,8 +104,11 @@ def fit_adapter(
     DataError
         If there is no row to train on.
     """
+    if checked.settings.batch_size == "auto":
+        rows_a_step = auto_batch_size(len(rows), checked.settings.epochs)
+        checked = replace(checked, settings=replace(checked.settings, batch_size=rows_a_step))
     if checked.adapter is None:
-        return Fitted(None)
+        return Fitted(None, checked.settings)
     if base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
         raise ParameterError(
             "The 'dtype' parameter must be 'bfloat16' or 'float32' to train. Got 'float16', whose gradients underflow."
@@ -130,7 +137,7 @@ def fit_adapter(
     if checkpoint is not None:
         checkpoint.remove()
     history = pd.DataFrame(state.history, columns=COLUMNS)
-    return Fitted(checked.adapter, tensors, trainable, history, state.best_epoch)
+    return Fitted(checked.adapter, checked.settings, tensors, trainable, history, state.best_epoch)
 
 
 def _fit_key(

@@ -48,7 +48,7 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
     max_new_tokens_ : int
         Longest answer that is generated, in tokens.
     features_, target_, feature_names_in_, n_features_in_, best_epoch_, trainable_parameters_, learning_rate_, \
-max_length_
+batch_size_, max_length_
         As in :class:`LLMClassifier`.
 
     Examples
@@ -78,7 +78,7 @@ max_length_
         head: str = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
-        batch_size: int = 8,
+        batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
         max_length: int | None = None,
         truncation: str = "error",

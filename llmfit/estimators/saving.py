@@ -38,6 +38,7 @@ LEARNED = (
     "features_",
     "max_length_",
     "learning_rate_",
+    "batch_size_",
     "trainable_parameters_",
     "best_epoch_",
     "base_model_",
