@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
+from llmfit.memory import one_memory_error
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
 __all__ = ["Adapter", "BaseModel", "clear_cache", "load_base_model"]
@@ -46,6 +47,8 @@ class BaseModel:
     ----------
     model : transformers.PreTrainedModel
     tokenizer : transformers.PreTrainedTokenizerBase
+    kind : {"decoder", "encoder", "encoder-decoder"}
+        A decoder goes on with its prompt, an encoder-decoder reads it and answers beside it, an encoder has no words.
     source : Source
     device : torch.device
     dtype : torch.dtype
@@ -53,7 +56,7 @@ class BaseModel:
 
     def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
         self.source, self.device, self.dtype = source, device, dtype
-        self.tokenizer, self.model = _read(source, dtype)
+        self.tokenizer, self.model, self.kind = _read(source, dtype)
         self.model.requires_grad_(False).eval().to(device)
         self._lent = False
 
@@ -115,8 +118,10 @@ class BaseModel:
         ------
         LLMFitError
             If this thread has lent the model already.
+        OutOfMemoryError
+            If memory does not hold the adapter, or what training keeps of its weights.
         """
-        with _lock, torch.random.fork_rng(devices=_cuda_in_use()):
+        with _lock, torch.random.fork_rng(devices=_cuda_in_use()), one_memory_error():
             if self._lent:
                 raise LLMFitError(
                     f"The base model {self.source.name!r} is lent to a fit or a prediction that has not ended: "
@@ -170,20 +175,38 @@ def _shallow(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value.copy() for key, value in state.items() if isinstance(value, dict)}
 
 
-def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
+def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any, str]:
     import transformers
 
     safe = {"trust_remote_code": False, "local_files_only": True}
     try:
         with quiet_loading(), torch.random.fork_rng(devices=[]):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
-            model = transformers.AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **safe)
+            kind, loader = _kind(transformers.AutoConfig.from_pretrained(source.folder, **safe))
+            model = loader.from_pretrained(source.folder, dtype=dtype, **safe)
     except Exception as error:  # loaders raise errors of many libraries
         why = reason(error)
         if "trust_remote_code" in str(error):
             why = "it needs code that comes with the model, and llmfit never runs such code"
         raise ModelLoadError(f"The base model {source.name!r} cannot be loaded: {why}.") from error
-    return tokenizer, model
+    return tokenizer, model, kind
+
+
+def _kind(config: Any) -> tuple[str, Any]:
+    """Tell what kind of model a configuration describes, and the class that loads it.
+
+    Families such as BERT can be built as decoders too: what the weights were saved from decides.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    if config.is_encoder_decoder:
+        return "encoder-decoder", transformers.AutoModelForSeq2SeqLM
+    causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    saved_as_decoder = bool({*(config.architectures or ())} & {*causal.values()})
+    if saved_as_decoder or (config.model_type in causal and config.model_type not in masked):
+        return "decoder", transformers.AutoModelForCausalLM
+    return "encoder", transformers.AutoModel
 
 
 _cache: OrderedDict[tuple[str, str, torch.dtype, torch.device], BaseModel] = OrderedDict()
@@ -216,7 +239,8 @@ def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto
         if key not in _cache:
             while len(_cache) >= MOST_CACHED:
                 _cache.popitem(last=False)
-            _cache[key] = BaseModel(source, where, key[2])
+            with one_memory_error():
+                _cache[key] = BaseModel(source, where, key[2])
         _cache.move_to_end(key)
         return _cache[key]
 
@@ -252,6 +276,8 @@ def _resolve_device(device: Any) -> torch.device:
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ParameterError(f"The 'device' parameter {str(device)!r} cannot be used here: {reason(error)}.") from error
+    if where.type == "meta":
+        raise ParameterError("The 'device' parameter 'meta' cannot be used here: it holds shapes and no weights.")
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
     return where

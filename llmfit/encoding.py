@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from llmfit.exceptions import ModelLoadError, TemplateError
 from llmfit.templates import PLAIN, Segment, segments_text
 
-__all__ = ["Encoded", "Encoder", "Limit", "cut_text"]
+__all__ = ["Encoded", "Encoder", "Ids", "Limit", "cut_text"]
+
+Ids = tuple[int, ...]
 
 
 class Encoded(NamedTuple):
@@ -83,29 +85,35 @@ class Encoder:
         Prompts come out of a chat template, which writes its own special tokens.
     closing : str
         What the chat template puts behind an answer; its first special token ends a completion.
+    whole : bool
+        A prompt is a text of its own, as encoders read it, closed with the tokenizer's own special tokens; else the
+        answer goes on behind it.
     """
 
-    def __init__(self, tokenizer: Any, *, chat: bool = False, closing: str = "") -> None:
+    def __init__(self, tokenizer: Any, *, chat: bool = False, closing: str = "", whole: bool = False) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.get_added_vocab()
         marks = sorted((text for text in added if len(text) > 1 and text.strip()), key=len, reverse=True)
         self._marks = re.compile(f"(?=({'|'.join(map(re.escape, marks))}))") if marks else None
-        self._opening = () if chat else self._special_opening()
+        opening, ending = self._special_ends()
+        self._opening: Ids = () if chat else opening
+        self._ending: Ids = ending if whole else ()
         self.end_ids = self._end_ids(closing, set(added.values()))
-        if not self.end_ids:
-            raise ModelLoadError("The base model's tokenizer has no end-of-text token, so that no answer could end.")
 
     @property
     def end_id(self) -> int:
         """The token that closes a completion."""
+        if not self.end_ids:
+            raise ModelLoadError("The base model's tokenizer has no end-of-text token, so that no answer could end.")
         return self.end_ids[0]
 
-    def _special_opening(self) -> tuple[int, ...]:
-        """Find the ids that the tokenizer itself puts before a text (BOS, or nothing)."""
+    def _special_ends(self) -> tuple[Ids, Ids]:
+        """Find the ids that the tokenizer itself puts before and behind a text (BOS, EOS, CLS, SEP or nothing)."""
         bare = self._ids(["a"])[0]
         whole = list(self.tokenizer("a")["input_ids"])
         starts = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-        return tuple(whole[: next(starts, 0)])
+        start = next(starts, 0)
+        return tuple(whole[:start]), tuple(whole[start + len(bare) :])
 
     def _end_ids(self, closing: str, special: set[int]) -> tuple[int, ...]:
         """Ids that end an answer, the one to learn first."""
@@ -132,7 +140,8 @@ class Encoder:
         -------
         list of tuple of int, length n
         """
-        return [self._opened(ids) or self.end_ids[:1] for ids in self._joined([self._pieces(row) for row in rows])]
+        ids = self._joined([self._pieces(row) for row in rows])
+        return [self._opened(own) + self._ending or (self.end_id,) for own in ids]
 
     def _opened(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Put the opening before a text that does not begin with it."""

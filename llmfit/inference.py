@@ -6,6 +6,7 @@ estimator. Every prompt has one answer back; an answer ends at an end-of-text to
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -128,7 +129,8 @@ def generate(
     int
         Answers that reached `max_new_tokens`, or the end of the context, without an end of their own.
     """
-    rows = [Encoded(prompt) for prompt in (prompts if settings.do_sample else dict.fromkeys(prompts))]
+    times = Counter(() if settings.do_sample else prompts)  # answers that are drawn differ where prompts are equal
+    rows = [Encoded(prompt) for prompt in (prompts if settings.do_sample else times)]
     answers: list[Ids] = [()] * len(rows)
     budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
     rooms = [min(max_new_tokens, context_length - row.length) for row in rows]
@@ -142,7 +144,7 @@ def generate(
         for positions, ids in run_batches([rows[i] for i in alike], budget, answer_batch):
             for position, answer in zip(positions, ids, strict=True):
                 answers[alike[position]] = answer
-            progress(len(positions))
+                progress(times[rows[alike[position]].prompt] or 1)
     if not settings.do_sample:
         known = {row.prompt: answer for row, answer in zip(rows, answers, strict=True)}
         answers = [known[prompt] for prompt in prompts]

@@ -1,21 +1,24 @@
 """Token budgets of a forward pass, and what happens when memory runs out.
 
-Takes sizes and errors; gives smaller sizes. Knows no model and no data.
+Takes sizes and errors; gives smaller sizes and one kind of error. Knows no model and no data.
 """
 
 from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from llmfit.exceptions import MemoryWarning, OutOfMemoryError
 
-__all__ = ["auto_budget", "halved", "is_out_of_memory"]
+__all__ = ["auto_budget", "halved", "is_out_of_memory", "one_memory_error"]
 
 WORDS = ("can't allocate memory", "out of memory")  # of allocators that raise a plain RuntimeError
+ADVICE = "Choose a smaller base_model or adapter rank, or a dtype of fewer bytes."
 AUTO_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}
 
 
@@ -27,6 +30,17 @@ def auto_budget(batch_tokens: Any, device: torch.device) -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell an allocation that failed, on any device, from other errors."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WORDS)
+
+
+@contextmanager
+def one_memory_error() -> Iterator[None]:
+    """Turn an allocation that failed, wherever no smaller batch could help, into llmfit's own error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
+            raise
+        raise OutOfMemoryError(f"Memory does not hold the weights and what training keeps of them. {ADVICE}") from error
 
 
 def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
@@ -50,10 +64,7 @@ def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if size <= least:
-        raise OutOfMemoryError(
-            "Memory does not hold one row. Lower max_length, choose a smaller base_model or adapter rank, "
-            "or a dtype of fewer bytes."
-        )
+        raise OutOfMemoryError(f"Memory does not hold one row. Lower max_length. {ADVICE}")
     if warn:
         sentence = f"Memory ran out: going on with batches of {size // 2} {unit}, smaller ones if it runs out again."
         warnings.warn(MemoryWarning(sentence), stacklevel=2)

@@ -7,6 +7,7 @@ attention slides over less than a row, or which carries a state, reads each prom
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -72,14 +73,15 @@ def score_labels(
     ndarray of shape (n, k)
         log P(label | prompt), in nats, not normalised over the labels.
     """
-    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    times = Counter(prompts)
+    distinct = {prompt: i for i, prompt in enumerate(times)}
     rows = [Encoded(prompt) for prompt in distinct]
     scores = np.empty((len(rows), len(labels)))
     budget = auto_budget(batch_tokens, device)
     for chosen in run_batches(rows, budget, lambda part: _score_batch(model, part, labels, device, pad_id, budget)):
         positions, values = chosen
         scores[positions] = values
-        progress(len(positions))
+        progress(sum(times[rows[i].prompt] for i in positions))
     return scores[[distinct[prompt] for prompt in prompts]].reshape(len(prompts), len(labels))
 
 

@@ -12,7 +12,8 @@ from fake_model import NAME, put_in_place
 from sklearn.exceptions import NotFittedError
 
 from llmfit import LLMClassifier, LLMEstimator, LLMGenerator
-from llmfit.exceptions import DataError, ModelLoadError, ParameterError, TemplateError, TrainingError
+from llmfit.exceptions import DataError, DataWarning, ModelLoadError, ParameterError, TemplateError, TrainingError
+from llmfit.templates import FewShot, TemplateConfig
 
 FAKE: dict[str, Any] = {"base_model": NAME, "adapter": "full", "verbose": 0}
 N = 6
@@ -643,6 +644,18 @@ REAL: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = {
         TemplateError,
         "Row 0 (index 'i0'): the answer has 32 tokens, max_length is 20. An answer is never cut: raise max_length.",
     ),
+    "FewShot that cannot be": (
+        {"template": {"few_shot": FewShot(k=0)}},
+        {},
+        ParameterError,
+        "The 'k' parameter of few_shot must be an int >= 1. Got 0 instead.",
+    ),
+    "TemplateConfig that cannot be": (
+        {"template": TemplateConfig(chat="sometimes")},
+        {},
+        ParameterError,
+        "The 'chat' parameter of template must be 'auto', True or False. Got 'sometimes' instead.",
+    ),
     "no such base model": (
         {"base_model": "/nothing/here"},
         {},
@@ -681,6 +694,24 @@ def test_what_a_base_model_cannot_do_has_its_sentence(
     assert {name: value for name, value in vars(clf).items() if name not in clf.get_params()} == fitted
     clf.set_params(**real)
     assert np.array_equal(clf.predict_proba(rows()), wanted)
+
+
+def test_an_unseen_label_in_eval_set_is_named(real: dict[str, Any]) -> None:
+    held = rows(label=["u", "v", "w"] * 2)
+    for cls in (LLMClassifier, LLMEstimator):
+        assert refused(DataError, cls(**real).fit, rows(), eval_set=held) == (
+            "Row 2 (index 'i2') of eval_set has the label 'w', which no fitted row has. The classes are 'u', 'v'."
+        )
+
+
+def test_too_few_rows_for_the_worked_examples_are_said(real: dict[str, Any]) -> None:
+    few = LLMClassifier(**real | {"adapter": None, "template": {"template": "{text} is:", "few_shot": 9}})
+    with pytest.warns(DataWarning) as warned:
+        few.fit(rows())
+    assert [str(w.message) for w in warned] == [
+        "few_shot asks for 9 worked examples, but the rows have 6 distinct prompts: 5 examples stand before each row, "
+        "which is never its own example."
+    ]
 
 
 def test_base_model_that_is_nowhere_says_where_it_was_looked_for(real: dict[str, Any]) -> None:

@@ -328,6 +328,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"device": "cuda:99"},
         r"The 'device' parameter 'cuda:99' cannot be used here: .*\.",
     ),
+    "a device without weights": (
+        {"device": "meta"},
+        "The 'device' parameter 'meta' cannot be used here: it holds shapes and no weights.",
+    ),
     "no name of a device": (
         {"device": 3.5},
         "The 'device' parameter of the estimator must be 'auto' or a device of torch, like 'cpu' or 'cuda:0'. "

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from llmfit.batching import FORWARD_OVERHEAD, epoch_order, length_batches, pad, split_step
+from llmfit.batching import FORWARD_OVERHEAD, auto_batch_size, epoch_order, length_batches, pad, split_step
 from llmfit.encoding import Encoded
 
 quick = examples(max_examples=150, deadline=None, derandomize=True)
@@ -185,3 +185,16 @@ def test_seed_and_epoch_each_make_another_order() -> None:
 def test_a_kept_order_cannot_be_written_to() -> None:
     with pytest.raises(ValueError, match="read-only"):
         epoch_order(5, 0, 0)[0] = 3
+
+
+# --- auto_batch_size ------------------------------------------------------------------------------------
+
+
+@quick
+@given(st.integers(1, 10**6), st.integers(1, 50))
+def test_few_rows_go_into_small_steps(n_rows: int, epochs: int) -> None:
+    size = auto_batch_size(n_rows, epochs)
+    assert 2 <= size <= 16
+    assert size == 16 or size <= auto_batch_size(n_rows + 1, epochs)
+    assert size == 2 or n_rows * epochs / size >= 100
+    assert size == 16 or n_rows * epochs / (size + 1) < 100

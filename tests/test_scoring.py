@@ -183,13 +183,13 @@ def test_no_answer_is_scored_twice(tiny):
     np.testing.assert_allclose(np.logaddexp.reduce(scores, axis=1), 0.0, atol=1e-5)
 
 
-def test_progress_tells_of_every_distinct_prompt_and_empty_input_is_empty(tiny):
+def test_progress_tells_of_every_row_also_of_equal_ones_and_empty_input_is_empty(tiny):
     told: list[int] = []
     prompts = [(1, 70), (1, 71, 72), (1, 70)]
     scores = score_labels(
         plain_model(tiny), prompts, [(5,), (6, 7)], device=CPU, pad_id=0, batch_tokens=2, progress=told.append
     )
-    assert told == [1, 1]
+    assert told == [1, 2]  # two rows of the same prompt are done at once
     assert scores.shape == (3, 2)
     assert scores.dtype == np.float64
     np.testing.assert_array_equal(scores[0], scores[2])
@@ -230,8 +230,8 @@ def test_a_row_that_memory_does_not_hold_is_one_sentence(settings, frame, monkey
     with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError) as error:
         clf.predict(frame)
     assert str(error.value) == (
-        "Memory does not hold one row. Lower max_length, choose a smaller base_model or adapter rank, "
-        "or a dtype of fewer bytes."
+        "Memory does not hold one row. Lower max_length. Choose a smaller base_model or adapter rank, or a dtype of "
+        "fewer bytes."
     )
 
 

@@ -756,8 +756,21 @@ def test_a_row_that_memory_does_not_hold_is_one_sentence(settings, frame, little
     with pytest.raises(OutOfMemoryError) as error:
         classifier(settings, batch_tokens=16).fit(frame)
     assert str(error.value) == (
-        "Memory does not hold one row. Lower max_length, choose a smaller base_model or adapter rank, "
-        "or a dtype of fewer bytes."
+        "Memory does not hold one row. Lower max_length. Choose a smaller base_model or adapter rank, or a dtype of "
+        "fewer bytes."
+    )
+
+
+def test_memory_that_does_not_hold_the_optimizer_is_one_sentence(settings, frame, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(OutOfMemoryError) as error:
+        classifier(settings).fit(frame)
+    assert str(error.value) == (
+        "Memory does not hold the weights and what training keeps of them. Choose a smaller base_model or adapter "
+        "rank, or a dtype of fewer bytes."
     )
 
 

@@ -100,6 +100,9 @@ class BaseLLM(NestedParams, BaseEstimator):
         """Write every target as the text to be answered."""
         return [str(value) for value in y]
 
+    def _check_truth(self, y: pd.Series) -> None:
+        """Refuse true answers, of rows to validate on, that the fitted rows do not know."""
+
     def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
         """Combine the user's weights with those of this estimator."""
         return sample_weight
@@ -171,7 +174,9 @@ class BaseLLM(NestedParams, BaseEstimator):
         rows = self._encode_known(base, table, target, self._all_weights(target, sample_weight, kept))
         validation = [rows[i] for i in held]
         if eval_set is not None:
-            validation = self._encode_known(base, *read_eval_set(self, eval_set))
+            held_table, truth = read_eval_set(self, eval_set)
+            self._check_truth(truth)
+            validation = self._encode_known(base, held_table, truth)
         fitted = fit_adapter(
             checked,
             base,

@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
 from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted
-from llmfit.features import label_text
+from llmfit.features import label_text, row_name
 
 __all__ = ["LLMClassifier"]
 
@@ -206,6 +206,15 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
     def _answer_texts(self, y: pd.Series) -> list[str]:
         return [label_text(value) for value in _label_values(y)]
+
+    def _check_truth(self, y: pd.Series) -> None:
+        known = set(self.classes_.tolist())
+        for row, label in enumerate(_label_values(y).tolist()):
+            if label not in known:
+                raise DataError(
+                    f"{row_name(row, y.index)} of eval_set has the label {label!r}, which no fitted row has. "
+                    f"The classes are {quoted(self.classes_.tolist())}."
+                )
 
     def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
         if self.class_weight is None:

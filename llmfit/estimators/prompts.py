@@ -61,7 +61,8 @@ class Prompts:
 
     def encoder(self, base: BaseModel) -> Encoder:
         """Make the encoder that these prompts need."""
-        return Encoder(base.tokenizer, chat=self.template.frame.chat, closing=self.template.frame.closing)
+        frame = self.template.frame
+        return Encoder(base.tokenizer, chat=frame.chat, closing=frame.closing, whole=base.kind != "decoder")
 
     def encode(
         self,
@@ -155,5 +156,12 @@ def with_examples(
         return prompts
     contents = prompts.template.contents(frame, prompts.features)
     examples = draw_examples(contents, answers, config.few_shot, balanced=balanced)
-    template = _framed(base, config, prompts.template, max(len(examples) - 1, 0))
+    shown = max(len(examples) - 1, 0)
+    if shown < config.few_shot.k:
+        sentence = (
+            f"few_shot asks for {config.few_shot.k} worked examples, but the rows have {len(examples)} distinct "
+            f"prompts: {shown} examples stand before each row, which is never its own example."
+        )
+        warnings.warn(DataWarning(sentence), stacklevel=5)
+    template = _framed(base, config, prompts.template, shown)
     return replace(prompts, template=replace(template, examples=examples))

@@ -60,7 +60,7 @@ def resolve_template(value: Any) -> TemplateConfig:
         If a key is unknown or a value is of the wrong type.
     """
     if isinstance(value, TemplateConfig):
-        return value
+        value = vars(value)
     if value is None or isinstance(value, str):
         return TemplateConfig(template=value)
     if not isinstance(value, Mapping):
@@ -76,8 +76,9 @@ def resolve_template(value: Any) -> TemplateConfig:
 
 
 def _resolve_few_shot(value: Any) -> FewShot | None:
-    if value is None or isinstance(value, FewShot):
-        return value
+    if value is None:
+        return None
+    value = vars(value) if isinstance(value, FewShot) else value
     value = {"k": value} if isinstance(value, numbers.Integral) else value
     if not isinstance(value, Mapping):
         raise parameter_error("few_shot", "template", "None, an int or a dict of k and seed", value)
