@@ -170,7 +170,9 @@ def test_chooser_comes_back_as_a_chooser(
 
 
 def test_history_keeps_every_bit(frame: pd.DataFrame, settings: dict[str, Any], tmp_path: Path) -> None:
-    model = LLMClassifier(target="label", validation_fraction=0.5, batch_size=2, **settings | {"epochs": 2}).fit(frame)
+    model = LLMClassifier(target="label", validation_fraction=0.5, **settings | {"epochs": 2, "batch_size": 2}).fit(
+        frame
+    )
     model.history_.loc[0, "loss"] = 1 / 3e12  # has more digits than a rounded file would hold
     loaded = saved(model, tmp_path)
     assert "NaN" not in (tmp_path / "history.json").read_text(encoding="utf-8")  # which is no JSON

@@ -441,7 +441,7 @@ def test_pickled_generator_answers_the_same(frame: pd.DataFrame, settings: dict[
 
 @pytest.mark.parametrize("cls", [LLMClassifier, LLMEstimator])
 def test_pictures_show_parameters_and_no_weights(cls: Any, frame: pd.DataFrame, settings: dict[str, Any]) -> None:
-    model = cls(target="label", features="text", adapter={"r": 3}, **settings)
+    model = cls(target="label", features="text", adapter={"r": 3}, **settings | {"batch_size": "auto"})
     shown = " ".join(repr(model).split())
     assert shown.startswith(f"{cls.__name__}(adapter={{'r': 3}}, base_model='{model.base_model}', ")
     assert "batch_size" not in shown
