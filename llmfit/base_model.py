@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from llmfit.batching import PAD_STEP
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.memory import one_memory_error
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
@@ -62,9 +63,9 @@ class BaseModel:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model can attend to."""
-        stated = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(min(stated or UNSTATED_CONTEXT, self.tokenizer.model_max_length))
+        """Tokens that the model can attend to; of its own positions whole steps of padding."""
+        stated = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or UNSTATED_CONTEXT
+        return int(min(stated // PAD_STEP * PAD_STEP or stated, self.tokenizer.model_max_length))
 
     @property
     def pad_id(self) -> int:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from llmfit.encoding import Encoded
 
-__all__ = ["auto_batch_size", "epoch_order", "length_batches", "pad", "split_step"]
+__all__ = ["PAD_STEP", "auto_batch_size", "epoch_order", "length_batches", "pad", "split_step"]
 
 LIKE = 0.8  # rows down to this share of a batch's longest go with it
 WORTH_A_PASS = 1024  # tokens from which one more forward pass costs less than padding
 FORWARD_OVERHEAD = 128  # tokens' worth of time that one more forward and backward pass costs
+PAD_STEP = 16  # widths are multiples of it: libraries keep a kernel for every shape that they have met
 AUTO_STEPS = 100  # optimiser steps that a fit should have, where its rows are enough for them
 AUTO_ROWS = (2, 16)  # least and most rows of a step
 
@@ -102,21 +103,21 @@ def length_batches(rows: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
 
 
 def pad(
-    rows: Sequence[Sequence[int]], value: int, *, left: bool = False
+    rows: Sequence[Sequence[int]], value: int, *, left: bool = False, step: int = PAD_STEP
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pad rows of ids to the longest.
+    """Pad rows of ids to the longest, rounded up to a multiple of `step`.
 
     Returns
     -------
-    ids : ndarray of shape (n_rows, longest)
-    mask : ndarray of shape (n_rows, longest)
+    ids : ndarray of shape (n_rows, width)
+    mask : ndarray of shape (n_rows, width)
         1 where there is a token.
     """
-    longest = max(map(len, rows), default=0)
-    ids = np.full((len(rows), longest), value, dtype=np.int64)  # (B, T)
-    mask = np.zeros((len(rows), longest), dtype=np.int64)  # (B, T)
+    width = -(-max(map(len, rows), default=0) // step) * step
+    ids = np.full((len(rows), width), value, dtype=np.int64)  # (B, T)
+    mask = np.zeros((len(rows), width), dtype=np.int64)  # (B, T)
     for i, row in enumerate(rows):
-        where = slice(longest - len(row), None) if left else slice(len(row))
+        where = slice(width - len(row), None) if left else slice(len(row))
         ids[i, where] = row
         mask[i, where] = 1
     return ids, mask

@@ -176,7 +176,7 @@ def _add_tails(
     heads = sorted({label[:-1] for label in labels if len(label) > 1})
     forks = max(1, budget // (width + max(map(len, heads))))  # copies of one row's cache that a pass may hold
     for some in (heads[i : i + forks] for i in range(0, len(heads), forks)):
-        tails = torch.from_numpy(pad(some, 0)[0]).to(lengths.device)
+        tails = torch.from_numpy(pad(some, 0, step=1)[0]).to(lengths.device)
         for rows in torch.split(torch.arange(len(lengths), device=lengths.device), max(1, forks // len(some))):
             logits = _continue(model, cache, rows, lengths[rows], width, tails)
             scores[rows] += _sum_tails(_log_softmax(logits), some, labels)

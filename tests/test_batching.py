@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -143,20 +144,22 @@ def test_a_full_budget_is_used_to_the_last_token() -> None:
 
 def test_padding_stands_at_the_right_unless_asked_for_at_the_left() -> None:
     rows = [(5, 6, 7), (8,), ()]
-    ids, mask = pad(rows, 9)
+    ids, mask = pad(rows, 9, step=1)
     assert ids.tolist() == [[5, 6, 7], [8, 9, 9], [9, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
-    ids, mask = pad(rows, 9, left=True)
+    ids, mask = pad(rows, 9, left=True, step=1)
     assert ids.tolist() == [[5, 6, 7], [9, 9, 8], [9, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 0, 0]]
     assert (ids.dtype, mask.dtype) == (np.int64, np.int64)
 
 
 @quick
-@given(st.lists(st.lists(st.integers(0, 9), max_size=7), max_size=7), st.integers(0, 9), st.booleans())
-def test_padded_rows_come_back_where_the_mask_is_one(rows: list[list[int]], value: int, left: bool) -> None:
-    ids, mask = pad(rows, value, left=left)
-    assert ids.shape == mask.shape == (len(rows), max(map(len, rows), default=0))
+@given(
+    st.lists(st.lists(st.integers(0, 9), max_size=7), max_size=7), st.integers(0, 9), st.booleans(), st.integers(1, 9)
+)
+def test_padded_rows_come_back_where_the_mask_is_one(rows: list[list[int]], value: int, left: bool, step: int) -> None:
+    ids, mask = pad(rows, value, left=left, step=step)
+    assert ids.shape == mask.shape == (len(rows), math.ceil(max(map(len, rows), default=0) / step) * step)
     assert [row[kept == 1].tolist() for row, kept in zip(ids, mask, strict=True)] == rows
     assert (ids[mask == 0] == value).all()
     steps = np.diff(mask, axis=1)

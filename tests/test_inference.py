@@ -174,8 +174,10 @@ def test_answers_may_be_twice_as_long_as_the_longest_seen(generation, longest, e
 def test_a_prompt_near_the_end_of_the_context_does_not_shorten_the_answers_of_others(settings, frame, tiny, tmp_path):
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
-    rows = pd.DataFrame({"text": ["a", "b" * 20]})  # prompts of 7 and 26 tokens
+    (folder / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": 55})
+    )  # 48 in whole steps of padding
+    rows = pd.DataFrame({"text": ["a", "b" * 28]})  # prompts of 7 and 34 tokens
     model = untrained(settings, frame, base_model=folder, generation={"max_new_tokens": 14})
     assert answers(model, rows) == answers(untrained(settings, frame, generation={"max_new_tokens": 14}), rows)
 

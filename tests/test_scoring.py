@@ -22,6 +22,7 @@ from torch_side import (
 )
 
 from llmfit import scoring
+from llmfit.batching import PAD_STEP
 from llmfit.exceptions import MemoryWarning, OutOfMemoryError
 from llmfit.scoring import label_sequences, score_labels
 
@@ -155,7 +156,7 @@ def test_labels_that_begin_alike_share_their_forward_passes(settings, tiny):
 
     labels = [(40, 50, 60 + i) for i in range(20)]
     score_labels(counting, [(1, 70, 80)], labels, device=CPU, pad_id=0)
-    assert tokens == [3, 2]  # the prompt, then the two tokens that all twenty begin with
+    assert tokens == [PAD_STEP, 2]  # the padded prompt, then the two tokens that all twenty begin with
 
 
 @pytest.mark.parametrize(
