@@ -18,7 +18,7 @@ from torch import nn
 
 from llmfit.batching import PAD_STEP
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
-from llmfit.memory import one_memory_error
+from llmfit.memory import is_out_of_memory, one_memory_error
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
 __all__ = ["Adapter", "BaseModel", "clear_cache", "load_base_model"]
@@ -120,9 +120,9 @@ class BaseModel:
         LLMFitError
             If this thread has lent the model already.
         OutOfMemoryError
-            If memory does not hold the adapter, or what training keeps of its weights.
+            If memory does not hold the adapter.
         """
-        with _lock, torch.random.fork_rng(devices=_cuda_in_use()), one_memory_error():
+        with _lock, torch.random.fork_rng(devices=_cuda_in_use()):
             if self._lent:
                 raise LLMFitError(
                     f"The base model {self.source.name!r} is lent to a fit or a prediction that has not ended: "
@@ -134,7 +134,8 @@ class BaseModel:
             try:
                 if self.device.type == "cpu" and longest is not None and longest <= SHORT:
                     self.model.set_attn_implementation("eager")
-                model = adapter.install(self, tensors, training=training) if adapter else self.model
+                with one_memory_error("the adapter's weights"):
+                    model = adapter.install(self, tensors, training=training) if adapter else self.model
                 yield model.train(training)
             finally:
                 kept.restore()
@@ -186,6 +187,8 @@ def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any, str]:
             kind, loader = _kind(transformers.AutoConfig.from_pretrained(source.folder, **safe))
             model = loader.from_pretrained(source.folder, dtype=dtype, **safe)
     except Exception as error:  # loaders raise errors of many libraries
+        if is_out_of_memory(error):
+            raise
         why = reason(error)
         if "trust_remote_code" in str(error):
             why = "it needs code that comes with the model, and llmfit never runs such code"
@@ -240,7 +243,7 @@ def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto
         if key not in _cache:
             while len(_cache) >= MOST_CACHED:
                 _cache.popitem(last=False)
-            with one_memory_error():
+            with one_memory_error("the base model"):
                 _cache[key] = BaseModel(source, where, key[2])
         _cache.move_to_end(key)
         return _cache[key]

@@ -20,11 +20,11 @@ LIKE = 0.8  # rows down to this share of a batch's longest go with it
 WORTH_A_PASS = 1024  # tokens from which one more forward pass costs less than padding
 FORWARD_OVERHEAD = 128  # tokens' worth of time that one more forward and backward pass costs
 PAD_STEP = 16  # widths are multiples of it: libraries keep a kernel for every shape that they have met
-AUTO_STEPS = 100  # optimiser steps that a fit should have, where its rows are enough for them
+AUTO_STEPS = 50  # optimiser steps that an epoch should have, where its rows are enough for them
 AUTO_ROWS = (2, 16)  # least and most rows of a step
 
 
-def auto_batch_size(n_rows: int, epochs: int) -> int:
+def auto_batch_size(n_rows: int) -> int:
     """Rows per optimiser step where the user leaves it open.
 
     A model needs some tens of steps to learn the form of an answer before it learns which answer: what few rows there
@@ -32,11 +32,11 @@ def auto_batch_size(n_rows: int, epochs: int) -> int:
 
     Examples
     --------
-    >>> [auto_batch_size(n_rows, epochs=2) for n_rows in (40, 400, 10_000)]
+    >>> [auto_batch_size(n_rows) for n_rows in (40, 400, 10_000)]
     [2, 8, 16]
     """
     least, most = AUTO_ROWS
-    return max(least, min(most, n_rows * epochs // AUTO_STEPS))
+    return max(least, min(most, n_rows // AUTO_STEPS))
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,7 +103,7 @@ class Progress(Callback):
         """Write the validation loss where there is one."""
         loss = state.history[-1].get("validation_loss")
         if loss is not None:
-            self.bar.write(f"epoch {state.epoch}: validation loss {loss:.4f}")
+            self.bar.write(f"epoch {state.epoch}: validation loss {loss:.4f}", file=sys.stderr)
 
     def on_fit_end(self, state: State) -> None:
         """Close the bar."""

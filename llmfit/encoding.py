@@ -19,6 +19,7 @@ from llmfit.templates import PLAIN, Segment, segments_text
 __all__ = ["Encoded", "Encoder", "Ids", "Limit", "cut_text"]
 
 Ids = tuple[int, ...]
+BEFORE = ("\n", "\t", "|", ".")  # texts that tokenizers seldom join with what follows
 
 
 class Encoded(NamedTuple):
@@ -95,6 +96,8 @@ class Encoder:
         added = tokenizer.get_added_vocab()
         marks = sorted((text for text in added if len(text) > 1 and text.strip()), key=len, reverse=True)
         self._marks = re.compile(f"(?=({'|'.join(map(re.escape, marks))}))") if marks else None
+        self._whole = whole
+        self._before = self._find_before()
         opening, ending = self._special_ends()
         self._opening: Ids = () if chat else opening
         self._ending: Ids = ending if whole else ()
@@ -106,6 +109,28 @@ class Encoder:
         if not self.end_ids:
             raise ModelLoadError("The base model's tokenizer has no end-of-text token, so that no answer could end.")
         return self.end_ids[0]
+
+    def _find_before(self) -> str:
+        """Find a text to put before a piece, where the tokenizer writes the beginning of a text in its own way.
+
+        Tokenizers of the SentencePiece kind put a space before a text. A piece in its middle has none, and is encoded
+        behind this text, whose ids are dropped again. "" where a piece reads alike everywhere.
+        """
+        for before in BEFORE:
+            head, inside, alone = self._ids([before, before + "a", "a"])
+            if inside[: len(head)] == head and inside[len(head) :] != alone:
+                return before
+            if inside[: len(head)] == head:
+                return ""
+        return ""
+
+    def _inner_ids(self, pieces: list[str]) -> list[list[int]]:
+        """Encode pieces as they read inside a text."""
+        if not self._before or not pieces:
+            return self._ids(pieces)
+        head, *behind = self._ids([self._before, *(self._before + piece for piece in pieces)])
+        alone = self._ids(pieces)
+        return [ids[len(head) :] if ids[: len(head)] == head else own for ids, own in zip(behind, alone, strict=True)]
 
     def _special_ends(self) -> tuple[Ids, Ids]:
         """Find the ids that the tokenizer itself puts before and behind a text (BOS, EOS, CLS, SEP or nothing)."""
@@ -149,12 +174,17 @@ class Encoder:
 
     def completions(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Encode answers, without special tokens and without the closing token."""
-        return self._joined([self._pieces([Segment(text, PLAIN)]) for text in texts])
+        return self._joined([self._pieces([Segment(text, PLAIN)]) for text in texts], inner=not self._whole)
 
-    def _joined(self, rows: list[list[str]]) -> list[tuple[int, ...]]:
-        """Encode the pieces of every row in one call, and join the ids of each row."""
-        ids = iter(self._ids([piece for pieces in rows for piece in pieces]))
-        return [tuple(i for _ in pieces for i in next(ids)) for pieces in rows]
+    def _joined(self, rows: list[list[str]], *, inner: bool = False) -> list[tuple[int, ...]]:
+        """Encode the pieces of every row in one call, and join the ids of each row.
+
+        `inner` says that the rows themselves go on with a text; what follows a row's first piece does in any case.
+        """
+        first = [pieces[0] for pieces in rows if pieces]
+        begun = iter(self._inner_ids(first) if inner else self._ids(first))
+        going_on = iter(self._inner_ids([piece for pieces in rows for piece in pieces[1:]]))
+        return [tuple(i for k in range(len(pieces)) for i in (next(going_on) if k else next(begun))) for pieces in rows]
 
     def _pieces(self, segments: Sequence[Segment]) -> list[str]:
         """Split a text where a cell would spell a special token, so that it stays text."""
@@ -239,6 +269,12 @@ class Encoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn an answer's ids back into text, without special tokens."""
+        if not self._before or self._whole:
+            return self._decode(ids)
+        head = self._ids([self._before])[0]
+        return self._decode([*head, *ids]).removeprefix(self._decode(head))
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

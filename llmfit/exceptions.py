@@ -19,6 +19,8 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -81,6 +83,14 @@ class MemoryWarning(LLMFitWarning):
     """Memory ran out and the token budget of a forward pass was halved."""
 
 
+def warn(warning: Warning) -> None:
+    """Warn at the line of the user's code, however deep in llmfit or scikit-learn the cause was found."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("llmfit", "sklearn"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(warning, stacklevel=level)
+
+
 def quoted(names: Iterable[object], *, most: int = 12) -> str:
     """Write names as ``'a', 'b', 'c'``, with ``...`` where there are too many."""
     listed = list(names)
@@ -115,10 +125,10 @@ def check_choice(name: str, owner: str, value: object, choices: Collection[Any])
         raise ParameterError(f"{error}{suggest(value, choices) if value is not None else ''}")
 
 
-def check_int(name: str, owner: str, value: object, *, least: int) -> int:
-    """Return the value as an int, or raise unless it is an int of at least `least`."""
+def check_int(name: str, owner: str, value: object, *, least: int, other: str = "") -> int:
+    """Return the value as an int, or raise unless it is one of at least `least`; `other` names what else may stand."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise parameter_error(name, owner, f"an int >= {least}", value)
+        raise parameter_error(name, owner, f"{other}an int >= {least}", value)
     return int(value)
 
 
@@ -130,6 +140,7 @@ def check_number(
     least: float = -math.inf,
     most: float = math.inf,
     open_ends: bool = False,
+    other: str = "",
 ) -> float:
     """Return the value as a float, or raise unless it is a finite number within the bounds.
 
@@ -139,11 +150,13 @@ def check_number(
         The bounds; infinite where there is none.
     open_ends : bool, default=False
         Leave the bounds themselves out.
+    other : str
+        What else is allowed, for the sentence.
     """
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     inside = least < number < most if open_ends else least <= number <= most
     if not (inside and math.isfinite(number)):
-        raise parameter_error(name, owner, _range_words(least, most, open_ends), value)
+        raise parameter_error(name, owner, other + _range_words(least, most, open_ends), value)
     return number
 
 

@@ -55,7 +55,7 @@ class Feature:
         values = _values(column)
         if self.kind == "number":
             _check_numbers(column, missing)
-        write = label_text if self.whole else _text
+        write = _float_text if self.kind == "number" and not self.whole else label_text if self.whole else _text
         return [na_rep if gone else write(value) for value, gone in zip(values, missing, strict=True)]
 
 
@@ -69,6 +69,13 @@ def _values(column: pd.Series) -> np.ndarray:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
+
+
+def _float_text(value: Any) -> str:
+    """Write a number of a column that has fractions: 2 reads 2.0, whatever stands in the rows beside it."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_):
+        return str(float(value))
+    return _text(value)
 
 
 def _check_numbers(column: pd.Series, missing: np.ndarray) -> None:
@@ -101,7 +108,7 @@ def label_text(value: Any) -> str:
 def infer_kind(column: pd.Series) -> str:
     """Infer the kind of a column.
 
-    Booleans and columns of two distinct numbers or words are binary; numbers are numbers, unless they are
+    Booleans and columns of two distinct whole numbers or words are binary; numbers are numbers, unless they are
     integers of few distinct values; strings that repeat (at most 100 distinct ones, each seen twice
     or more on average) are categories; everything else is text.
     """
@@ -112,12 +119,17 @@ def infer_kind(column: pd.Series) -> str:
         return "binary"
     if isinstance(column.dtype, pd.CategoricalDtype):
         return "binary" if len(column.dtype.categories) == 2 else "category"
-    if distinct == 2 and repeats:
+    if distinct == 2 and repeats and not _has_fractions(known):
         return "binary"
     if pd.api.types.is_numeric_dtype(column.dtype):
         few = pd.api.types.is_integer_dtype(column.dtype) and distinct <= 20 and repeats
         return "category" if few else "number"
     return "category" if repeats else "text"
+
+
+def _has_fractions(known: pd.Series) -> bool:
+    """Tell floats that are not all whole: measurements, however few values they take."""
+    return bool(pd.api.types.is_float_dtype(known.dtype) and (known.to_numpy(dtype=float) % 1 != 0).any())
 
 
 def resolve_features(given: Any, frame: pd.DataFrame, target: str | None, owner: str) -> tuple[Feature, ...]:

@@ -49,13 +49,20 @@ def _from_library(X: Any, library: str) -> bool:
 def is_array_like(X: Any) -> bool:
     """Tell whether `X` has no column names, so that scikit-learn's checks of arrays apply."""
     named = isinstance(X, pd.DataFrame | pd.Series) or _from_library(X, "polars")
-    return not (named or _from_library(X, "datasets") or _is_list_of(X, str) or _is_list_of(X, dict))
+    return not (named or _from_library(X, "datasets") or _is_column_of_texts(X) or _is_list_of(X, dict))
+
+
+def _is_column_of_texts(X: Any) -> bool:
+    """Tell a flat list, array or index of str, some of which may be missing."""
+    flat = isinstance(X, list | tuple | pd.Index | pd.api.extensions.ExtensionArray)
+    if not flat and not (isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind in "OUT"):
+        return False
+    return len(X) > 0 and all(isinstance(item, str) or item is None or item is pd.NA for item in X)
 
 
 def _is_list_of(X: Any, kind: type) -> bool:
-    """Tell a list of one kind; of texts, some may be missing."""
-    some = isinstance(X, list | tuple) and any(isinstance(item, kind) for item in X)
-    return some and all(isinstance(item, kind) or (item is None and kind is str) for item in X)
+    """Tell a list of one kind."""
+    return isinstance(X, list | tuple) and len(X) > 0 and all(isinstance(item, kind) for item in X)
 
 
 def to_table(X: Any, text_column: str = TEXT_COLUMN) -> Table:
@@ -81,8 +88,9 @@ def to_table(X: Any, text_column: str = TEXT_COLUMN) -> Table:
         X = X.to_pandas()
     if isinstance(X, pd.Series):
         X = X.to_frame(name=X.name if isinstance(X.name, str) and X.name else text_column)
-    elif _is_list_of(X, str):
-        X = pd.DataFrame({text_column: pd.Series(X, dtype="str")})
+    elif _is_column_of_texts(X):
+        as_array = isinstance(X, np.ndarray)
+        return Table(pd.DataFrame({text_column: pd.Series(list(X), dtype="str")}), as_array)
     elif _is_list_of(X, dict):
         X = pd.DataFrame.from_records(X)
     if isinstance(X, pd.DataFrame):
@@ -92,7 +100,8 @@ def to_table(X: Any, text_column: str = TEXT_COLUMN) -> Table:
 
 def check_readable(X: Any) -> None:
     """Raise for what cannot be rows at all."""
-    mapping = isinstance(X, Mapping) and not hasattr(X, "shape")  # a sparse array may be one: scikit-learn refuses it
+    splits = type(X).__name__ in ("DatasetDict", "IterableDatasetDict")  # of datasets: several tables, not one
+    mapping = splits or (isinstance(X, Mapping) and not hasattr(X, "shape"))  # scikit-learn refuses a sparse array
     if X is None or mapping or isinstance(X, str | bytes | Iterator):
         raise DataError(
             "X must be a frame, a Series, a list of str or of dicts, a Dataset or an array of rows. "
@@ -145,6 +154,8 @@ def as_column(y: Any, n_rows: int, name: str) -> pd.Series:
 
 
 def _to_series(y: Any, column_or_1d: Any) -> pd.Series:
+    if isinstance(y, pd.api.extensions.ExtensionArray | pd.Index):  # NumPy would lose a nullable dtype
+        return pd.Series(y)
     if isinstance(y, Sequence) and not isinstance(y, str):
         return pd.Series(list(y))
     try:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
-from llmfit.batching import pad
+from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Encoded
 from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
 from llmfit.memory import auto_budget
 from llmfit.scoring import Ids, run_batches
 
-__all__ = ["Generation", "generate", "resolve_generation"]
+__all__ = ["Generation", "check_least", "generate", "resolve_generation"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,27 @@ def resolve_generation(value: Any) -> Generation:
     check_keys("generation", value, [f.name for f in fields(Generation)])
     settings = Generation(**value)
     settings.check()
-    return settings
+    return replace(  # transformers refuses ints here
+        settings,
+        temperature=float(settings.temperature),
+        top_p=float(settings.top_p),
+        repetition_penalty=float(settings.repetition_penalty),
+        length_penalty=float(settings.length_penalty),
+    )
+
+
+def check_least(settings: Generation, most: int) -> None:
+    """Raise where answers may not be as long as they must be.
+
+    Parameters
+    ----------
+    most : int
+        Longest answer, in tokens, where the settings do not say it.
+    """
+    if settings.min_new_tokens > most:
+        raise parameter_error(
+            "min_new_tokens", "generation", f"at most {most}, the longest answer", settings.min_new_tokens
+        )
 
 
 def generate(
@@ -134,12 +154,15 @@ def generate(
     answers: list[Ids] = [()] * len(rows)
     budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
     rooms = [min(max_new_tokens, context_length - row.length) for row in rows]
-    for room in sorted(set(rooms), reverse=True):  # rows near the end of the context answer apart from the others
-        alike = [i for i, own in enumerate(rooms) if own == room]
-        config = _config(settings, end_ids, room, pad_id)
+    # Penalties on what was said count padding as said: then only prompts of one length answer together, unpadded.
+    counting = settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size > 0
+    kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
+    for kind in sorted(set(kinds), reverse=True):  # rows near the end of the context answer apart from the others
+        alike = [i for i, own in enumerate(kinds) if own == kind]
+        config = _config(settings, end_ids, kind[0], pad_id)
 
         def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
-            return _generate_batch(model, part, config, device, pad_id)
+            return _generate_batch(model, part, config, device, pad_id, step=1 if counting else PAD_STEP)
 
         for positions, ids in run_batches([rows[i] for i in alike], budget, answer_batch):
             for position, answer in zip(positions, ids, strict=True):
@@ -165,8 +188,10 @@ def _config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, p
 
 
 @torch.inference_mode()
-def _generate_batch(model: Any, rows: list[Encoded], config: Any, device: torch.device, pad_id: int) -> list[Ids]:
-    ids, mask = pad([row.prompt for row in rows], pad_id, left=True)
+def _generate_batch(
+    model: Any, rows: list[Encoded], config: Any, device: torch.device, pad_id: int, *, step: int = PAD_STEP
+) -> list[Ids]:
+    ids, mask = pad([row.prompt for row in rows], pad_id, left=True, step=step)
     out = model.generate(
         input_ids=torch.from_numpy(ids).to(device),
         attention_mask=torch.from_numpy(mask).to(device),

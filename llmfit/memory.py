@@ -6,7 +6,6 @@ Takes sizes and errors; gives smaller sizes and one kind of error. Knows no mode
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from llmfit.exceptions import MemoryWarning, OutOfMemoryError
+from llmfit.exceptions import warn as tell
 
 __all__ = ["auto_budget", "halved", "is_out_of_memory", "one_memory_error"]
 
@@ -29,18 +29,25 @@ def auto_budget(batch_tokens: Any, device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell an allocation that failed, on any device, from other errors."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WORDS)
+    own = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return own or (isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS))
 
 
 @contextmanager
-def one_memory_error() -> Iterator[None]:
-    """Turn an allocation that failed, wherever no smaller batch could help, into llmfit's own error."""
+def one_memory_error(what: str) -> Iterator[None]:
+    """Turn an allocation that failed, where no smaller batch could help, into llmfit's own error.
+
+    Parameters
+    ----------
+    what : str
+        What memory does not hold, for the sentence.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"Memory does not hold the weights and what training keeps of them. {ADVICE}") from error
+        raise OutOfMemoryError(f"Memory does not hold {what}. {ADVICE}") from error
 
 
 def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
@@ -67,5 +74,5 @@ def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
         raise OutOfMemoryError(f"Memory does not hold one row. Lower max_length. {ADVICE}")
     if warn:
         sentence = f"Memory ran out: going on with batches of {size // 2} {unit}, smaller ones if it runs out again."
-        warnings.warn(MemoryWarning(sentence), stacklevel=2)
+        tell(MemoryWarning(sentence))
     return size // 2

@@ -52,8 +52,8 @@ def make_optimizer(
         raise ParameterError(f"The optimizer {name!r} cannot take {settings!r}: {reason(error)}.") from error
 
 
-def _of_torch(name: str) -> Callable[..., torch.optim.Optimizer]:
-    return lambda parameters, **settings: getattr(torch.optim, name)(parameters, **settings)
+def _of_torch(name: str, **fixed: Any) -> Callable[..., torch.optim.Optimizer]:
+    return lambda parameters, **settings: getattr(torch.optim, name)(parameters, **{**fixed, **settings})
 
 
 def _of_bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -123,8 +123,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": _of_torch("SGD"),
     "adafactor": _of_torch("Adafactor"),
     "adagrad": _of_torch("Adagrad"),
-    "nadam": _of_torch("NAdam"),
-    "radam": _of_torch("RAdam"),
+    "nadam": _of_torch("NAdam", decoupled_weight_decay=True),
+    "radam": _of_torch("RAdam", decoupled_weight_decay=True),
     "rmsprop": _of_torch("RMSprop"),
     "adamw_8bit": _of_bitsandbytes("AdamW8bit"),
     "paged_adamw_8bit": _of_bitsandbytes("PagedAdamW8bit"),

@@ -25,15 +25,18 @@ class Nested(NamedTuple):
         The key that a plain str, int or bool stands for.
     defaults : callable (dict) -> dict
         Every key, with its default, that such a dict may have.
+    off : tuple
+        Values that switch the parameter off: they have no keys, and none can be set on them.
     """
 
     shorthand: str
     defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
+    off: tuple[Any, ...] = ()
 
     def as_dict(self, value: Any) -> dict[str, Any] | None:
         """Write a value as a dict; None where it cannot be read as one."""
         if value is None or isinstance(value, bool):
-            return {}
+            return None if value in self.off else {}
         if isinstance(value, Mapping):
             return dict(value)
         if isinstance(value, str | numbers.Integral):

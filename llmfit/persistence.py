@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmfit.exceptions import DataError, ModelLoadError
+from llmfit.exceptions import DataError, ModelLoadError, parameter_error, reason
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "from_json", "read_folder", "to_json", "write_folder"]
 
@@ -43,11 +44,16 @@ def write_folder(path: Any, content: dict[str, Any], fill: Callable[[Path], None
     DataError
         If `path` holds something that is no saved model, or `content` has a value that JSON cannot hold.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise parameter_error("path", "save", "a str or a path", path)
     target = Path(path).expanduser().absolute()
     if target.exists() and not _may_replace(target):
         raise DataError(f"{str(path)!r} exists and is no saved llmfit model: nothing was written. Choose another.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written: {reason(error)}.") from error
     try:
         fill(temporary)
         manifest = {
@@ -56,6 +62,7 @@ def write_folder(path: Any, content: dict[str, Any], fill: Callable[[Path], None
             **content,
             "files": {name: _digest(temporary / name) for name in _files(temporary)},
         }
+        manifest["digest"] = _digest_of(manifest)
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes folders that nobody else can read
@@ -100,6 +107,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _digest_of(manifest: dict[str, Any]) -> str:
+    """Digest a manifest's own content, so that a change in it is seen as well."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
 def read_folder(path: Any) -> tuple[Path, dict[str, Any]]:
     """Read the manifest of a saved model and check every file against it.
 
@@ -108,6 +121,8 @@ def read_folder(path: Any) -> tuple[Path, dict[str, Any]]:
     ModelLoadError
         If the folder is no saved model, of a newer format, incomplete or damaged.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise parameter_error("path", "load", "a str or a path", path)
     folder = Path(path).expanduser()
     file = folder / MANIFEST
     if not file.is_file():
@@ -123,6 +138,8 @@ def read_folder(path: Any) -> tuple[Path, dict[str, Any]]:
             f"{str(path)!r} has format {version}, made by llmfit {made_by}; this llmfit reads formats up to "
             f"{FORMAT_VERSION}. Upgrade with: pip install -U llmfit."
         )
+    if manifest.get("digest") != _digest_of(manifest):
+        raise ModelLoadError(f"The saved model {str(path)!r} is damaged: {MANIFEST} is not as it was written.")
     for name, digest in files.items():
         _check_file(folder, name, digest)
     return folder, manifest

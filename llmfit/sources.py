@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, reason
+from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, reason, suggest
 
 __all__ = ["ALIASES", "Source", "cache_folder", "find_source", "forget_sources", "public_name", "quiet_loading"]
 
@@ -154,7 +154,7 @@ def _hub_source(name: str, hub_id: str) -> Source:
     except Exception as error:  # the hub's client raises errors of many libraries
         raise ModelLoadError(
             f"The base model {name!r} is no local folder or file, none of the aliases {', '.join(ALIASES)}, "
-            f"and cannot be had from the hub: {type(error).__name__}: {reason(error)}."
+            f"and cannot be had from the hub: {type(error).__name__}: {reason(error)}.{suggest(name, ALIASES)}"
         ) from error
     return _folder_source(name, Path(folder))
 

@@ -21,7 +21,7 @@ from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded
 from llmfit.exceptions import TrainingError, quoted
-from llmfit.memory import auto_budget, halved, is_out_of_memory
+from llmfit.memory import auto_budget, halved, is_out_of_memory, one_memory_error
 from llmfit.objectives import OBJECTIVES, collate, loss_mass
 from llmfit.optim import learning_rate_at, make_optimizer
 
@@ -162,7 +162,8 @@ def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, 
     norm = _clip(run, batch, state)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    run.optimizer.step()
+    with one_memory_error("what the optimizer keeps of the weights"):
+        run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.history.append(

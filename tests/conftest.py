@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,10 +24,10 @@ torch.set_num_threads(1)  # a tiny model's work is too small to share out, and t
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 
-def make_model(folder: Path, *, chat: bool = False, hidden: int = 32, seed: int = 0, layers: int = 2) -> str:
-    """Write a random Llama and its tokenizer to a folder."""
+def byte_tokenizer(*, chat: bool = False) -> Any:
+    """Make a tokenizer of bytes that opens a text with a BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocab = {text: i for i, text in enumerate(SPECIAL)}
     vocab |= {char: i + len(SPECIAL) for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -42,8 +43,24 @@ def make_model(folder: Path, *, chat: bool = False, hidden: int = 32, seed: int 
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )
     wrapped.chat_template = CHAT_TEMPLATE if chat else None
+    return wrapped
+
+
+def make_model(
+    folder: Path,
+    *,
+    chat: bool = False,
+    hidden: int = 32,
+    seed: int = 0,
+    layers: int = 2,
+    tokenizer: Any = None,
+) -> str:
+    """Write a random Llama and its tokenizer to a folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tokenizer or byte_tokenizer(chat=chat)
     config = LlamaConfig(
-        vocab_size=len(vocab),
+        vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
@@ -60,7 +77,7 @@ def make_model(folder: Path, *, chat: bool = False, hidden: int = 32, seed: int 
         model = LlamaForCausalLM(config)
     with llmfit.sources.quiet_loading():
         model.save_pretrained(folder)
-    wrapped.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

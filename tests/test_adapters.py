@@ -95,7 +95,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "class": (
         LoRA,
         "The 'adapter' parameter of the estimator must be None, a name, a dict or a spec. "
-        "Got <class 'llmfit.adapters.LoRA'> instead.",
+        "Got <class 'llmfit.adapters.lora.LoRA'> instead.",
     ),
     "key": (
         {"rr": 4},
@@ -309,7 +309,8 @@ def test_float16_is_for_prediction_alone(settings, frame):
     with pytest.raises(ParameterError) as error:
         classifier(settings, dtype="float16").fit(frame)
     assert str(error.value) == (
-        "The 'dtype' parameter must be 'bfloat16' or 'float32' to train. Got 'float16', whose gradients underflow."
+        "The 'dtype' parameter must be 'bfloat16', 'float32' or 'float64' to train. Got 'float16', whose gradients "
+        "underflow."
     )
     exact, coarse = (classifier(settings, adapter=None, dtype=d).fit(frame) for d in ("float32", "float16"))
     np.testing.assert_allclose(coarse.predict_proba(frame), exact.predict_proba(frame), atol=0.05)

@@ -42,11 +42,14 @@ def refused(error: type[Exception], work: Any, *args: Any, **kwargs: Any) -> str
 
 NUMBERS: dict[str, tuple[list[Any], str]] = {
     "epochs": ([0, -1, 1.5, True, None, "3"], "an int >= 1"),
-    "batch_size": ([0, 2.0, None, "all", np.arange(2)], "an int >= 1"),
+    "batch_size": ([0, 2.0, None, "all", np.arange(2)], "'auto' or an int >= 1"),
     "verbose": ([-1, 1.0, None], "an int >= 0"),
-    "batch_tokens": ([0, -5, 1.5, None, "all"], "an int >= 1"),
+    "batch_tokens": ([0, -5, 1.5, None, "all"], "'auto' or an int >= 1"),
     "max_length": ([1, 0, -1, 64.0, "long"], "an int >= 2"),
-    "learning_rate": ([0, -1e-4, float("nan"), float("inf"), None, "fast", np.ones(2)], "a finite number > 0"),
+    "learning_rate": (
+        [0, -1e-4, float("nan"), float("inf"), None, "fast", np.ones(2)],
+        "'auto' or a finite number > 0",
+    ),
     "max_grad_norm": ([0, -1, float("nan"), "1"], "a finite number > 0"),
     "warmup": ([-0.1, float("nan"), float("inf"), None, "x"], "a finite number >= 0"),
     "weight_decay": ([-0.1, float("nan"), None], "a finite number >= 0"),
@@ -91,7 +94,7 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     ),
     ({"adapter": {"r": 0}}, "The 'r' parameter of LoRA must be an int >= 1. Got 0 instead."),
     ({"adapter": {"dropout": 1}}, "The 'dropout' parameter of LoRA must be a number >= 0 and < 1. Got 1 instead."),
-    ({"template": 3}, "The 'template' parameter of llmfit must be None, a str or a dict. Got 3 instead."),
+    ({"template": 3}, "The 'template' parameter of the estimator must be None, a str or a dict. Got 3 instead."),
     (
         {"template": {"tasks": "T"}},
         "template has no parameter 'tasks'. It has 'chat', 'few_shot', 'na_rep', 'system', 'task', 'template'. "
@@ -346,14 +349,21 @@ DATA: dict[str, tuple[dict[str, Any], tuple[Any, ...], dict[str, Any], type[Exce
         (rows(),),
         {"eval_set": rows()[["text", "size"]]},
         DataError,
-        "LLMClassifier needs the target column 'label', but the frame has only 'text', 'size'.",
+        "eval_set: LLMClassifier needs the target column 'label', but the frame has only 'text', 'size'.",
     ),
     "eval_set without rows": (
         {},
         (rows(),),
         {"eval_set": rows()[:0]},
         DataError,
-        "LLMClassifier needs at least one row to compare with its target, but the frame has none.",
+        "eval_set: LLMClassifier needs at least one row to compare with its target, but the frame has none.",
+    ),
+    "eval_set in a list": (
+        {},
+        (rows(),),
+        {"eval_set": [(rows(), ["u"] * 6)]},
+        DataError,
+        "eval_set must be a frame or a tuple (X, y). Got a list of tuples instead.",
     ),
     "eval_set of three": (
         {},
@@ -621,7 +631,7 @@ def test_what_is_not_fitted_says_so(cls: Any, method: str) -> None:
 @pytest.mark.usefixtures("fake")
 def test_labels_that_are_the_same_tokens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     clf = LLMClassifier(target="label", **FAKE).fit(rows())
-    monkeypatch.setattr("fake_model.ByteTokenizer.__call__", lambda *_, **__: {"input_ids": [[1], [1]]})
+    monkeypatch.setattr("fake_model.ByteTokenizer.__call__", lambda _, texts, **__: {"input_ids": [[1]] * len(texts)})
     monkeypatch.setattr("llmfit.encoding.Encoder.prompts", lambda _, rows: [(1,)] * len(rows))
     sentence = refused(DataError, clf.predict, rows())
     assert sentence == "Two of the classes 'u', 'v' are the same tokens to this model. Rename one."
@@ -700,7 +710,7 @@ def test_an_unseen_label_in_eval_set_is_named(real: dict[str, Any]) -> None:
     held = rows(label=["u", "v", "w"] * 2)
     for cls in (LLMClassifier, LLMEstimator):
         assert refused(DataError, cls(**real).fit, rows(), eval_set=held) == (
-            "Row 2 (index 'i2') of eval_set has the label 'w', which no fitted row has. The classes are 'u', 'v'."
+            "eval_set: Row 2 (index 'i2') has the label 'w', which no fitted row has. The classes are 'u', 'v'."
         )
 
 
@@ -709,7 +719,7 @@ def test_too_few_rows_for_the_worked_examples_are_said(real: dict[str, Any]) -> 
     with pytest.warns(DataWarning) as warned:
         few.fit(rows())
     assert [str(w.message) for w in warned] == [
-        "few_shot asks for 9 worked examples, but the rows have 6 distinct prompts: 5 examples stand before each row, "
+        "few_shot asks for 9 worked examples, but the rows have 6 distinct prompt(s): 5 can stand before each row, "
         "which is never its own example."
     ]
 

@@ -31,7 +31,7 @@ INFERRED = {
     "one value of bool": (pd.Series([True, True]), "binary"),
     "two words that repeat": (pd.Series(["yes", "no"] * 2), "binary"),
     "two numbers that repeat": (pd.Series([0, 1] * 2), "binary"),
-    "two floats that repeat": (pd.Series([0.5, 1.5] * 2), "binary"),
+    "two floats that repeat": (pd.Series([0.5, 1.5] * 2), "number"),
     "two words, each once": (pd.Series(["yes", "no"]), "text"),
     "three words that repeat": (pd.Series(["a", "b", "c"] * 2), "category"),
     "three words, one short of twice each": (pd.Series(["a", "b", "c", "a", "b"]), "text"),

@@ -200,7 +200,10 @@ def test_a_frame_that_cannot_be_read_is_refused(X: Any, sentence: str, zero_shot
         (["a", 1], True),
         ([[1, 2]], True),
         (np.zeros((2, 2)), True),
-        (np.array(TEXTS), True),
+        (np.array(TEXTS), False),
+        (np.array(["a", None], dtype=object), False),
+        (pd.Index(TEXTS), False),
+        (np.array(["a", 1], dtype=object), True),
     ],
 )
 def test_only_what_has_no_column_names_is_array_like(X: Any, truth: bool) -> None:

@@ -91,13 +91,11 @@ def test_get_params_without_depth_is_the_signature(cls: Any) -> None:
 @pytest.mark.parametrize(
     ("start", "params", "result"),
     [
-        (None, {"adapter__r": 4}, {"r": 4}),
         ("lora", {"adapter__r": 4}, {"type": "lora", "r": 4}),
         ("full", {"adapter__type": "lora", "adapter__r": 4}, {"type": "lora", "r": 4}),
         ({"r": 8, "alpha": 2}, {"adapter__r": 4}, {"r": 4, "alpha": 2}),
         (LoRA(r=8, dropout=0.5), {"adapter__r": 4}, LORA | {"r": 4, "dropout": 0.5}),
         ({"r": 8}, {"adapter": None}, None),
-        ({"r": 8}, {"adapter": None, "adapter__r": 4}, {"r": 4}),
         ({"r": 8, "bias": "all"}, {"adapter": {"r": 2}, "adapter__alpha": 1.0}, {"r": 2, "alpha": 1.0}),
         ("full", {"adapter": "lora", "adapter__r": 4, "adapter__bias": "all"}, {"type": "lora", "r": 4, "bias": "all"}),
     ],
@@ -108,6 +106,22 @@ def test_set_params_takes_whole_values_first_in_any_order(start: Any, params: di
         assert estimator.set_params(**order, batch_size=2) is estimator
         assert estimator.adapter == result
         assert (estimator.epochs, estimator.batch_size) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("start", "params", "sentence"),
+    [
+        (None, {"adapter__r": 4}, "'adapter' is None, so adapter__r cannot be set."),
+        ("lora", {"adapter": None, "adapter__r": 4}, "'adapter' is None, so adapter__r cannot be set."),
+        ("lora", {"early_stopping": False, "early_stopping__patience": 2}, "'early_stopping' is False, so "),
+    ],
+)
+def test_no_key_is_set_on_what_is_switched_off(start: Any, params: dict[str, Any], sentence: str) -> None:
+    """A search over adapter=[None] and adapter__r would train what its table calls zero-shot."""
+    estimator = LLMClassifier(adapter=start)
+    with pytest.raises(ParameterError, match=f"^{re.escape(sentence)}"):
+        estimator.set_params(**params)
+    assert estimator.adapter == start
 
 
 @pytest.mark.parametrize(
@@ -284,7 +298,7 @@ def test_clone_and_set_params_of_get_params_give_the_same_parameters(adapter: An
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from([None, "lora", {"r": 1}, LoRA(r=3)]), st.data())
+@given(st.sampled_from(["lora", {"r": 1}, LoRA(r=3)]), st.data())
 def test_set_params_depends_on_no_order(start: Any, data: Any) -> None:
     keys = data.draw(st.lists(st.sampled_from(sorted(LORA)), unique=True, max_size=4))
     params = {f"adapter__{key}": LORA[key] for key in keys}

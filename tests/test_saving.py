@@ -22,6 +22,7 @@ from sklearn.exceptions import NotFittedError
 import llmfit
 from llmfit import LLMClassifier, LLMEstimator, LLMGenerator, LoRA
 from llmfit.exceptions import DataError, ModelLoadError, ParameterError
+from llmfit.persistence import _digest_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*answers reached max_new_tokens:llmfit.exceptions.TruncationWarning")
 
@@ -287,7 +288,7 @@ def test_model_card_says_what_was_fitted_and_how(
         f"fingerprint {model.base_model_['fingerprint']}",
         "text (text), size (number)",
         "| classes | fruit, vehicle |",
-        "Fruit or vehicle? {text} | {size} =",
+        "Fruit or vehicle? {text} | {size:.1f} =",
         "lora (r=2, ",
         f"| trained parameters | {model.trainable_parameters_:,} |",
         "| optimiser steps | 1 |",
@@ -487,8 +488,16 @@ def refusal(folder: Any, **params: Any) -> str:
 
 
 def edit(folder: Path, change: Any) -> None:
-    manifest = json.loads((folder / "llmfit.json").read_text(encoding="utf-8"))
-    (folder / "llmfit.json").write_text(json.dumps(change(manifest)), encoding="utf-8")
+    """Change a manifest as somebody would who knows of its digest."""
+    manifest = change(json.loads((folder / "llmfit.json").read_text(encoding="utf-8")))
+    manifest["digest"] = _digest_of(manifest)
+    (folder / "llmfit.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_changed_manifest_is_damaged(folder: Path) -> None:
+    text = (folder / "llmfit.json").read_text(encoding="utf-8")
+    (folder / "llmfit.json").write_text(text.replace('"vehicle"', '"vessel"'), encoding="utf-8")
+    assert refusal(folder) == f"The saved model {str(folder)!r} is damaged: llmfit.json is not as it was written."
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:

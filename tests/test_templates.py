@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +191,9 @@ def test_few_shot_examples_are_written_like_the_row_itself(tiny: str) -> None:
     clf = LLMClassifier(
         tiny, target="label", adapter=None, template={"task": "classify", "few_shot": {"k": 2, "seed": 0}}, **FAST
     )
-    [prompt] = clf.fit(frame).preview(pd.DataFrame({"review": ["new"]}))["prompt"]
+    with pytest.warns(DataWarning, match="few_shot asks for 2 worked examples"):
+        clf.fit(frame)
+    [prompt] = clf.preview(pd.DataFrame({"review": ["new"]}))["prompt"]
     review, answer = re.fullmatch(
         r"classify\n\nreview: (r\d)\n\nlabel: (pos|neg)\n\nclassify\n\nreview: new\n\nlabel:", prompt
     ).groups()
@@ -377,7 +380,7 @@ def test_a_template_may_not_read_a_column_that_is_no_feature(tiny: str) -> None:
 
 
 CONFIGS: dict[str, tuple[Any, str]] = {
-    "a number": (3, "The 'template' parameter of llmfit must be None, a str or a dict. Got 3 instead."),
+    "a number": (3, "The 'template' parameter of the estimator must be None, a str or a dict. Got 3 instead."),
     "an unknown key": (
         {"templat": "x"},
         "template has no parameter 'templat'. It has 'chat', 'few_shot', 'na_rep', 'system', 'task', 'template'. "
@@ -417,7 +420,7 @@ def test_every_spelling_of_the_template_parameter_is_one_config() -> None:
     assert resolve_template({"template": "{a}", "few_shot": 2}) == full
     assert resolve_template({"template": "{a}", "few_shot": {"k": 2}}) == full
     assert resolve_template({"template": "{a}", "few_shot": FewShot(2)}) == full
-    assert resolve_template(full) is full
+    assert resolve_template(full) == full
     assert resolve_template("{a}") == TemplateConfig(template="{a}")
     assert resolve_template(None) == TemplateConfig()
 
@@ -616,7 +619,9 @@ def shots(prompt: str) -> list[tuple[str, str]]:
 
 def few_shot(model: str, k: int, seed: int = 0, frame: pd.DataFrame = SHOTS, kind: Any = LLMClassifier) -> Any:
     template = {"template": "<{a}>", "few_shot": {"k": k, "seed": seed}}
-    return kind(model, target="label", template=template, adapter=None, **FAST).fit(frame)
+    model = kind(model, target="label", template=template, adapter=None, **FAST)
+    with pytest.warns(DataWarning) if len(frame.drop_duplicates("a")) <= k else nullcontext():
+        return model.fit(frame)
 
 
 @pytest.mark.parametrize("kind", [LLMClassifier, LLMGenerator])
@@ -678,7 +683,8 @@ def test_with_fewer_rows_than_k_and_one_all_others_are_shown(n_rows: int, seen: 
 
 
 def test_a_single_row_has_no_example(tiny: str) -> None:
-    assert prompts(tiny, {"a": ["x"]}, {"template": "<{a}>", "few_shot": 3}) == ["<x>"]
+    with pytest.warns(DataWarning, match=r"1 distinct prompt\(s\): 0 can stand before each row"):
+        assert prompts(tiny, {"a": ["x"]}, {"template": "<{a}>", "few_shot": 3}) == ["<x>"]
 
 
 def test_rows_of_equal_text_are_one_example() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -12,7 +13,7 @@ from llmfit.estimators.base import BaseLLM, all_or_nothing
 from llmfit.estimators.classifier import LLMClassifier
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_fit
-from llmfit.exceptions import DataError, ParameterError
+from llmfit.exceptions import DataError, ParameterError, check_keys
 from llmfit.features import infer_kind, resolve_target
 from llmfit.params import Nested
 
@@ -187,6 +188,21 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
         check_is_fitted(self)
         return self.estimator_.predict_proba(X)
 
+    @available_if(_is_classifier)
+    def predict_log_proba(self, X: Any) -> Any:
+        """Predict the logarithm of every class's probability; there where the target is classes.
+
+        Parameters
+        ----------
+        X : as for `fit`, with or without the target column
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes), in nats
+        """
+        check_is_fitted(self)
+        return self.estimator_.predict_log_proba(X)
+
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy of classes, or share of texts that are exactly the true ones.
 
@@ -216,6 +232,8 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
         dict
         """
         check_is_fitted(self)
+        known = [*inspect.signature(self.estimator_.evaluate).parameters][2:]
+        check_keys(f"evaluate of {type(self.estimator_).__name__}", options, known)
         return dict(self.estimator_.evaluate(X, y, **options))
 
     def preview(self, X: Any, n: int = 5, y: Any = None) -> pd.DataFrame:

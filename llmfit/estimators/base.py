@@ -9,16 +9,18 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from llmfit.estimators.reading import read_eval_set, read_fit, read_table, read_weights
-from llmfit.exceptions import ModelLoadError, ParameterError
+from llmfit.estimators.reading import naming, read_eval_set, read_fit, read_table, read_weights
+from llmfit.exceptions import LLMFitWarning, ModelLoadError, ParameterError, warn
 from llmfit.frames import Table
 from llmfit.params import Nested, NestedParams
 
@@ -59,9 +61,9 @@ class BaseLLM(NestedParams, BaseEstimator):
     """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
 
     _nested: ClassVar[dict[str, Nested]] = {
-        "adapter": Nested("type", _adapter_defaults),
+        "adapter": Nested("type", _adapter_defaults, off=(None,)),
         "template": Nested("template", _template_defaults),
-        "early_stopping": Nested("patience", _early_stopping_defaults),
+        "early_stopping": Nested("patience", _early_stopping_defaults, off=(False,)),
     }
     _default_target: ClassVar[str] = "label"
 
@@ -161,6 +163,9 @@ class BaseLLM(NestedParams, BaseEstimator):
 
         checked = check_parameters(self, validated=eval_set is not None)
         self._check()
+        if not checked.trains and (sample_weight is not None or eval_set is not None):
+            passed = "sample_weight" if sample_weight is not None else "eval_set"
+            warn(LLMFitWarning(f"adapter=None trains nothing: {passed} has no effect."))
         before = self._tensors_to_continue(checked)
         table, target = read_fit(self, X, y, self._default_target)
         sample_weight = read_weights(table, sample_weight)
@@ -175,8 +180,9 @@ class BaseLLM(NestedParams, BaseEstimator):
         validation = [rows[i] for i in held]
         if eval_set is not None:
             held_table, truth = read_eval_set(self, eval_set)
-            self._check_truth(truth)
-            validation = self._encode_known(base, held_table, truth)
+            with naming("eval_set"):
+                self._check_truth(truth)
+                validation = self._encode_known(base, held_table, truth)
         fitted = fit_adapter(
             checked,
             base,
@@ -190,6 +196,8 @@ class BaseLLM(NestedParams, BaseEstimator):
         self.trainable_parameters_, self.best_epoch_ = fitted.trainable, fitted.best_epoch
         self.learning_rate_, self.batch_size_ = fitted.settings.learning_rate, fitted.settings.batch_size
         earlier = self.history_ if before is not None else None
+        if earlier is not None and len(earlier) and fitted.best_epoch is not None:
+            self.best_epoch_ = fitted.best_epoch + int(earlier["epoch"].iloc[-1])
         self.history_ = join_history(earlier, fitted.history)
         return self
 
@@ -255,7 +263,7 @@ class BaseLLM(NestedParams, BaseEstimator):
         """Part the positions of rows to train on from those held out for validation."""
         from llmfit.estimators.fitting import split_rows
 
-        if eval_set is not None or not self.validation_fraction:
+        if eval_set is not None or not self.validation_fraction or not checked.trains:
             return range(len(target)), ()
         classes = target if hasattr(self, "classes_") else None
         return split_rows(len(target), self.validation_fraction, classes, checked.seed)
@@ -279,7 +287,10 @@ class BaseLLM(NestedParams, BaseEstimator):
 
     def _lend(self, base: Any, longest: int) -> Any:
         """Lend the base model with the fitted adapter in it, for rows of so many tokens."""
-        seed = int(self.random_state) if isinstance(self.random_state, numbers.Integral) else 0
+        if isinstance(self.random_state, numbers.Integral):
+            seed = int(self.random_state)
+        else:  # a RandomState is not moved on by predicting; None draws other answers every time
+            seed = int(check_random_state(deepcopy(self.random_state)).randint(2**31 - 1))
         return base.attach(self._adapter, self._tensors or None, seed=seed, longest=longest)
 
     def _fitted_base(self) -> Any:

@@ -82,10 +82,17 @@ def _facts(estimator: Any) -> dict[str, Any]:
 
 def _template_text(estimator: Any) -> str:
     template = estimator._prompts.template
-    parts = [f"{{{p.column}}}" if isinstance(p, Field) else p if isinstance(p, str) else p.text for p in template.parts]
+    parts = [_part_text(part) for part in template.parts]
     first, *between, last = template.frame.literals
     shots = f"[{len(between) // 2} worked examples]\n\n" if between else ""
     return f"{first}{shots}{''.join(parts)}{last}"
+
+
+def _part_text(part: Any) -> str:
+    """Write a part as a template string has it."""
+    if isinstance(part, Field):
+        return f"{{{part.column}{':' * bool(part.spec)}{part.spec}}}"
+    return (part if isinstance(part, str) else part.text).replace("{", "{{").replace("}", "}}")
 
 
 def _training(estimator: Any) -> dict[str, Any]:

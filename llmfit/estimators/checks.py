@@ -31,6 +31,11 @@ class Checked:
     callbacks: list[Callback]
     seed: int
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train: without an adapter, the base model answers in words as it is."""
+        return self.adapter is not None
+
 
 def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
     """Resolve and check what all estimators share.
@@ -73,10 +78,10 @@ def _check_numbers(estimator: Any, owner: str) -> None:
     if not isinstance(estimator.verbose, bool):
         check_int("verbose", owner, estimator.verbose, least=0)
     if not _is_auto(estimator.learning_rate):
-        check_number("learning_rate", owner, estimator.learning_rate, least=0, open_ends=True)
+        check_number("learning_rate", owner, estimator.learning_rate, least=0, open_ends=True, other="'auto' or ")
     for name in ("batch_size", "batch_tokens"):
         if not _is_auto(getattr(estimator, name)):
-            check_int(name, owner, getattr(estimator, name), least=1)
+            check_int(name, owner, getattr(estimator, name), least=1, other="'auto' or ")
     if estimator.max_length is not None:
         check_int("max_length", owner, estimator.max_length, least=2)
     if estimator.max_grad_norm is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
 from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted
-from llmfit.features import label_text, row_name
+from llmfit.features import label_text, resolve_target, row_name
 
 __all__ = ["LLMClassifier"]
 
@@ -42,7 +43,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         and "na_rep" (what a missing value reads as). None lists the features as ``name: value``.
     adapter : None, str, dict or spec, default="lora"
         What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), "full", or None for zero-shot
-        and few-shot, where `fit` only learns the labels.
+        and few-shot, where `fit` only learns the labels and what concerns training has no part.
     head : "lm", default="lm"
         Answer in words.
     epochs : int, default=3
@@ -50,11 +51,11 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     learning_rate : float or "auto", default="auto"
         Peak learning rate; "auto" is 2e-4 for LoRA, 2e-5 for full fine-tuning.
     batch_size : int or "auto", default="auto"
-        Rows per optimiser step; "auto" takes 2 to 16, few where the rows are few, so that a fit has about a hundred
-        steps or more.
+        Rows per optimiser step; "auto" is a fiftieth of the rows that are trained on, 2 at least and 16 at most. The
+        folds of a search have fewer rows than its refit: give a number where both must have the same.
     batch_tokens : int or "auto", default="auto"
-        Padded tokens of one forward pass. A matter of memory and speed only: without dropout, results do
-        not depend on it.
+        Padded tokens of one forward pass. A matter of memory and speed only: without dropout, and without answers that
+        are drawn, results do not depend on it.
     max_length : int or None, default=None
         Tokens of prompt and answer together; None is the model's context length.
     truncation : {"error", "prompt"}, default="error"
@@ -68,7 +69,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         A name, or {"type": name, ...settings}: adamw, adam, sgd, adafactor, adagrad, nadam, radam, rmsprop, and
         from bitsandbytes adamw_8bit, paged_adamw_8bit, lion, lion_8bit.
     weight_decay : float, default=0.0
-        Decoupled weight decay.
+        Decoupled weight decay in adamw, adafactor, nadam, radam and those of bitsandbytes; an L2 term of the gradient
+        in adam, sgd, adagrad and rmsprop, as torch has it.
     max_grad_norm : float or None, default=1.0
         Gradients are scaled down to this norm.
     validation_fraction : float, default=0.0
@@ -177,6 +179,11 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
     def _learn_answers(self, y: pd.Series) -> None:
         values = _label_values(y)
+        if values.dtype.kind in "mM" or isinstance(values[0], np.datetime64 | np.timedelta64 | date | timedelta):
+            raise DataError(
+                f"The labels of {y.name!r} are dates or times ({y.dtype}). Make them text first, for example with "
+                f"df[{y.name!r}].astype(str)."
+            )
         try:
             classes = np.unique(values)
         except TypeError:
@@ -199,6 +206,9 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
                 f"{type(self).__name__} needs at least two classes in {y.name!r}, but every row is {classes[0]!r}: "
                 "only one class."
             )
+        _, kind = resolve_target(self.target, type(self).__name__)
+        if kind == "binary" and len(classes) > 2:
+            raise DataError(f"The target {y.name!r} is declared as 'binary', but has {len(classes)} classes.")
         texts = [label_text(value) for value in classes]
         if len(set(texts)) < len(texts) or "" in texts:
             raise DataError(f"Each class of {y.name!r} needs a text of its own that is not empty. Got {quoted(texts)}.")
@@ -208,11 +218,11 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         return [label_text(value) for value in _label_values(y)]
 
     def _check_truth(self, y: pd.Series) -> None:
-        known = set(self.classes_.tolist())
+        known = {label_text(label) for label in self.classes_}
         for row, label in enumerate(_label_values(y).tolist()):
-            if label not in known:
+            if label_text(label) not in known:  # by their texts, which are what is trained on: True is no 1
                 raise DataError(
-                    f"{row_name(row, y.index)} of eval_set has the label {label!r}, which no fitted row has. "
+                    f"{row_name(row, y.index)} has the label {label!r}, which no fitted row has. "
                     f"The classes are {quoted(self.classes_.tolist())}."
                 )
 
@@ -344,6 +354,12 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         table, _ = self._read_rows(X)
         truth = _label_values(read_target(self, table, y))
         predicted = _label_values(pd.Series(self.predict(X)))
+        known = set(self.classes_.tolist())
+        unseen = [label for label in truth.tolist() if label not in known]
+        if unseen:
+            from llmfit.metrics import warn_unseen
+
+            warn_unseen(unseen, "score", "")
         hits = truth.astype(object) == predicted.astype(object)
         return mean_hit(table, hits, sample_weight)
 

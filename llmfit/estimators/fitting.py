@@ -105,13 +105,14 @@ def fit_adapter(
         If there is no row to train on.
     """
     if checked.settings.batch_size == "auto":
-        rows_a_step = auto_batch_size(len(rows), checked.settings.epochs)
+        rows_a_step = auto_batch_size(len(rows))
         checked = replace(checked, settings=replace(checked.settings, batch_size=rows_a_step))
     if checked.adapter is None:
         return Fitted(None, checked.settings)
     if base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
         raise ParameterError(
-            "The 'dtype' parameter must be 'bfloat16' or 'float32' to train. Got 'float16', whose gradients underflow."
+            "The 'dtype' parameter must be 'bfloat16', 'float32' or 'float64' to train. Got 'float16', whose gradients "
+            "underflow."
         )
     if not rows:
         raise DataError("Every row to train on has weight zero: look at sample_weight and class_weight.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import pandas as pd
 
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
-from llmfit.exceptions import ParameterError, TruncationWarning
+from llmfit.exceptions import ParameterError, TruncationWarning, warn
 from llmfit.features import label_text
 from llmfit.params import Nested
 
@@ -117,11 +116,12 @@ batch_size_, max_length_
         return [label_text(value) for value in y.astype(object)]
 
     def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
-        from llmfit.inference import resolve_generation
+        from llmfit.inference import check_least, resolve_generation
 
         longest = max(len(ids) + 1 for ids in encoder.completions(answers))
-        given = resolve_generation(self.generation).max_new_tokens
-        self.max_new_tokens_ = int(given or max(2 * longest, LEAST_NEW_TOKENS))
+        settings = resolve_generation(self.generation)
+        self.max_new_tokens_ = int(settings.max_new_tokens or max(2 * longest, LEAST_NEW_TOKENS))
+        check_least(settings, self.max_new_tokens_)
         return min(longest, self.max_new_tokens_)
 
     def predict(self, X: Any) -> Any:
@@ -142,7 +142,7 @@ batch_size_, max_length_
         TruncationWarning
             If answers reached ``max_new_tokens_`` without an end.
         """
-        from llmfit.inference import generate, resolve_generation
+        from llmfit.inference import check_least, generate, resolve_generation
 
         table, frame = self._read_rows(X)
         if not len(frame):
@@ -151,6 +151,7 @@ batch_size_, max_length_
         encoder, rows = self._prompts.encoder(base), self._prompts.encode(base, frame)
         settings = resolve_generation(self.generation)
         most = settings.max_new_tokens or self.max_new_tokens_
+        check_least(settings, most)
         longest = max(row.length for row in rows) + most
         with self._lend(base, longest) as model, self._bar(len(rows), "generate") as bar:
             answers, cut = generate(
@@ -169,7 +170,7 @@ batch_size_, max_length_
         texts = [encoder.decode(ids).removeprefix(lead) for ids in answers]
         if cut:
             sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={most} without an end."
-            warnings.warn(TruncationWarning(sentence), stacklevel=2)
+            warn(TruncationWarning(sentence))
         return table.answer(np.array(texts, dtype=object), self.target_, "str")
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:

@@ -28,7 +28,9 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
         table, target = read_fit(estimator, X, y, estimator._default_target)
         estimator._check()
         estimator._learn_answers(target)
-        estimator._learn(check_parameters(estimator), base, table, target)
+        checked = check_parameters(estimator)
+        kept, _ = estimator._split(checked, target, None)  # few-shot examples are drawn from the rows to train on
+        estimator._learn(checked, base, table, target, kept)
     else:
         table = read_table(estimator, X)
         known = y is not None or (estimator.target_ in table.frame and table.frame[estimator.target_].notna().all())

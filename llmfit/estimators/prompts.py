@@ -5,7 +5,6 @@ Takes frames and the resolved parameters; gives encoded rows. This is where pand
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ import pandas as pd
 
 from llmfit.base_model import BaseModel
 from llmfit.encoding import Encoded, Encoder, Limit
-from llmfit.exceptions import DataWarning, TruncationWarning, quoted
+from llmfit.exceptions import DataWarning, TruncationWarning, quoted, warn
 from llmfit.features import Feature, check_columns, resolve_features
 from llmfit.templates import (
     SAMPLE,
@@ -78,12 +77,11 @@ class Prompts:
         )
         cut = [row for row in rows if row.cut]
         if cut:
-            warnings.warn(
+            warn(
                 TruncationWarning(
                     f"{len(cut)} of {len(rows)} prompts were cut to max_length {self.limit.max_length} tokens, "
                     f"{sum(row.cut for row in cut)} characters in all. preview() shows them."
                 ),
-                stacklevel=5,
             )
         return rows
 
@@ -128,9 +126,8 @@ def learn_prompts(
 def _warn_unused(features: Sequence[Feature], template: Template) -> None:
     unused = [feature.name for feature in features if feature.name not in template.columns]
     if unused:
-        warnings.warn(
+        warn(
             DataWarning(f"The template does not use the features {quoted(unused)}: the model will not see them."),
-            stacklevel=6,
         )
 
 
@@ -160,8 +157,8 @@ def with_examples(
     if shown < config.few_shot.k:
         sentence = (
             f"few_shot asks for {config.few_shot.k} worked examples, but the rows have {len(examples)} distinct "
-            f"prompts: {shown} examples stand before each row, which is never its own example."
+            f"prompt(s): {shown} can stand before each row, which is never its own example."
         )
-        warnings.warn(DataWarning(sentence), stacklevel=5)
+        warn(DataWarning(sentence))
     template = _framed(base, config, prompts.template, shown)
     return replace(prompts, template=replace(template, examples=examples))

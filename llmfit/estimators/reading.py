@@ -6,6 +6,8 @@ Takes an estimator, for its parameters and its name, and X and y in any accepted
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,25 +18,28 @@ from llmfit.exceptions import DataError, quoted
 from llmfit.features import resolve_target, row_name
 from llmfit.frames import TEXT_COLUMN, Table, as_column, check_readable, is_array_like, to_table
 
-__all__ = ["mean_hit", "read_eval_set", "read_fit", "read_table", "read_target", "read_weights"]
+__all__ = ["mean_hit", "naming", "read_eval_set", "read_fit", "read_table", "read_target", "read_weights"]
 
 
 def read_table(estimator: Any, X: Any, *, fitting: bool = False) -> Table:
     """Read the rows that the user passed; arrays go through scikit-learn's checks."""
     check_readable(X)
-    if is_array_like(X) and not _is_list_of_texts(X):
+    learned = list(getattr(estimator, "features_", ())) if not fitting else []
+    if learned and is_array_like(X) and _is_empty(X, len(learned)):
+        return Table(pd.DataFrame(columns=learned), as_array=isinstance(X, np.ndarray))
+    if is_array_like(X):
         X = validate_data(estimator, X, dtype=None, ensure_all_finite=False, reset=fitting)
         return to_table(X)
     given = estimator.features
-    names = [given] if isinstance(given, str) else given
+    names = [given] if isinstance(given, str) else learned if given is None else given
     one_name = isinstance(names, list | tuple) and len(names) == 1 and isinstance(names[0], str)
     return to_table(X, names[0] if one_name else TEXT_COLUMN)
 
 
-def _is_list_of_texts(X: Any) -> bool:
-    """Tell an array or list of str from tables of values."""
-    flat = isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.ndim == 1)
-    return flat and len(X) > 0 and all(isinstance(item, str) for item in X)
+def _is_empty(X: Any, n_columns: int) -> bool:
+    """Tell a list or an array of no rows, as wide as the fitted ones where it has a width."""
+    shape = np.shape(X) if isinstance(X, list | tuple | np.ndarray) else (1,)
+    return shape[0] == 0 and (len(shape) == 1 or shape[1] == n_columns)
 
 
 def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, pd.Series]:
@@ -81,11 +86,27 @@ def read_target(estimator: Any, table: Table, y: Any) -> pd.Series:
 
 def read_eval_set(estimator: Any, eval_set: Any) -> tuple[Table, pd.Series]:
     """Read the rows of an eval_set, a frame with the target or a tuple (X, y)."""
-    if isinstance(eval_set, tuple) and len(eval_set) != 2:
-        raise DataError(f"eval_set must be a frame or a tuple (X, y). Got a tuple of {len(eval_set)} instead.")
-    X, y = eval_set if isinstance(eval_set, tuple) else (eval_set, None)
-    table = read_table(estimator, X)
-    return table, read_target(estimator, table, y)
+    X, y = _eval_pair(eval_set)
+    with naming("eval_set"):
+        table = read_table(estimator, X)
+        return table, read_target(estimator, table, y)
+
+
+def _eval_pair(eval_set: Any) -> tuple[Any, Any]:
+    pairs = isinstance(eval_set, list) and any(isinstance(item, tuple) for item in eval_set)
+    if pairs or (isinstance(eval_set, tuple) and len(eval_set) != 2):
+        kind = "list of tuples" if pairs else f"tuple of {len(eval_set)}"
+        raise DataError(f"eval_set must be a frame or a tuple (X, y). Got a {kind} instead.")
+    return eval_set if isinstance(eval_set, tuple) else (eval_set, None)
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Begin what an error says of rows with the name under which they were passed."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(f"{what}: {error}") from error
 
 
 def _target_column(frame: pd.DataFrame, name: str | None, owner: str) -> pd.Series:

@@ -114,7 +114,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
             known = chosen._get_param_names()
             inner = chosen(**{k: v for k, v in outer.get_params(deep=False).items() if k in known})
         _restore(inner, folder, from_json(manifest["fitted"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(f"The saved model {str(path)!r} cannot be read: {error!r}.") from error
@@ -150,6 +150,8 @@ def _params_to_json(estimator: BaseLLM) -> dict[str, Any]:
             value = None  # they shaped the fit; they have no part in prediction
         if is_dataclass(value) and not isinstance(value, type):
             value = {**({"type": value.type} if hasattr(value, "type") else {}), **asdict(value)}
+        if type(value).__name__ == "device":  # of torch
+            value = str(value)
         try:
             params[name] = to_json(os.fspath(value) if isinstance(value, os.PathLike) else value)
         except DataError as error:

@@ -3,7 +3,7 @@
 Takes true and answered labels or texts, and the class probabilities; gives dicts of Python floats and pandas frames.
 """
 
-from llmfit.metrics.builtin import classification_metrics, text_metrics
+from llmfit.metrics.builtin import classification_metrics, text_metrics, warn_unseen
 from llmfit.metrics.extra import extra_metrics, metric_list
 
-__all__ = ["classification_metrics", "extra_metrics", "metric_list", "text_metrics"]
+__all__ = ["classification_metrics", "extra_metrics", "metric_list", "text_metrics", "warn_unseen"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import string
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +21,10 @@ from llmfit.exceptions import (
     DataWarning,
     LLMFitWarning,
     quoted,
+    warn,
 )
 
-__all__ = ["classification_metrics", "text_metrics"]
+__all__ = ["classification_metrics", "text_metrics", "warn_unseen"]
 
 
 def classification_metrics(
@@ -90,7 +90,7 @@ def classification_metrics(
     true_codes, pred_codes = (np.array([code_of[label] for label in side]) for side in (true, pred))  # (n,)
     known = true_codes < len(seen)  # (n,)
     if not known.all():
-        _warn_unseen([label for label, ok in zip(true, known, strict=True) if not ok])
+        warn_unseen([label for label, ok in zip(true, known, strict=True) if not ok])
     scores = _label_scores(true_codes, pred_codes)
     known_codes, known_proba = true_codes[known], np.asarray(proba, dtype=np.float64)[known]
     scores["log_loss"] = _log_loss(known_codes, known_proba)
@@ -116,16 +116,15 @@ def _check_rows(n_true: int, n_answers: int) -> None:
         raise DataError("evaluate needs at least one row. Got none.")
 
 
-def _warn_unseen(unseen: list[Any]) -> None:
+def warn_unseen(
+    unseen: list[Any], what: str = "evaluate", tail: str = "; log_loss and roc_auc leave {them} out"
+) -> None:
+    """Say how many rows hold labels that no fitted row had."""
     one = len(unseen) == 1
     rows = "1 row holds a label" if one else f"{len(unseen)} rows hold labels"
     count, them = ("It counts", "it") if one else ("They count", "them")
-    warnings.warn(
-        f"evaluate: {rows} that fit never saw: {quoted(dict.fromkeys(unseen))}. "
-        f"{count} as wrong; log_loss and roc_auc leave {them} out.",
-        DataWarning,
-        stacklevel=3,
-    )
+    sentence = f"{what}: {rows} that fit never saw: {quoted(dict.fromkeys(unseen))}. {count} as wrong"
+    warn(DataWarning(f"{sentence}{tail.format(them=them)}."))
 
 
 def _label_scores(true: np.ndarray, pred: np.ndarray) -> dict[str, Any]:
@@ -279,12 +278,8 @@ def _sacrebleu(references: list[str], predictions: list[str]) -> dict[str, float
 
 def _warn_missing(libraries: list[str]) -> None:
     keys = quoted(key for library in libraries for key in _TEXT_LIBRARIES[library][1])
-    warnings.warn(
-        f"evaluate leaves out {keys}, which need {' and '.join(libraries)}. "
-        "Install with: pip install 'llmfit[text-metrics]'.",
-        LLMFitWarning,
-        stacklevel=3,
-    )
+    needed = f"evaluate leaves out {keys}, which need {' and '.join(libraries)}."
+    warn(LLMFitWarning(f"{needed} Install with: pip install 'llmfit[text-metrics]'."))
 
 
 _TEXT_LIBRARIES: dict[str, tuple[Callable[[list[str], list[str]], dict[str, float]], tuple[str, ...]]] = {

@@ -64,7 +64,7 @@ def resolve_template(value: Any) -> TemplateConfig:
     if value is None or isinstance(value, str):
         return TemplateConfig(template=value)
     if not isinstance(value, Mapping):
-        raise parameter_error("template", "llmfit", "None, a str or a dict", value)
+        raise parameter_error("template", "the estimator", "None, a str or a dict", value)
     check_keys("template", value, [f.name for f in fields(TemplateConfig)])
     for name in ("task", "template", "system", "na_rep"):
         if name in value and not (isinstance(value[name], str) or (value[name] is None and name != "na_rep")):
