@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from llmfit.batching import PAD_STEP
+from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.memory import is_out_of_memory, one_memory_error
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
@@ -72,6 +73,30 @@ class BaseModel:
         """A token id to fill batches with; it is never attended to and carries no loss."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return int(next(i for i in ids if i is not None))
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What an encoder-decoder's decoder begins an answer from; () where answers go on behind prompts.
+
+        That is the model's own start token, and what its tokenizer opens every text with, as in its pretraining.
+        """
+        if self.kind != "encoder-decoder":
+            return ()
+        configs = (self.model.config, self.model.generation_config)
+        starts = (getattr(config, "decoder_start_token_id", None) for config in configs)
+        start = next((i for i in starts if i is not None), None)
+        if start is None:
+            raise ModelLoadError(
+                f"The base model {self.source.name!r} states no decoder_start_token_id, so that no answer could begin."
+            )
+        opening = Encoder(self.tokenizer).opening
+        return opening if opening[:1] == (start,) else (start, *opening)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the model itself draws random numbers in training."""
+        settings = self.model.config.to_dict().items()
+        return any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in settings)
 
     @property
     def has_chat_template(self) -> bool:

@@ -50,6 +50,11 @@ class Encoded(NamedTuple):
         """Tokens of prompt and completion together."""
         return len(self.prompt) + len(self.completion)
 
+    @property
+    def first(self) -> int:
+        """First position that carries loss; the very first token of a text has nothing to be predicted from."""
+        return max(len(self.prompt), 1)
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -58,21 +63,30 @@ class Limit:
     Parameters
     ----------
     max_length : int
-        Tokens of prompt and completion together.
+        Tokens of prompt and completion together; of each alone where they are apart.
     truncation : "error" or "prompt"
     reserve : int
         Tokens kept free for an answer that is not known yet.
     alike : bool
         Keep the reserve free where the answer is known, too, so that a prompt is cut alike with and without it.
+    apart : int
+        Tokens that a decoder begins from which answers beside the prompt; 0 where the answer goes on behind it.
     """
 
     max_length: int
     truncation: str = "error"
     reserve: int = 0
     alike: bool = False
+    apart: int = 0
 
     def room(self, answer: int) -> int:
-        """Tokens that a prompt may have before an answer of so many tokens, 0 where it is not known."""
+        """Tokens that a prompt may have before an answer of so many tokens, 0 where it is not known.
+
+        Below 1 where the answer itself is too long.
+        """
+        if self.apart:
+            read = answer + self.apart - 1  # the decoder does not read the answer's last token
+            return self.max_length if read <= self.max_length else self.max_length - read
         return self.max_length - (max(answer, self.reserve) if self.alike or not answer else answer)
 
 
@@ -89,6 +103,13 @@ class Encoder:
     whole : bool
         A prompt is a text of its own, as encoders read it, closed with the tokenizer's own special tokens; else the
         answer goes on behind it.
+
+    Attributes
+    ----------
+    opening : tuple of int
+        What a text begins with.
+    end_ids : tuple of int
+        Tokens that end an answer, the one to learn first.
     """
 
     def __init__(self, tokenizer: Any, *, chat: bool = False, closing: str = "", whole: bool = False) -> None:
@@ -99,7 +120,7 @@ class Encoder:
         self._whole = whole
         self._before = self._find_before()
         opening, ending = self._special_ends()
-        self._opening: Ids = () if chat else opening
+        self.opening: Ids = () if chat else opening
         self._ending: Ids = ending if whole else ()
         self.end_ids = self._end_ids(closing, set(added.values()))
 
@@ -170,7 +191,7 @@ class Encoder:
 
     def _opened(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Put the opening before a text that does not begin with it."""
-        return ids if ids[: len(self._opening)] == self._opening else self._opening + ids
+        return ids if ids[: len(self.opening)] == self.opening else self.opening + ids
 
     def completions(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Encode answers, without special tokens and without the closing token."""
@@ -249,17 +270,19 @@ class Encoder:
                 f"{name}: the answer has {limit.max_length - room} tokens, max_length is {limit.max_length}. "
                 "An answer is never cut: raise max_length."
             )
+        kept = limit.max_length - room
         if limit.truncation == "error":
             raise TemplateError(
-                f"{name}: the prompt has {length} tokens and {limit.max_length - room} are for the answer, "
+                f"{name}: the prompt has {length} tokens{f' and {kept} are for the answer' if kept else ''}, "
                 f"max_length is {limit.max_length}. Raise max_length, or set truncation='prompt'."
             )
         low, high = 0, max((len(s.text) for s in segments if _cuttable(s)), default=0)
         best = self.prompts([_capped(segments, 0)])[0]
         if len(best) > room:
+            room_for = f"leaves no room for an answer of {kept} within" if kept else "is more than"
             raise TemplateError(
-                f"{name}: the template without any value has {len(best)} tokens, which leaves no room for an "
-                f"answer of {limit.max_length - room} within max_length {limit.max_length}. Raise max_length."
+                f"{name}: the template without any value has {len(best)} tokens, which {room_for} max_length "
+                f"{limit.max_length}. Raise max_length."
             )
         while high - low > 1:
             middle = (low + high) // 2

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from llmfit.batching import PAD_STEP, pad
-from llmfit.encoding import Encoded
+from llmfit.batching import PAD_STEP
+from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
+from llmfit.forward import generation_inputs
 from llmfit.memory import auto_budget
-from llmfit.scoring import Ids, run_batches
+from llmfit.scoring import run_batches
 
 __all__ = ["Generation", "check_least", "generate", "resolve_generation"]
 
@@ -123,6 +124,7 @@ def generate(
     context_length: int,
     device: torch.device,
     pad_id: int,
+    start_ids: Ids = (),
     batch_tokens: Any = "auto",
     progress: Callable[[int], object] = lambda _: None,
 ) -> tuple[list[Ids], int]:
@@ -138,7 +140,9 @@ def generate(
         Tokens that end an answer.
     max_new_tokens : int
     context_length : int
-        Tokens of prompt and answer that the model can hold: ends an answer too.
+        Tokens of prompt and answer that the model can hold, or of each where they are apart: ends an answer too.
+    start_ids : tuple of int
+        What the decoder of an encoder-decoder begins from.
     progress : callable
         Told the number of prompts done.
 
@@ -149,20 +153,24 @@ def generate(
     int
         Answers that reached `max_new_tokens`, or the end of the context, without an end of their own.
     """
+    _forget_own_settings(model)
     times = Counter(() if settings.do_sample else prompts)  # answers that are drawn differ where prompts are equal
     rows = [Encoded(prompt) for prompt in (prompts if settings.do_sample else times)]
     answers: list[Ids] = [()] * len(rows)
     budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
-    rooms = [min(max_new_tokens, context_length - row.length) for row in rows]
-    # Penalties on what was said count padding as said: then only prompts of one length answer together, unpadded.
-    counting = settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size > 0
+    taken = [len(start_ids) - 1 if start_ids else row.length for row in rows]
+    rooms = [min(max_new_tokens, context_length - tokens) for tokens in taken]
+    # Penalties on what was said count a decoder's prompt and padding as said: then only prompts of one length answer
+    # together, unpadded.
+    counting = not start_ids and (settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size > 0)
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
     for kind in sorted(set(kinds), reverse=True):  # rows near the end of the context answer apart from the others
         alike = [i for i, own in enumerate(kinds) if own == kind]
-        config = _config(settings, end_ids, kind[0], pad_id)
+        config = _config(settings, end_ids, kind[0], pad_id, start_ids)
 
         def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
-            return _generate_batch(model, part, config, device, pad_id, step=1 if counting else PAD_STEP)
+            step = 1 if counting else PAD_STEP
+            return _generate_batch(model, part, config, device, pad_id, start_ids, step=step)
 
         for positions, ids in run_batches([rows[i] for i in alike], budget, answer_batch):
             for position, answer in zip(positions, ids, strict=True):
@@ -175,7 +183,16 @@ def generate(
     return [answer for answer, _ in ended], sum(not stopped for _, stopped in ended)
 
 
-def _config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, pad_id: int) -> Any:
+def _forget_own_settings(model: Any) -> None:
+    """Take the settings away that a model brings: they would fill in whatever ours leave open."""
+    from transformers import GenerationConfig
+
+    for module in model.modules():
+        if getattr(module, "generation_config", None) is not None:
+            module.generation_config = GenerationConfig()
+
+
+def _config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, pad_id: int, start_ids: Ids = ()) -> Any:
     from transformers import GenerationConfig
 
     given = asdict(settings)
@@ -184,20 +201,26 @@ def _config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, p
     if settings.num_beams == 1:
         del given["length_penalty"]
     given["max_new_tokens"] = max_new_tokens
+    if start_ids:
+        given["decoder_start_token_id"] = start_ids[0]
     return GenerationConfig(**given, eos_token_id=list(end_ids), pad_token_id=pad_id)
 
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Any, rows: list[Encoded], config: Any, device: torch.device, pad_id: int, *, step: int = PAD_STEP
+    model: Any,
+    rows: list[Encoded],
+    config: Any,
+    device: torch.device,
+    pad_id: int,
+    start_ids: Ids = (),
+    *,
+    step: int = PAD_STEP,
 ) -> list[Ids]:
-    ids, mask = pad([row.prompt for row in rows], pad_id, left=True, step=step)
-    out = model.generate(
-        input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=torch.from_numpy(mask).to(device),
-        generation_config=config,
-    )
-    return [tuple(row) for row in out[:, ids.shape[1] :].tolist()]
+    prompts = [row.prompt for row in rows]
+    given, before = generation_inputs(prompts, pad_id=pad_id, device=device, start_ids=start_ids, step=step)
+    out = model.generate(**given, generation_config=config)
+    return [tuple(row) for row in out[:, before:].tolist()]
 
 
 def _until_end(answer: Ids, end_ids: Sequence[int]) -> tuple[Ids, bool]:

@@ -2,7 +2,8 @@
 
 Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. The prompt
 of a row goes through the network once; labels that begin alike share their tokens' forward passes. Only a model whose
-attention slides over less than a row, or which carries a state, reads each prompt with each label anew.
+attention slides over less than a row, or which carries a state, reads each prompt with each label anew. What kind of
+model it is, `forward` knows: `start_ids` are passed through to it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from llmfit.batching import length_batches, pad
-from llmfit.encoding import Encoded
+from llmfit.encoding import Encoded, Ids
+from llmfit.forward import Reading, collate, go_on, keeps_all, read
 from llmfit.memory import auto_budget, halved, is_out_of_memory
-from llmfit.objectives import collate, completion_losses
+from llmfit.objectives import completion_losses
 
 __all__ = ["label_sequences", "reference_losses", "run_batches", "score_labels"]
 
-Ids = tuple[int, ...]
 T = TypeVar("T")
 
 
@@ -53,6 +54,7 @@ def score_labels(
     *,
     device: torch.device,
     pad_id: int,
+    start_ids: Ids = (),
     batch_tokens: Any = "auto",
     progress: Callable[[int], object] = lambda _: None,
 ) -> NDArray[np.float64]:
@@ -65,6 +67,8 @@ def score_labels(
         Equal prompts are computed once.
     labels : sequence of tuple of int, length k
         As :func:`label_sequences` gives them.
+    start_ids : tuple of int
+        What the decoder of an encoder-decoder begins from.
     progress : callable
         Told the number of prompts done.
 
@@ -78,8 +82,11 @@ def score_labels(
     rows = [Encoded(prompt) for prompt in distinct]
     scores = np.empty((len(rows), len(labels)))
     budget = auto_budget(batch_tokens, device)
-    for chosen in run_batches(rows, budget, lambda part: _score_batch(model, part, labels, device, pad_id, budget)):
-        positions, values = chosen
+
+    def score_batch(part: list[Encoded]) -> NDArray[np.float64]:
+        return _score_batch(model, part, labels, device, pad_id, budget, start_ids)
+
+    for positions, values in run_batches(rows, budget, score_batch):
         scores[positions] = values
         progress(sum(times[rows[i].prompt] for i in positions))
     return scores[[distinct[prompt] for prompt in prompts]].reshape(len(prompts), len(labels))
@@ -105,117 +112,63 @@ def run_batches(
 
 @torch.inference_mode()
 def _score_batch(
-    model: Any, rows: list[Encoded], labels: Sequence[Ids], device: torch.device, pad_id: int, budget: int
+    model: Any,
+    rows: list[Encoded],
+    labels: Sequence[Ids],
+    device: torch.device,
+    pad_id: int,
+    budget: int,
+    start_ids: Ids,
 ) -> NDArray[np.float64]:
     """Score the labels for some prompts: one prefill, then the labels' further tokens over its cache."""
-    longer = max(map(len, labels)) > 1
-    ids, _ = pad([row.prompt for row in rows], pad_id)
-    lengths = torch.tensor([len(row.prompt) for row in rows], device=device)
-    out = model(
-        input_ids=torch.from_numpy(ids).to(device),
-        logits_to_keep=(lengths - 1)[:, None],
-        use_cache=longer,
-    )
-    if longer and not _keeps_all(getattr(out, "past_key_values", None), ids.shape[1] + max(map(len, labels))):
-        return _score_in_full(model, rows, labels, device, pad_id, budget)
-    first = _log_softmax(_at(out.logits, lengths - 1))  # (B, V)
-    scores = first[:, [label[0] for label in labels]]  # (B, K)
-    if longer:
-        _add_tails(scores, model, out.past_key_values, lengths, ids.shape[1], labels, budget)
+    longest = max(map(len, labels))
+    prompts = [row.prompt for row in rows]
+    reading = read(model, prompts, pad_id=pad_id, device=device, start_ids=start_ids, keep=longest > 1)
+    if longest > 1 and not keeps_all(reading.cache, reading.known.shape[1] + longest):
+        return _score_in_full(model, rows, labels, device, pad_id, budget, start_ids)
+    scores = _log_softmax(reading.first)[:, [label[0] for label in labels]]  # (B, K)
+    if longest > 1:
+        _add_tails(scores, model, reading, labels, budget)
     return scores.cpu().double().numpy()
 
 
-def _keeps_all(cache: Any, tokens: int) -> bool:
-    """Tell whether a cache holds so many tokens each at its place: not where attention slides or a state is carried."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    return all(
-        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= tokens)
-        for layer in getattr(cache, "layers", [None])
-    )
-
-
 def _score_in_full(
-    model: Any, rows: list[Encoded], labels: Sequence[Ids], device: torch.device, pad_id: int, budget: int
+    model: Any,
+    rows: list[Encoded],
+    labels: Sequence[Ids],
+    device: torch.device,
+    pad_id: int,
+    budget: int,
+    start_ids: Ids,
 ) -> NDArray[np.float64]:
     """Score every prompt with every label in a pass of its own, for models whose cache cannot be shared."""
     pairs = [Encoded(row.prompt, label) for row in rows for label in labels]
     scores = np.empty(len(pairs))
     for positions in length_batches(pairs, budget):
         batch = [pairs[i] for i in positions]
-        losses = completion_losses(model, collate(batch, pad_id, device))
+        losses = completion_losses(model, collate(batch, pad_id, device, start_ids))
         parts = torch.split(losses, [len(row.completion) for row in batch])
         scores[positions] = [-float(part.sum()) for part in parts]
     return scores.reshape(len(rows), len(labels))
-
-
-def _at(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Pick one position a row: the only one kept, or out of all where the model gave all."""
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    return logits[torch.arange(len(logits), device=logits.device), positions]
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def _add_tails(
-    scores: torch.Tensor,
-    model: Any,
-    cache: Any,
-    lengths: torch.Tensor,
-    width: int,
-    labels: Sequence[Ids],
-    budget: int,
-) -> None:
+def _add_tails(scores: torch.Tensor, model: Any, reading: Reading, labels: Sequence[Ids], budget: int) -> None:
     """Add the scores of all but the first token of each label, a few rows at a time over copies of their cache.
 
     Labels with equal heads are one sequence of the forward pass, however many tokens may follow the head.
     """
     heads = sorted({label[:-1] for label in labels if len(label) > 1})
+    count, width = reading.known.shape
     forks = max(1, budget // (width + max(map(len, heads))))  # copies of one row's cache that a pass may hold
     for some in (heads[i : i + forks] for i in range(0, len(heads), forks)):
-        tails = torch.from_numpy(pad(some, 0, step=1)[0]).to(lengths.device)
-        for rows in torch.split(torch.arange(len(lengths), device=lengths.device), max(1, forks // len(some))):
-            logits = _continue(model, cache, rows, lengths[rows], width, tails)
+        tails = torch.from_numpy(pad(some, 0, step=1)[0]).to(scores.device)
+        for rows in torch.split(torch.arange(count, device=scores.device), max(1, forks // len(some))):
+            logits = go_on(model, reading, rows, tails)
             scores[rows] += _sum_tails(_log_softmax(logits), some, labels)
-
-
-def _continue(
-    model: Any, cache: Any, rows: torch.Tensor, lengths: torch.Tensor, width: int, tails: torch.Tensor
-) -> torch.Tensor:
-    """Run every head behind every chosen prompt.
-
-    Returns
-    -------
-    Tensor of shape (R, H, T, V)
-        Logits behind each token of each head.
-    """
-    count, (n_heads, depth) = len(rows), tails.shape
-    forked = _fork(cache, rows.repeat_interleave(n_heads))
-    known = torch.arange(width, device=rows.device)[None] < lengths[:, None]  # (R, W)
-    mask = torch.cat([known, known.new_ones(count, depth)], dim=1).repeat_interleave(n_heads, 0)
-    positions = (lengths[:, None] + torch.arange(depth, device=rows.device)).repeat_interleave(n_heads, 0)
-    out = model(
-        input_ids=tails.repeat(count, 1),
-        attention_mask=mask.long(),
-        position_ids=positions,
-        past_key_values=forked,
-        use_cache=True,
-    )
-    logits: torch.Tensor = out.logits
-    return logits.reshape(count, n_heads, depth, -1)
-
-
-def _fork(cache: Any, rows: torch.Tensor) -> Any:
-    """Copy a key-value cache, with some rows repeated."""
-    import copy
-
-    forked = copy.copy(cache)
-    forked.layers = [copy.copy(layer) for layer in cache.layers]
-    forked.batch_select_indices(rows)
-    return forked
 
 
 def _sum_tails(log_probs: torch.Tensor, heads: Sequence[Ids], labels: Sequence[Ids]) -> torch.Tensor:
@@ -237,6 +190,7 @@ def reference_losses(
     *,
     device: torch.device,
     pad_id: int,
+    start_ids: Ids = (),
     batch_tokens: Any = "auto",
 ) -> tuple[float, int]:
     """Negative log-likelihood of the rows' completions, summed, and the number of their tokens.
@@ -249,6 +203,10 @@ def reference_losses(
     """
     total, count = 0.0, 0
     budget = auto_budget(batch_tokens, device)
-    for _, losses in run_batches(rows, budget, lambda part: completion_losses(model, collate(part, pad_id, device))):
+
+    def measure(part: list[Encoded]) -> torch.Tensor:
+        return completion_losses(model, collate(part, pad_id, device, start_ids))
+
+    for _, losses in run_batches(rows, budget, measure):
         total, count = total + float(losses.cpu().double().sum()), count + len(losses)
     return total, count

@@ -19,10 +19,11 @@ import torch
 from llmfit.batching import epoch_order, length_batches, split_step
 from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint
-from llmfit.encoding import Encoded
+from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import TrainingError, quoted
+from llmfit.forward import collate
 from llmfit.memory import auto_budget, halved, is_out_of_memory, one_memory_error
-from llmfit.objectives import OBJECTIVES, collate, loss_mass
+from llmfit.objectives import OBJECTIVES, loss_mass
 from llmfit.optim import learning_rate_at, make_optimizer
 
 __all__ = ["Settings", "mean_loss", "train"]
@@ -72,6 +73,7 @@ class _Run:
     pad_id: int
     budget: int
     device: torch.device
+    start_ids: Ids = ()
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     best: dict[str, torch.Tensor] | None = None
@@ -94,6 +96,7 @@ def train(
     *,
     device: torch.device,
     pad_id: int,
+    start_ids: Ids = (),
     validation: Sequence[Encoded] = (),
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
@@ -108,6 +111,8 @@ def train(
     settings : Settings
     device : torch.device
     pad_id : int
+    start_ids : tuple of int
+        What the decoder of an encoder-decoder begins from.
     validation : sequence of Encoded
         Rows whose loss is measured after every epoch; () for none.
     callbacks : sequence of Callback
@@ -125,7 +130,7 @@ def train(
     OutOfMemoryError
         If not even one row fits.
     """
-    run = _Run(model, settings, pad_id, auto_budget(settings.batch_tokens, device), device)
+    run = _Run(model, settings, pad_id, auto_budget(settings.batch_tokens, device), device, start_ids)
     per_epoch = math.ceil(len(rows) / settings.batch_size)
     state = State(total_steps=per_epoch * settings.epochs, epochs=settings.epochs)
     if checkpoint is not None:
@@ -192,7 +197,8 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     total = 0.0
     for positions in split_step([row.length for row in batch], run.budget):
         micro = [batch[i] for i in positions]
-        loss = OBJECTIVES[run.settings.objective](run.model, collate(micro, run.pad_id, run.device)) / mass
+        padded = collate(micro, run.pad_id, run.device, run.start_ids)
+        loss = OBJECTIVES[run.settings.objective](run.model, padded) / mass
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"The loss is {value}", micro, state)
@@ -248,7 +254,9 @@ def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks
 
 
 def _validation_loss(run: _Run, validation: Sequence[Encoded]) -> float:
-    return mean_loss(run.model, validation, budget=run.budget, device=run.device, pad_id=run.pad_id)
+    return mean_loss(
+        run.model, validation, budget=run.budget, device=run.device, pad_id=run.pad_id, start_ids=run.start_ids
+    )
 
 
 def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
@@ -258,10 +266,12 @@ def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Te
 
 
 @torch.no_grad()
-def mean_loss(model: Any, rows: Sequence[Encoded], *, budget: int, device: torch.device, pad_id: int) -> float:
+def mean_loss(
+    model: Any, rows: Sequence[Encoded], *, budget: int, device: torch.device, pad_id: int, start_ids: Ids = ()
+) -> float:
     """Mean negative log-likelihood of the rows' loss tokens, in nats; nothing but the sum is kept."""
     total = 0.0
     for positions in length_batches(rows, budget):
-        batch = collate([rows[i] for i in positions], pad_id, device)
+        batch = collate([rows[i] for i in positions], pad_id, device, start_ids)
         total += float(OBJECTIVES["supervised"](model, batch))
     return total / loss_mass(rows)

@@ -18,7 +18,7 @@ TIERS = [
     ["frames", "features", "templates", "params", "metrics"],
     ["persistence", "encoding", "batching"],
     ["memory", "sources", "base_model", "adapters"],
-    ["optim", "callbacks", "checkpoints", "objectives", "training", "scoring", "inference"],
+    ["optim", "callbacks", "checkpoints", "forward", "objectives", "training", "scoring", "inference"],
     ["estimators"],
     ["demo", "cli", "__main__"],
 ]

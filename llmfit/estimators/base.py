@@ -220,7 +220,7 @@ class BaseLLM(NestedParams, BaseEstimator):
         from llmfit.estimators.prompts import learn_prompts, with_examples
 
         self.target_, self.target_dtype_ = str(target.name), target.dtype
-        limit = Limit(self._max_length(base), self.truncation)
+        limit = Limit(self._max_length(base), self.truncation, apart=len(base.start_ids))
         prompts = learn_prompts(
             base,
             checked.template,
@@ -244,7 +244,11 @@ class BaseLLM(NestedParams, BaseEstimator):
         self._prompts = replace(prompts, limit=replace(limit, reserve=reserve, alike=hasattr(self, "classes_")))
         self.max_length_ = limit.max_length
         self._check_prompts(prompts.encoder(base))
-        self.base_model_ = {"name": str(self.base_model), "fingerprint": base.source.fingerprint}
+        self.base_model_ = {
+            "name": str(self.base_model),
+            "fingerprint": base.source.fingerprint,
+            "kind": base.kind,
+        }
         self.features_ = {feature.name: feature.kind for feature in prompts.features}
         if not table.as_array:
             self.n_features_in_ = len(self.features_)

@@ -297,6 +297,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
                 labels,
                 device=base.device,
                 pad_id=base.pad_id,
+                start_ids=base.start_ids,
                 batch_tokens=self.batch_tokens,
                 progress=bar.update,
             )

@@ -130,6 +130,7 @@ def fit_adapter(
             checked.settings,
             device=base.device,
             pad_id=base.pad_id,
+            start_ids=base.start_ids,
             validation=validation,
             callbacks=callbacks,
             checkpoint=checkpoint,
@@ -150,7 +151,7 @@ def _fit_key(
 ) -> str:
     """Digest all that decides the result of a fit, to the last bit."""
     settings = asdict(checked.settings)
-    if not getattr(checked.adapter, "dropout", 0):
+    if not getattr(checked.adapter, "dropout", 0) and not base.has_dropout:
         del settings["batch_tokens"]  # decides which numbers dropout draws, and nothing else
     parts = [
         settings,

@@ -163,6 +163,7 @@ batch_size_, max_length_
                 context_length=base.context_length,
                 device=base.device,
                 pad_id=base.pad_id,
+                start_ids=base.start_ids,
                 batch_tokens=self.batch_tokens,
                 progress=bar.update,
             )
@@ -228,6 +229,11 @@ batch_size_, max_length_
         rows = self._encode_known(base, table, read_target(self, table, y))
         with self._lend(base, max(row.length for row in rows)) as model:
             total, count = reference_losses(
-                model, rows, device=base.device, pad_id=base.pad_id, batch_tokens=self.batch_tokens
+                model,
+                rows,
+                device=base.device,
+                pad_id=base.pad_id,
+                start_ids=base.start_ids,
+                batch_tokens=self.batch_tokens,
             )
         return float(np.exp(total / count))

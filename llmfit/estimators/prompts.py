@@ -136,6 +136,8 @@ def _framed(base: BaseModel, config: TemplateConfig, template: Template, k: int)
     if config.chat is True or (config.chat == "auto" and base.has_chat_template):
         return replace(template, frame=chat_frame(base.render_chat, config.system, k))
     stripped, frame = plain_frame(template, config.system, k)
+    if base.kind == "encoder-decoder":
+        frame = replace(frame, lead="")  # the answer is a text of its own, which begins with no white space
     return replace(stripped, frame=frame)
 
 

@@ -66,7 +66,8 @@ def save(estimator: BaseLLM, path: Any) -> None:
         (folder / HISTORY).write_text(_history_to_json(inner.history_), encoding="utf-8")
         if inner._adapter is not None:
             (folder / ADAPTER).mkdir()
-            inner._adapter.save(folder / ADAPTER, inner._tensors, inner.base_model_["name"])
+            kind = inner.base_model_.get("kind", "decoder")  # a fit of an earlier version knew decoders alone
+            inner._adapter.save(folder / ADAPTER, inner._tensors, inner.base_model_["name"], kind)
         (folder / "README.md").write_text(model_card(inner), encoding="utf-8")
 
     write_folder(path, content, fill)
