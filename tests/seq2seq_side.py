@@ -1,7 +1,7 @@
 """Tiny encoder-decoders for tests, and their numbers computed plainly, by transformers alone.
 
-A prompt is the text of `TEMPLATE` as the tokenizer closes it, an answer is its text with no white space before it and the end
-token; a model is loaded by transformers and called on one row without padding.
+A prompt is the text of `TEMPLATE` as the tokenizer closes it, an answer its text with no white space before it, and the
+end token; a model is loaded by transformers and called on one row without padding.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ class BaseLLM(NestedParams, BaseEstimator):
         """Refuse true answers, of rows to validate on, that the fitted rows do not know."""
 
     def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
-        """Combine the user's weights with those of this estimator."""
-        return sample_weight
+        """Weights of this estimator's own, beside the user's; None where it has none."""
+        return None
 
     def _default_task(self) -> str | None:
         """Words for the task where the user gives none."""

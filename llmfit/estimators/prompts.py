@@ -136,8 +136,6 @@ def _framed(base: BaseModel, config: TemplateConfig, template: Template, k: int)
     if config.chat is True or (config.chat == "auto" and base.has_chat_template):
         return replace(template, frame=chat_frame(base.render_chat, config.system, k))
     stripped, frame = plain_frame(template, config.system, k)
-    if base.kind == "encoder-decoder":
-        frame = replace(frame, lead="")  # the answer is a text of its own, which begins with no white space
     return replace(stripped, frame=frame)
 
 
@@ -152,7 +150,7 @@ def with_examples(
 ) -> Prompts:
     """Draw the few-shot examples, where the template wants any, out of the fitted rows."""
     if config.few_shot is None:
-        return prompts
+        return _apart(base, prompts)
     contents = prompts.template.contents(frame, prompts.features)
     examples = draw_examples(contents, answers, config.few_shot, balanced=balanced)
     shown = max(len(examples) - 1, 0)
@@ -163,4 +161,12 @@ def with_examples(
         )
         warn(DataWarning(sentence))
     template = _framed(base, config, prompts.template, shown)
-    return replace(prompts, template=replace(template, examples=examples))
+    return _apart(base, replace(prompts, template=replace(template, examples=examples)))
+
+
+def _apart(base: BaseModel, prompts: Prompts) -> Prompts:
+    """Where answers are texts of their own, beside the prompt, take the white space away that leads to them."""
+    if base.kind != "encoder-decoder":
+        return prompts
+    template = prompts.template
+    return replace(prompts, template=replace(template, frame=replace(template.frame, lead="")))
