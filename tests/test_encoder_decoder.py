@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +23,12 @@ from torch_side import CPU, classifier, furthest, generator, plain_tokenizer, sa
 import llmfit
 from llmfit import LLMEstimator, LoRA, checkpoints, forward, inference, scoring
 from llmfit.base_model import load_base_model
-from llmfit.encoding import Encoded
+from llmfit.encoding import Encoded, Encoder
 from llmfit.exceptions import ModelLoadError, ParameterError, TemplateError, TruncationWarning
 from llmfit.forward import collate
 from llmfit.objectives import OBJECTIVES, completion_losses
 from llmfit.scoring import score_labels
+from llmfit.templates import Segment
 
 RAGGED = ["a", "red apple", "b" * 70, "an old car by the road", "x y", "b" * 70 + "!", "fast", "q" * 30]
 LABELS: dict[str, list[str]] = {
@@ -95,6 +97,22 @@ def test_a_prompt_is_a_text_of_its_own_and_an_answer_too(pair, frame, kind):
     assert seen["prompt"].tolist() == ["red apple is a:"]
     assert seen["completion"].tolist() == ["fruit</s>"]  # the white space leads to no answer here
     assert seen["prompt_tokens"].tolist() == [len("red apple is a:") + (2 if kind == "bart" else 1)]
+
+
+def test_a_tokenizer_of_t5s_kind_writes_white_space_before_a_text_itself():
+    from transformers import T5Tokenizer
+
+    letters = [(letter, -3.0) for letter in string.ascii_letters + string.punctuation]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *letters, ("\u2581fruit", -4.0)]
+    tokenizer = T5Tokenizer(vocab=vocab, extra_ids=4)
+    encoder = Encoder(tokenizer, whole=True)
+    assert (encoder.opening, encoder.end_ids) == ((), (1,))
+    assert encoder.prompts([[Segment("red is:")]]) == [tuple(tokenizer("red is:")["input_ids"])]
+    [ids] = encoder.completions(["fruit"])
+    assert tokenizer.convert_ids_to_tokens(list(ids)) == ["\u2581fruit"]
+    assert encoder.decode((*ids, 1)) == "fruit"
+    [spelled] = encoder.prompts([[Segment("red </s>", "text")]])
+    assert spelled.count(1) == 1  # the one that closes the prompt
 
 
 def test_worked_examples_keep_the_white_space_before_their_answers(t5, frame):
@@ -324,9 +342,8 @@ def test_the_models_own_generation_settings_are_not_taken(pair, frame, tmp_path)
 def test_rows_learned_by_heart_come_back_word_for_word_and_end(name, pair, kind):
     if kind == "bart" and name == "q and v":
         pytest.skip("BART calls them q_proj and v_proj")
-    learning = {"epochs": 80, "batch_size": 4, "schedule": "constant"}
-    rate = 2e-2 if name == "q and v" else 5e-3
-    model = generator({**pair, **learning}, adapter=ADAPTERS[name], learning_rate=rate).fit(WORDS)
+    learning = {"epochs": 100, "learning_rate": 2e-2 if name == "q and v" else 5e-3, "batch_size": 4}
+    model = generator({**pair, **learning}, adapter=ADAPTERS[name]).fit(WORDS)
     assert list(model.predict(WORDS)) == WORDS["label"].tolist()  # a row without an end would warn, which is an error
     assert model.score(WORDS) == 1.0
     assert not any("lm_head" in key or "shared" in key for key in model._tensors) or name == "full"
@@ -352,14 +369,14 @@ def test_perplexity_is_that_of_the_answers_by_hand(pair, kind, frame):
 
 
 def test_prompt_and_answer_have_max_length_each(pair, kind):
-    texts, own = pd.DataFrame({"text": ["x" * 10], "label": ["y" * 12]}), 1 if kind == "bart" else 0
+    rows, own = pd.DataFrame({"text": ["x" * 10], "label": ["y" * 12]}), int(kind == "bart")
     prompt, answer = len("x" * 10 + " is a") + 1 + own, 13 + own  # BART opens both, and closes them like T5
-    for longest in (prompt, answer, 40):
-        rows = texts if longest >= max(prompt, answer) else None
-        if rows is not None:
-            [seen] = generator(pair, max_length=longest).preview(rows).to_dict("records")
-            assert (seen["prompt_tokens"], seen["completion_tokens"]) == (prompt, 13)
-    assert generator(pair, max_length=max(prompt, answer)).fit(texts).max_length_ == max(prompt, answer)
+    model = generator(pair, max_length=max(prompt, answer)).fit(rows)
+    assert model.max_length_ < prompt + answer
+    [seen] = model.preview(rows).to_dict("records")
+    assert (seen["prompt_tokens"], seen["completion_tokens"], seen["cut"]) == (prompt, 13, 0)
+    with pytest.raises(TemplateError, match=rf"^Row 0 \(index 0\): the prompt has {prompt} tokens, max_length is"):
+        generator(pair, max_length=prompt - 1).fit(rows)
     long = pd.DataFrame({"text": ["x"], "label": ["y" * 30]})
     with pytest.raises(TemplateError) as error:
         generator(pair, max_length=20).fit(long)
@@ -452,6 +469,18 @@ def test_peft_reads_the_adapter_folder(pair, frame, tmp_path):
     base = load_base_model(pair["base_model"], device="cpu", dtype="float32")
     with torch.no_grad(), base.attach(model._adapter, model._tensors) as ours:
         torch.testing.assert_close(loaded(**given).logits, ours(**given).logits)
+
+
+def test_a_decoder_keeps_its_own_task_type(settings, frame, tmp_path):
+    classifier(settings).fit(frame).save(tmp_path / "model")
+    config = json.loads((tmp_path / "model/adapter/adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM"
+
+
+def test_generated_rows_are_weighed_once_and_validated_on_others(t5, frame):
+    weight = np.linspace(0.5, 2.0, len(frame))
+    model = generator(t5, validation_fraction=0.25).fit(frame, sample_weight=weight)
+    assert model.history_["validation_loss"].notna().any()
 
 
 def test_the_same_seed_is_the_same_fit_where_the_model_drops_out(t5, frame, tiny, tmp_path):
