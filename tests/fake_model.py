@@ -71,7 +71,7 @@ class FakeBase:
     def __init__(self) -> None:
         self.tokenizer = ByteTokenizer()
         self.context_length = 100_000
-        self.kind = "decoder"
+        self.kind, self.start_ids, self.has_dropout = "decoder", (), False
         self.has_chat_template = False
         self.device, self.dtype, self.pad_id = torch.device("cpu"), torch.float32, 0
         self.source = SimpleNamespace(fingerprint="f" * 32)
