@@ -259,7 +259,7 @@ def test_the_encoder_reads_each_prompt_once_and_labels_share_what_they_begin_wit
         )
     prompts, labels = [(70, 80, 2), (71, 2), (70, 80, 2)], [(40, 50, 60 + i) for i in range(20)]
     score_labels(model, prompts, labels, device=CPU, pad_id=0, start_ids=(0,))
-    assert read == {"encoder": [(2, 3)], "decoder": [(2, 1), (2, 2)]}  # two prompts; the start; one head of two tokens
+    assert read == {"encoder": [(2, 16)], "decoder": [(2, 1), (2, 2)]}  # two prompts; the start; one head of two tokens
 
 
 @pytest.mark.parametrize("budget", [10, 100, 500])
@@ -268,7 +268,7 @@ def test_copies_of_what_was_read_stay_within_the_token_budget(budget, t5, monkey
     fork = forward._fork
 
     def counting(cache: Any, rows: torch.Tensor) -> Any:
-        sizes.append((len(rows), 40 + 2))
+        sizes.append((len(rows), 48 + 2))  # the prompts are padded to whole steps
         return fork(cache, rows)
 
     monkeypatch.setattr(forward, "_fork", counting)
@@ -411,7 +411,7 @@ def test_a_prompt_is_cut_alike_with_and_without_its_answer(t5, frame):
 
 
 def test_an_answer_ends_where_the_positions_of_its_decoder_end(settings, tiny, tmp_path, frame, monkeypatch):
-    folder = make_pair(tmp_path / "model", tiny, "bart", max_position_embeddings=24)
+    folder = make_pair(tmp_path / "model", tiny, "bart", max_position_embeddings=40)  # whole steps of padding: 32
     model = generator(settings, base_model=folder, adapter=None, generation={"max_new_tokens": 60}).fit(frame)
     run, lengths = inference._generate_batch, []
 
@@ -422,7 +422,7 @@ def test_an_answer_ends_where_the_positions_of_its_decoder_end(settings, tiny, t
 
     monkeypatch.setattr(inference, "_generate_batch", counting)
     answers(model, frame)
-    assert max(lengths) == 24 + 1 - 2  # the last token is not read, and two stand before the first
+    assert max(lengths) == 32 + 1 - 2  # the last token is not read, and two stand before the first
 
 
 # Everything that works for decoders ------------------------------------------------------------------
