@@ -7,6 +7,7 @@ does inside, weights, modules, flags and hooks are those from before when it end
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,6 +19,14 @@ from torch import nn
 
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.memory import one_memory_error
+from llmfit.quantization import (
+    Quantization,
+    check_quantizable,
+    kept_layers,
+    memory_footprint,
+    resolve_quantization,
+    settle,
+)
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
 __all__ = ["Adapter", "BaseModel", "clear_cache", "load_base_model"]
@@ -29,6 +38,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 MOST_CACHED = 2
+STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
 SHORT = 512  # tokens up to which plain attention beats the fused kernel on a CPU (docs/performance.md)
 UNSTATED_CONTEXT = 2048  # tokens, for the rare model that states no limit
 
@@ -52,12 +62,23 @@ class BaseModel:
     source : Source
     device : torch.device
     dtype : torch.dtype
+        Of what is not quantized, and of what is computed.
+    quantization : Quantization or None
+    memory_footprint : int
+        Bytes of the weights as they are stored.
     """
 
-    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
-        self.source, self.device, self.dtype = source, device, dtype
-        self.tokenizer, self.model, self.kind = _read(source, dtype)
-        self.model.requires_grad_(False).eval().to(device)
+    def __init__(
+        self, source: Source, device: torch.device, dtype: torch.dtype, quantization: Quantization | None = None
+    ) -> None:
+        self.source, self.device, self.dtype, self.quantization = source, device, dtype, quantization
+        self.tokenizer, self.model, self.kind = _read(source, dtype, device, quantization)
+        self.model.requires_grad_(False).eval()
+        if quantization is None:
+            self.model.to(device)
+        else:
+            settle(self.model)
+        self.memory_footprint = memory_footprint(self.model)
         self._lent = False
 
     @property
@@ -92,6 +113,7 @@ class BaseModel:
         seed: int = 0,
         training: bool = False,
         longest: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> Iterator[Any]:
         """Lend the model with an adapter in it, alone to this thread; then restore it bit by bit.
 
@@ -109,6 +131,8 @@ class BaseModel:
             Put the module into training mode and let the adapter's weights require gradients.
         longest : int or None
             Tokens of the longest row to come, where it is known: decides how attention is computed.
+        gradient_checkpointing : bool
+            In training, keep a layer's inputs only, and compute the rest again on the way back.
 
         Yields
         ------
@@ -118,6 +142,8 @@ class BaseModel:
         ------
         LLMFitError
             If this thread has lent the model already.
+        ParameterError
+            If the adapter trains weights that are quantized.
         OutOfMemoryError
             If memory does not hold the adapter, or what training keeps of its weights.
         """
@@ -127,6 +153,7 @@ class BaseModel:
                     f"The base model {self.source.name!r} is lent to a fit or a prediction that has not ended: "
                     "a callback cannot use an estimator on the same base model."
                 )
+            check_quantizable(adapter, self.quantization)
             torch.manual_seed(seed)
             kept = _Kept(self.model)
             self._lent = True
@@ -134,6 +161,8 @@ class BaseModel:
                 if self.device.type == "cpu" and longest is not None and longest <= SHORT:
                     self.model.set_attn_implementation("eager")
                 model = adapter.install(self, tensors, training=training) if adapter else self.model
+                if training and gradient_checkpointing:
+                    _recompute(self.model)
                 yield model.train(training)
             finally:
                 kept.restore()
@@ -145,13 +174,32 @@ def _cuda_in_use() -> range:
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
 
 
+def _recompute(model: Any) -> None:
+    """Let the layers of a lent model forget their activations in training.
+
+    Without re-entry, the inputs of the layers need no gradients of their own.
+
+    Raises
+    ------
+    ParameterError
+        If the model's layers cannot.
+    """
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ParameterError(
+            f"The 'gradient_checkpointing' parameter must be False for this base model: {reason(error)}."
+        ) from error
+    model.disable_input_require_grads()
+
+
 class _Kept:
     """Everything that a module tree refers to, to be put back."""
 
     def __init__(self, root: nn.Module) -> None:
         self.modules = [(module, dict(vars(module)), _shallow(vars(module))) for module in root.modules()]
-        self.parameters = [(p, p.data, p.requires_grad) for p in root.parameters()]
-        named = [getattr(m, name, None) for m in root.modules() for name in ("config", "generation_config")]
+        self.parameters = [(p, p.data, p.requires_grad, dict(vars(p))) for p in root.parameters()]
+        named = [getattr(m, name, None) for m in root.modules() for name in STATES]
         configs = {id(c): c for c in named if hasattr(c, "__dict__")}
         self.configs = [(c, dict(vars(c))) for c in configs.values()]
 
@@ -162,8 +210,10 @@ class _Kept:
             for key, content in contents.items():
                 own[key].clear()
                 own[key].update(content)
-        for parameter, data, requires_grad in self.parameters:
+        for parameter, data, requires_grad, own in self.parameters:
             parameter.data = data
+            vars(parameter).clear()
+            vars(parameter).update(own)
             parameter.grad = None
             parameter.requires_grad_(requires_grad)
         for config, state in self.configs:
@@ -175,21 +225,36 @@ def _shallow(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value.copy() for key, value in state.items() if isinstance(value, dict)}
 
 
-def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any, str]:
+def _read(
+    source: Source, dtype: torch.dtype, device: torch.device, quantization: Quantization | None
+) -> tuple[Any, Any, str]:
     import transformers
 
     safe = {"trust_remote_code": False, "local_files_only": True}
     try:
         with quiet_loading(), torch.random.fork_rng(devices=[]):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
-            kind, loader = _kind(transformers.AutoConfig.from_pretrained(source.folder, **safe))
-            model = loader.from_pretrained(source.folder, dtype=dtype, **safe)
+            config = transformers.AutoConfig.from_pretrained(source.folder, **safe)
+            kind, loader = _kind(config)
+            how = _stored(loader, config, dtype, device, quantization) if quantization is not None else {}
+            model = loader.from_pretrained(source.folder, dtype=dtype, **how, **safe)
     except Exception as error:  # loaders raise errors of many libraries
         why = reason(error)
         if "trust_remote_code" in str(error):
             why = "it needs code that comes with the model, and llmfit never runs such code"
         raise ModelLoadError(f"The base model {source.name!r} cannot be loaded: {why}.") from error
     return tokenizer, model, kind
+
+
+def _stored(
+    loader: Any, config: Any, dtype: torch.dtype, device: torch.device, quantization: Quantization
+) -> dict[str, Any]:
+    """Say how a loader stores a model in few bits; it places the model as well."""
+    kept = None
+    if quantization.bits == 4 and device.type == "cpu":
+        with torch.device("meta"):
+            kept = kept_layers(loader.from_config(copy.deepcopy(config)))
+    return {"quantization_config": quantization.config(dtype, kept), "device_map": {"": device}}
 
 
 def _kind(config: Any) -> tuple[str, Any]:
@@ -209,11 +274,14 @@ def _kind(config: Any) -> tuple[str, Any]:
     return "encoder", transformers.AutoModel
 
 
-_cache: OrderedDict[tuple[str, str, torch.dtype, torch.device], BaseModel] = OrderedDict()
+_Key = tuple[str, str, Quantization | None, torch.dtype, torch.device]
+_cache: OrderedDict[_Key, BaseModel] = OrderedDict()
 _lock = threading.RLock()  # one for cache and models: what holds it may ask for either
 
 
-def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+def load_base_model(
+    base_model: Any, *, device: str = "auto", dtype: str = "auto", quantization: Any = None
+) -> BaseModel:
     """Return the base model of that name from the cache, loading it at most once.
 
     Parameters
@@ -224,23 +292,26 @@ def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto
         "auto" takes CUDA, then Apple's MPS, then the CPU.
     dtype : str, default="auto"
         "auto" takes bfloat16 where the hardware multiplies it faster, float32 elsewhere.
+    quantization : None, int, dict or Quantization, default=None
+        See :func:`llmfit.quantization.resolve_quantization`.
 
     Raises
     ------
     ModelLoadError
         If the model cannot be found or read.
     ParameterError
-        If device or dtype is unknown here.
+        If device, dtype or quantization is unknown here.
     """
     source = find_source(base_model)
     where = _resolve_device(device)
-    key = (source.folder, source.fingerprint, _resolve_dtype(dtype, where), where)
+    few_bits, numbers = resolve_quantization(quantization), _resolve_dtype(dtype, where)
+    key = (source.folder, source.fingerprint, few_bits, numbers, where)
     with _lock:
         if key not in _cache:
             while len(_cache) >= MOST_CACHED:
                 _cache.popitem(last=False)
             with one_memory_error():
-                _cache[key] = BaseModel(source, where, key[2])
+                _cache[key] = BaseModel(source, where, numbers, few_bits)
         _cache.move_to_end(key)
         return _cache[key]
 

@@ -31,6 +31,12 @@ def _adapter_defaults(given: Any) -> dict[str, Any]:
     return adapter_defaults(given)
 
 
+def _quantization_defaults(given: Any) -> dict[str, Any]:
+    from llmfit.quantization import quantization_defaults
+
+    return quantization_defaults(given)
+
+
 def _template_defaults(_: Any) -> dict[str, Any]:
     from llmfit.templates import TemplateConfig
 
@@ -60,6 +66,7 @@ class BaseLLM(NestedParams, BaseEstimator):
 
     _nested: ClassVar[dict[str, Nested]] = {
         "adapter": Nested("type", _adapter_defaults),
+        "quantization": Nested("bits", _quantization_defaults),
         "template": Nested("template", _template_defaults),
         "early_stopping": Nested("patience", _early_stopping_defaults),
     }
@@ -69,6 +76,7 @@ class BaseLLM(NestedParams, BaseEstimator):
     base_model: Any
     features: Any
     adapter: Any
+    quantization: Any
     max_length: Any
     random_state: Any
     truncation: Any
@@ -155,7 +163,6 @@ class BaseLLM(NestedParams, BaseEstimator):
             return self._fit(X, y, sample_weight, eval_set)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Any:
-        from llmfit.base_model import load_base_model
         from llmfit.estimators.checks import check_parameters
         from llmfit.estimators.fitting import fit_adapter, join_history
 
@@ -164,10 +171,7 @@ class BaseLLM(NestedParams, BaseEstimator):
         before = self._tensors_to_continue(checked)
         table, target = read_fit(self, X, y, self._default_target)
         sample_weight = read_weights(table, sample_weight)
-        if before is None:
-            base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
-        else:
-            base = self._fitted_base()
+        base = self._load_base() if before is None else self._fitted_base()
         self._learn_answers(target)
         kept, held = self._split(checked, target, eval_set)
         self._learn(checked, base, table, target, kept)
@@ -186,6 +190,7 @@ class BaseLLM(NestedParams, BaseEstimator):
             checkpoint_dir=self.checkpoint_dir,
             label=type(self).__name__ if self.verbose else "",
         )
+        self.memory_footprint_ = base.memory_footprint
         self._adapter, self._tensors = fitted.adapter, fitted.tensors
         self.trainable_parameters_, self.best_epoch_ = fitted.trainable, fitted.best_epoch
         self.learning_rate_, self.batch_size_ = fitted.settings.learning_rate, fitted.settings.batch_size
@@ -282,10 +287,13 @@ class BaseLLM(NestedParams, BaseEstimator):
         seed = int(self.random_state) if isinstance(self.random_state, numbers.Integral) else 0
         return base.attach(self._adapter, self._tensors or None, seed=seed, longest=longest)
 
-    def _fitted_base(self) -> Any:
+    def _load_base(self) -> Any:
         from llmfit.base_model import load_base_model
 
-        base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
+        return load_base_model(self.base_model, device=self.device, dtype=self.dtype, quantization=self.quantization)
+
+    def _fitted_base(self) -> Any:
+        base = self._load_base()
         if base.source.fingerprint != self.base_model_["fingerprint"]:
             raise ModelLoadError(
                 f"The base model {self.base_model!r} is not the one that was fitted: its fingerprint is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from llmfit.quantization import resolve_quantization
 from llmfit.sources import public_name
 from llmfit.templates import Field
 
@@ -74,10 +75,16 @@ def _facts(estimator: Any) -> dict[str, Any]:
         "features": ", ".join(f"{name} ({kind})" for name, kind in estimator.features_.items()),
         "target": estimator.target_,
         "longest row": f"{estimator.max_length_} tokens",
+        "base model in memory": f"{estimator.memory_footprint_ / 1e6:.1f} MB{_bits(estimator)}",
     }
     if hasattr(estimator, "classes_"):
         facts["classes"] = ", ".join(map(str, estimator.classes_))
     return facts
+
+
+def _bits(estimator: Any) -> str:
+    quantization = resolve_quantization(estimator.quantization)
+    return f" ({quantization})" if quantization else ""
 
 
 def _template_text(estimator: Any) -> str:

@@ -36,9 +36,10 @@ class LLMGenerator(BaseLLM):
         How answers are generated: max_new_tokens (twice the longest answer of `fit` where not given), min_new_tokens,
         do_sample, temperature, top_k, top_p, num_beams, repetition_penalty, length_penalty,
         no_repeat_ngram_size. Greedy by default.
-    base_model, features, target, template, adapter, head, epochs, learning_rate, batch_size, batch_tokens, \
-max_length, truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, validation_fraction, \
-early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
+    base_model, features, target, template, adapter, quantization, head, epochs, learning_rate, batch_size, \
+batch_tokens, gradient_checkpointing, max_length, truncation, warmup, schedule, optimizer, weight_decay, \
+max_grad_norm, validation_fraction, early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, \
+callbacks, verbose
         As in :class:`LLMClassifier`.
 
     Attributes
@@ -48,7 +49,7 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
     max_new_tokens_ : int
         Longest answer that is generated, in tokens.
     features_, target_, feature_names_in_, n_features_in_, best_epoch_, trainable_parameters_, learning_rate_, \
-batch_size_, max_length_
+batch_size_, max_length_, memory_footprint_
         As in :class:`LLMClassifier`.
 
     Examples
@@ -75,11 +76,13 @@ batch_size_, max_length_
         target: Any = None,
         template: Any = None,
         adapter: Any = "lora",
+        quantization: Any = None,
         head: str = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
         batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
+        gradient_checkpointing: bool = False,
         max_length: int | None = None,
         truncation: str = "error",
         warmup: float = 0.1,
