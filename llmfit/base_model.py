@@ -29,7 +29,7 @@ from llmfit.quantization import (
 )
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
-__all__ = ["Adapter", "BaseModel", "clear_cache", "load_base_model"]
+__all__ = ["DTYPES", "Adapter", "BaseModel", "clear_cache", "load_base_model", "load_copy"]
 
 DTYPES = {
     "float32": torch.float32,
@@ -69,10 +69,11 @@ class BaseModel:
     """
 
     def __init__(
-        self, source: Source, device: torch.device, dtype: torch.dtype, quantization: Quantization | None = None
+        self, source: Source, device: torch.device, dtype: torch.dtype | str, quantization: Quantization | None = None
     ) -> None:
-        self.source, self.device, self.dtype, self.quantization = source, device, dtype, quantization
+        self.source, self.device, self.quantization = source, device, quantization
         self.tokenizer, self.model, self.kind = _read(source, dtype, device, quantization)
+        self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else self.model.dtype
         self.model.requires_grad_(False).eval()
         if quantization is None:
             self.model.to(device)
@@ -226,7 +227,7 @@ def _shallow(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(
-    source: Source, dtype: torch.dtype, device: torch.device, quantization: Quantization | None
+    source: Source, dtype: torch.dtype | str, device: torch.device, quantization: Quantization | None
 ) -> tuple[Any, Any, str]:
     import transformers
 
@@ -246,9 +247,7 @@ def _read(
     return tokenizer, model, kind
 
 
-def _stored(
-    loader: Any, config: Any, dtype: torch.dtype, device: torch.device, quantization: Quantization
-) -> dict[str, Any]:
+def _stored(loader: Any, config: Any, dtype: Any, device: torch.device, quantization: Quantization) -> dict[str, Any]:
     """Say how a loader stores a model in few bits; it places the model as well."""
     kept = None
     if quantization.bits == 4 and device.type == "cpu":
@@ -314,6 +313,28 @@ def load_base_model(
                 _cache[key] = BaseModel(source, where, numbers, few_bits)
         _cache.move_to_end(key)
         return _cache[key]
+
+
+def load_copy(base_model: Any) -> tuple[BaseModel, torch.dtype]:
+    """Load a copy of a base model that is nobody else's, to be written to: whole, on the CPU, in float32 or wider.
+
+    Returns
+    -------
+    BaseModel
+    torch.dtype
+        In which the weights are stored.
+
+    Raises
+    ------
+    ModelLoadError
+        If the model cannot be found or read.
+    """
+    with one_memory_error():
+        base = BaseModel(find_source(base_model), torch.device("cpu"), "auto")
+        stored = base.dtype
+        base.dtype = torch.promote_types(stored, torch.float32)
+        base.model.to(base.dtype)
+    return base, stored
 
 
 def clear_cache() -> None:

@@ -19,7 +19,7 @@ from llmfit.exceptions import check_choice, check_int, check_keys, check_number,
 from llmfit.memory import auto_budget
 from llmfit.scoring import Ids, run_batches
 
-__all__ = ["Generation", "generate", "resolve_generation"]
+__all__ = ["Generation", "generate", "generation_config", "resolve_generation"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def generate(
     rooms = [min(max_new_tokens, context_length - row.length) for row in rows]
     for room in sorted(set(rooms), reverse=True):  # rows near the end of the context answer apart from the others
         alike = [i for i, own in enumerate(rooms) if own == room]
-        config = _config(settings, end_ids, room, pad_id)
+        config = generation_config(settings, end_ids, room, pad_id)
 
         def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
             return _generate_batch(model, part, config, device, pad_id)
@@ -152,7 +152,8 @@ def generate(
     return [answer for answer, _ in ended], sum(not stopped for _, stopped in ended)
 
 
-def _config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, pad_id: int) -> Any:
+def generation_config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, pad_id: int) -> Any:
+    """Say the settings in the words of transformers, a ``GenerationConfig``."""
     from transformers import GenerationConfig
 
     given = asdict(settings)

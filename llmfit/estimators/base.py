@@ -17,6 +17,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from llmfit.estimators.exporting import Exported
 from llmfit.estimators.reading import read_eval_set, read_fit, read_table, read_weights
 from llmfit.exceptions import ModelLoadError, ParameterError
 from llmfit.frames import Table
@@ -61,7 +62,7 @@ def all_or_nothing(estimator: Any) -> Iterator[None]:
         raise
 
 
-class BaseLLM(NestedParams, BaseEstimator):
+class BaseLLM(Exported, NestedParams, BaseEstimator):
     """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
 
     _nested: ClassVar[dict[str, Nested]] = {
@@ -122,6 +123,9 @@ class BaseLLM(NestedParams, BaseEstimator):
     def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
         """Tokens to keep free for an answer that is not known."""
         return 1
+
+    def _generation_config(self, base: Any) -> Any:
+        """How transformers generates such answers; None leaves it as the base model has it."""
 
     def _check_prompts(self, encoder: Any) -> None:
         """Refuse what the tokens of the answers cannot tell apart, before anything is trained."""
@@ -294,12 +298,15 @@ class BaseLLM(NestedParams, BaseEstimator):
 
     def _fitted_base(self) -> Any:
         base = self._load_base()
+        self._check_fingerprint(base)
+        return base
+
+    def _check_fingerprint(self, base: Any) -> None:
         if base.source.fingerprint != self.base_model_["fingerprint"]:
             raise ModelLoadError(
                 f"The base model {self.base_model!r} is not the one that was fitted: its fingerprint is "
                 f"{base.source.fingerprint}, not {self.base_model_['fingerprint']}."
             )
-        return base
 
     def _read_rows(self, X: Any) -> tuple[Table, pd.DataFrame]:
         """Read rows to answer: the table, for the form of the answers, and its feature columns."""

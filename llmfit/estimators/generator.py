@@ -127,6 +127,13 @@ batch_size_, max_length_, memory_footprint_
         self.max_new_tokens_ = int(given or max(2 * longest, LEAST_NEW_TOKENS))
         return min(longest, self.max_new_tokens_)
 
+    def _generation_config(self, base: Any) -> Any:
+        from llmfit.inference import generation_config, resolve_generation
+
+        settings = resolve_generation(self.generation)
+        most = settings.max_new_tokens or self.max_new_tokens_
+        return generation_config(settings, self._prompts.encoder(base).end_ids, most, base.pad_id)
+
     def predict(self, X: Any) -> Any:
         """Generate the answer of every row.
 
