@@ -329,8 +329,9 @@ def load_copy(base_model: Any) -> tuple[BaseModel, torch.dtype]:
     ModelLoadError
         If the model cannot be found or read.
     """
-    with one_memory_error():
-        base = BaseModel(find_source(base_model), torch.device("cpu"), "auto")
+    source = find_source(base_model)
+    with _lock, one_memory_error():
+        base = BaseModel(source, torch.device("cpu"), "auto")
         stored = base.dtype
         base.dtype = torch.promote_types(stored, torch.float32)
         base.model.to(base.dtype)

@@ -1,20 +1,16 @@
 """An adapter written into the weights of its base model.
 
-Takes a spec, its tensors and a base model of one's own in full precision; gives a plain model of transformers whose
-answers are those of the adapted one.
+Takes a model with an adapter in it, in full precision; gives a plain model of transformers with the same answers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llmfit.adapters.spec import AdapterSpec, Tensors
+from llmfit.adapters.spec import AdapterSpec
 from llmfit.exceptions import ParameterError
 
-if TYPE_CHECKING:
-    from llmfit.base_model import BaseModel
-
-__all__ = ["check_mergeable", "merged"]
+__all__ = ["check_mergeable", "merge"]
 
 
 def check_mergeable(spec: AdapterSpec | None) -> None:
@@ -31,37 +27,22 @@ def check_mergeable(spec: AdapterSpec | None) -> None:
         )
 
 
-def merged(spec: AdapterSpec | None, base: BaseModel, tensors: Tensors) -> Any:
-    """Write an adapter into the weights of a base model, W' = W + B A for LoRA.
+def merge(model: Any) -> Any:
+    """Write the adapter that is installed in a model into its weights, W' = W + B A for LoRA.
 
     Parameters
     ----------
-    spec : AdapterSpec or None
-        None leaves the model as it is.
-    base : BaseModel
-        Not quantized, and nobody else's: it is changed for good.
-    tensors : dict of str to Tensor
-        What the adapter has learned.
+    model : torch.nn.Module
+        As an adapter's `install` gives it, in a base that is not quantized and nobody else's: weights change for good.
 
     Returns
     -------
     transformers.PreTrainedModel
-
-    Raises
-    ------
-    ParameterError
-        If merging is not defined for the adapter.
+        Without any adapter.
     """
-    import torch
-
-    check_mergeable(spec)
-    if spec is None:
-        return base.model
-    with torch.random.fork_rng(devices=[]):  # an adapter draws its first weights before it gets those learned
-        model = spec.install(base, tensors, training=False)
     if not hasattr(model, "merge_and_unload"):
         return model  # full fine-tuning put its weights there itself
-    tied = _untie(base.model)
+    tied = _untie(model.get_base_model())
     plain = model.merge_and_unload()
     if tied:
         _tie_again(plain)

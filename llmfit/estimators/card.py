@@ -85,8 +85,9 @@ def _facts(estimator: Any) -> dict[str, Any]:
         "features": ", ".join(f"{name} ({kind})" for name, kind in estimator.features_.items()),
         "target": estimator.target_,
         "longest row": f"{estimator.max_length_} tokens",
-        "base model in memory": f"{estimator.memory_footprint_ / 1e6:.1f} MB{_bits(estimator)}",
     }
+    if hasattr(estimator, "memory_footprint_"):  # a fit that was saved by llmfit 0.1.0 did not measure it
+        facts["base model in memory"] = f"{estimator.memory_footprint_ / 1e6:.1f} MB{_bits(estimator)}"
     if hasattr(estimator, "classes_"):
         facts["classes"] = ", ".join(map(str, estimator.classes_))
     return facts

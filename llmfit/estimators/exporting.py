@@ -131,18 +131,17 @@ class Exported:
 
 def _write_merged(estimator: Any, folder: Path, dtype: str) -> Any:
     """Write a plain model; the base model it came from is loaded for this alone."""
-    from llmfit.adapters.merging import merged
+    from llmfit.adapters.merging import merge
     from llmfit.base_model import DTYPES, load_copy
     from llmfit.sources import quiet_loading
 
     base, stored = load_copy(estimator.base_model)
     estimator._check_fingerprint(base)
-    model = merged(estimator._adapter, base, estimator._tensors)
-    model.to(stored if dtype == "auto" else DTYPES[dtype])
     settings = estimator._generation_config(base)
-    if settings is not None:
-        model.generation_config = settings
-    with quiet_loading():
+    with base.attach(estimator._adapter, estimator._tensors or None) as adapted, quiet_loading():
+        model = merge(adapted).to(stored if dtype == "auto" else DTYPES[dtype])
+        if settings is not None:
+            model.generation_config = settings
         model.save_pretrained(folder)
     return base
 
