@@ -304,6 +304,8 @@ def load_base_model(
     source = find_source(base_model)
     where = _resolve_device(device)
     few_bits, numbers = resolve_quantization(quantization), _resolve_dtype(dtype, where)
+    if few_bits and numbers == torch.float64:
+        raise ParameterError("The 'dtype' parameter 'float64' cannot be used with quantization: bitsandbytes lacks it.")
     key = (source.folder, source.fingerprint, few_bits, numbers, where)
     with _lock:
         if key not in _cache:

@@ -430,7 +430,8 @@ def test_a_killed_fit_goes_on(bits, settings, frame, tmp_path):
     own = {**settings, "quantization": bits, "epochs": 3}
     with pytest.raises(ZeroDivisionError):
         classifier(own, checkpoint_dir=tmp_path, callbacks=fail).fit(frame)
-    other = classifier({**own, "quantization": None}, checkpoint_dir=tmp_path).fit(frame)
+    another = {"bits": bits, "type": "fp4"} if bits == 4 else None
+    other = classifier({**own, "quantization": another}, checkpoint_dir=tmp_path).fit(frame)
     went_on = classifier(own, checkpoint_dir=tmp_path).fit(frame)
     whole = classifier(own).fit(frame)
     assert same(went_on, whole)
@@ -449,6 +450,30 @@ def test_full_fine_tuning_of_a_quantized_base_is_refused(settings, frame):
     clf = classifier(settings, adapter="full").fit(frame)
     with pytest.raises(ParameterError, match=f"^{re.escape(FULL)}$"):
         clf.set_params(quantization=4).predict(frame)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_double_precision_is_refused(bits, settings, frame):
+    with pytest.raises(ParameterError) as error:
+        classifier({**settings, "dtype": "float64"}, quantization=bits).fit(frame)
+    assert str(error.value) == (
+        "The 'dtype' parameter 'float64' cannot be used with quantization: bitsandbytes lacks it."
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_two_bytes_lie_beside_few_bits(dtype, tiny, settings, frame):
+    clf = classifier({**settings, "dtype": dtype}, quantization=4, adapter=None).fit(frame)
+    kept = {p.dtype for p in base_of(tiny, 4, dtype).model.parameters()}
+    assert kept == {getattr(torch, dtype), torch.uint8}
+    exact = classifier(settings, quantization=4, adapter=None).fit(frame)
+    np.testing.assert_allclose(clf.predict_proba(frame), exact.predict_proba(frame), atol=0.2)
+
+
+def test_a_fit_beside_bfloat16_trains_in_float32(settings, frame):
+    clf = classifier({**settings, "dtype": "bfloat16"}, quantization=4, epochs=15).fit(frame)
+    assert clf.score(frame) == 1.0
+    assert {tensor.dtype for tensor in weights(clf).values()} == {torch.float32}
 
 
 # Memory ---------------------------------------------------------------------------------------------

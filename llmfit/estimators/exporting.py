@@ -50,6 +50,15 @@ class Exported:
             If the base model is missing or another one than that of the fit.
         NotFittedError
             If there is nothing to export yet.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from llmfit import LLMClassifier
+        >>> from llmfit.datasets import load_book_reviews
+        >>> clf = LLMClassifier(target="score", adapter=None, verbose=0).fit(load_book_reviews())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     clf.export(folder)
         """
         from llmfit.adapters.merging import check_mergeable
         from llmfit.base_model import DTYPES

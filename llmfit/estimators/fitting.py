@@ -162,7 +162,7 @@ def _fit_key(
         settings,
         [checked.adapter.type, asdict(checked.adapter)] if checked.adapter else None,
         asdict(checked.early_stopping) if checked.early_stopping else None,
-        [base.source.fingerprint, str(base.dtype), base.device.type, str(base.quantization)],
+        [base.source.fingerprint, str(base.dtype), base.device.type, repr(base.quantization)],
         [list(rows), list(validation)],
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
