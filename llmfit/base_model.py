@@ -7,7 +7,6 @@ does inside, weights, modules, flags and hooks are those from before when it end
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,14 +14,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
+from llmfit.keeping import Kept
 from llmfit.memory import one_memory_error
 from llmfit.quantization import (
     Quantization,
     check_quantizable,
-    kept_layers,
+    loading_options,
     memory_footprint,
     resolve_quantization,
     settle,
@@ -38,7 +37,6 @@ DTYPES = {
     "float64": torch.float64,
 }
 MOST_CACHED = 2
-STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
 SHORT = 512  # tokens up to which plain attention beats the fused kernel on a CPU (docs/performance.md)
 UNSTATED_CONTEXT = 2048  # tokens, for the rare model that states no limit
 
@@ -156,7 +154,7 @@ class BaseModel:
                 )
             check_quantizable(adapter, self.quantization)
             torch.manual_seed(seed)
-            kept = _Kept(self.model)
+            kept = Kept(self.model)
             self._lent = True
             try:
                 if self.device.type == "cpu" and longest is not None and longest <= SHORT:
@@ -194,38 +192,6 @@ def _recompute(model: Any) -> None:
     model.disable_input_require_grads()
 
 
-class _Kept:
-    """Everything that a module tree refers to, to be put back."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.modules = [(module, dict(vars(module)), _shallow(vars(module))) for module in root.modules()]
-        self.parameters = [(p, p.data, p.requires_grad, dict(vars(p))) for p in root.parameters()]
-        named = [getattr(m, name, None) for m in root.modules() for name in STATES]
-        configs = {id(c): c for c in named if hasattr(c, "__dict__")}
-        self.configs = [(c, dict(vars(c))) for c in configs.values()]
-
-    def restore(self) -> None:
-        for module, own, contents in self.modules:  # hooks and submodules keep their dicts: handles point to them
-            vars(module).clear()
-            vars(module).update(own)
-            for key, content in contents.items():
-                own[key].clear()
-                own[key].update(content)
-        for parameter, data, requires_grad, own in self.parameters:
-            parameter.data = data
-            vars(parameter).clear()
-            vars(parameter).update(own)
-            parameter.grad = None
-            parameter.requires_grad_(requires_grad)
-        for config, state in self.configs:
-            vars(config).clear()
-            vars(config).update(state)
-
-
-def _shallow(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.copy() for key, value in state.items() if isinstance(value, dict)}
-
-
 def _read(
     source: Source, dtype: torch.dtype | str, device: torch.device, quantization: Quantization | None
 ) -> tuple[Any, Any, str]:
@@ -237,7 +203,7 @@ def _read(
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
             config = transformers.AutoConfig.from_pretrained(source.folder, **safe)
             kind, loader = _kind(config)
-            how = _stored(loader, config, dtype, device, quantization) if quantization is not None else {}
+            how = loading_options(quantization, loader, config, dtype, device)
             model = loader.from_pretrained(source.folder, dtype=dtype, **how, **safe)
     except Exception as error:  # loaders raise errors of many libraries
         why = reason(error)
@@ -245,15 +211,6 @@ def _read(
             why = "it needs code that comes with the model, and llmfit never runs such code"
         raise ModelLoadError(f"The base model {source.name!r} cannot be loaded: {why}.") from error
     return tokenizer, model, kind
-
-
-def _stored(loader: Any, config: Any, dtype: Any, device: torch.device, quantization: Quantization) -> dict[str, Any]:
-    """Say how a loader stores a model in few bits; it places the model as well."""
-    kept = None
-    if quantization.bits == 4 and device.type == "cpu":
-        with torch.device("meta"):
-            kept = kept_layers(loader.from_config(copy.deepcopy(config)))
-    return {"quantization_config": quantization.config(dtype, kept), "device_map": {"": device}}
 
 
 def _kind(config: Any) -> tuple[str, Any]:

@@ -6,6 +6,7 @@ to load a model that way. Loads nothing itself. The output head, the embeddings 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import numbers
@@ -31,6 +32,7 @@ __all__ = [
     "Quantization",
     "check_quantizable",
     "kept_layers",
+    "loading_options",
     "memory_footprint",
     "quantization_defaults",
     "resolve_quantization",
@@ -190,6 +192,31 @@ def check_quantizable(adapter: Any, quantization: Quantization | None) -> None:
             f"adapter={adapter.type!r} trains the base model's own weights, and weights stored in {quantization.bits} "
             "bits cannot be trained. Set quantization=None, or choose an adapter such as 'lora'."
         )
+
+
+def loading_options(
+    quantization: Quantization | None, loader: Any, config: Any, dtype: Any, device: torch.device
+) -> dict[str, Any]:
+    """Say how a class of transformers loads a model in few bits: what it is told besides; it places the model as well.
+
+    Parameters
+    ----------
+    quantization : Quantization or None
+    loader : type
+        Such as ``AutoModelForCausalLM``.
+    config : transformers.PretrainedConfig
+    dtype : torch.dtype
+    device : torch.device
+    """
+    import torch
+
+    if quantization is None:
+        return {}
+    kept = None
+    if quantization.bits == 4 and device.type == "cpu":
+        with torch.device("meta"):
+            kept = kept_layers(loader.from_config(copy.deepcopy(config)))
+    return {"quantization_config": quantization.config(dtype, kept), "device_map": {"": device}}
 
 
 def kept_layers(model: Any) -> list[str] | None:
