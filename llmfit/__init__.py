@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmfit.callbacks import Callback
     from llmfit.estimators import LLMClassifier, LLMEstimator, LLMGenerator
     from llmfit.estimators.saving import load
+    from llmfit.quantization import Quantization
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LLMEstimator",
     "LLMGenerator",
     "LoRA",
+    "Quantization",
     "__version__",
     "clear_cache",
     "datasets",
@@ -41,6 +43,7 @@ _HOMES = {
     "LLMEstimator": "llmfit.estimators",
     "LLMGenerator": "llmfit.estimators",
     "LoRA": "llmfit.adapters",
+    "Quantization": "llmfit.quantization",
     "clear_cache": "llmfit.base_model",
     "load": "llmfit.estimators.saving",
 }

@@ -14,15 +14,23 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
+from llmfit.keeping import Kept
 from llmfit.memory import is_out_of_memory, one_memory_error
+from llmfit.quantization import (
+    Quantization,
+    check_quantizable,
+    loading_options,
+    memory_footprint,
+    resolve_quantization,
+    settle,
+)
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
-__all__ = ["Adapter", "BaseModel", "clear_cache", "load_base_model"]
+__all__ = ["DTYPES", "Adapter", "BaseModel", "clear_cache", "load_base_model", "load_copy"]
 
 DTYPES = {
     "float32": torch.float32,
@@ -54,12 +62,24 @@ class BaseModel:
     source : Source
     device : torch.device
     dtype : torch.dtype
+        Of what is not quantized, and of what is computed.
+    quantization : Quantization or None
+    memory_footprint : int
+        Bytes of the weights as they are stored.
     """
 
-    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
-        self.source, self.device, self.dtype = source, device, dtype
-        self.tokenizer, self.model, self.kind = _read(source, dtype)
-        self.model.requires_grad_(False).eval().to(device)
+    def __init__(
+        self, source: Source, device: torch.device, dtype: torch.dtype | str, quantization: Quantization | None = None
+    ) -> None:
+        self.source, self.device, self.quantization = source, device, quantization
+        self.tokenizer, self.model, self.kind = _read(source, dtype, device, quantization)
+        self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else self.model.dtype
+        self.model.requires_grad_(False).eval()
+        if quantization is None:
+            self.model.to(device)
+        else:
+            settle(self.model)
+        self.memory_footprint = memory_footprint(self.model)
         self._lent = False
 
     @property
@@ -118,6 +138,7 @@ class BaseModel:
         seed: int = 0,
         training: bool = False,
         longest: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> Iterator[Any]:
         """Lend the model with an adapter in it, alone to this thread; then restore it bit by bit.
 
@@ -135,6 +156,8 @@ class BaseModel:
             Put the module into training mode and let the adapter's weights require gradients.
         longest : int or None
             Tokens of the longest row to come, where it is known: decides how attention is computed.
+        gradient_checkpointing : bool
+            In training, keep a layer's inputs only, and compute the rest again on the way back.
 
         Yields
         ------
@@ -144,6 +167,8 @@ class BaseModel:
         ------
         LLMFitError
             If this thread has lent the model already.
+        ParameterError
+            If the adapter trains weights that are quantized.
         OutOfMemoryError
             If memory does not hold the adapter.
         """
@@ -153,14 +178,17 @@ class BaseModel:
                     f"The base model {self.source.name!r} is lent to a fit or a prediction that has not ended: "
                     "a callback cannot use an estimator on the same base model."
                 )
+            check_quantizable(adapter, self.quantization)
             torch.manual_seed(seed)
-            kept = _Kept(self.model)
+            kept = Kept(self.model)
             self._lent = True
             try:
                 if self.device.type == "cpu" and longest is not None and longest <= SHORT:
                     self.model.set_attn_implementation("eager")
                 with one_memory_error("the adapter's weights"):
                     model = adapter.install(self, tensors, training=training) if adapter else self.model
+                if training and gradient_checkpointing:
+                    _recompute(self.model)
                 yield model.train(training)
             finally:
                 kept.restore()
@@ -172,45 +200,38 @@ def _cuda_in_use() -> range:
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
 
 
-class _Kept:
-    """Everything that a module tree refers to, to be put back."""
+def _recompute(model: Any) -> None:
+    """Let the layers of a lent model forget their activations in training.
 
-    def __init__(self, root: nn.Module) -> None:
-        self.modules = [(module, dict(vars(module)), _shallow(vars(module))) for module in root.modules()]
-        self.parameters = [(p, p.data, p.requires_grad) for p in root.parameters()]
-        named = [getattr(m, name, None) for m in root.modules() for name in ("config", "generation_config")]
-        configs = {id(c): c for c in named if hasattr(c, "__dict__")}
-        self.configs = [(c, dict(vars(c))) for c in configs.values()]
+    Without re-entry, the inputs of the layers need no gradients of their own.
 
-    def restore(self) -> None:
-        for module, own, contents in self.modules:  # hooks and submodules keep their dicts: handles point to them
-            vars(module).clear()
-            vars(module).update(own)
-            for key, content in contents.items():
-                own[key].clear()
-                own[key].update(content)
-        for parameter, data, requires_grad in self.parameters:
-            parameter.data = data
-            parameter.grad = None
-            parameter.requires_grad_(requires_grad)
-        for config, state in self.configs:
-            vars(config).clear()
-            vars(config).update(state)
+    Raises
+    ------
+    ParameterError
+        If the model's layers cannot.
+    """
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ParameterError(
+            f"The 'gradient_checkpointing' parameter must be False for this base model: {reason(error)}."
+        ) from error
+    model.disable_input_require_grads()
 
 
-def _shallow(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.copy() for key, value in state.items() if isinstance(value, dict)}
-
-
-def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any, str]:
+def _read(
+    source: Source, dtype: torch.dtype | str, device: torch.device, quantization: Quantization | None
+) -> tuple[Any, Any, str]:
     import transformers
 
     safe = {"trust_remote_code": False, "local_files_only": True}
     try:
         with quiet_loading(), torch.random.fork_rng(devices=[]):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
-            kind, loader = _kind(transformers.AutoConfig.from_pretrained(source.folder, **safe))
-            model = loader.from_pretrained(source.folder, dtype=dtype, **safe)
+            config = transformers.AutoConfig.from_pretrained(source.folder, **safe)
+            kind, loader = _kind(config)
+            how = loading_options(quantization, loader, config, dtype, device)
+            model = loader.from_pretrained(source.folder, dtype=dtype, **how, **safe)
     except Exception as error:  # loaders raise errors of many libraries
         if is_out_of_memory(error):
             raise
@@ -238,11 +259,14 @@ def _kind(config: Any) -> tuple[str, Any]:
     return "encoder", transformers.AutoModel
 
 
-_cache: OrderedDict[tuple[str, str, torch.dtype, torch.device], BaseModel] = OrderedDict()
+_Key = tuple[str, str, Quantization | None, torch.dtype, torch.device]
+_cache: OrderedDict[_Key, BaseModel] = OrderedDict()
 _lock = threading.RLock()  # one for cache and models: what holds it may ask for either
 
 
-def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+def load_base_model(
+    base_model: Any, *, device: str = "auto", dtype: str = "auto", quantization: Any = None
+) -> BaseModel:
     """Return the base model of that name from the cache, loading it at most once.
 
     Parameters
@@ -253,25 +277,53 @@ def load_base_model(base_model: Any, *, device: str = "auto", dtype: str = "auto
         "auto" takes CUDA, then Apple's MPS, then the CPU.
     dtype : str, default="auto"
         "auto" takes bfloat16 where the hardware multiplies it faster, float32 elsewhere.
+    quantization : None, int, dict or Quantization, default=None
+        See :func:`llmfit.quantization.resolve_quantization`.
 
     Raises
     ------
     ModelLoadError
         If the model cannot be found or read.
     ParameterError
-        If device or dtype is unknown here.
+        If device, dtype or quantization is unknown here.
     """
     source = find_source(base_model)
     where = _resolve_device(device)
-    key = (source.folder, source.fingerprint, _resolve_dtype(dtype, where), where)
+    few_bits, numbers = resolve_quantization(quantization), _resolve_dtype(dtype, where)
+    if few_bits and numbers == torch.float64:
+        raise ParameterError("The 'dtype' parameter 'float64' cannot be used with quantization: bitsandbytes lacks it.")
+    key = (source.folder, source.fingerprint, few_bits, numbers, where)
     with _lock:
         if key not in _cache:
             while len(_cache) >= MOST_CACHED:
                 _cache.popitem(last=False)
             with one_memory_error("the base model"):
-                _cache[key] = BaseModel(source, where, key[2])
+                _cache[key] = BaseModel(source, where, numbers, few_bits)
         _cache.move_to_end(key)
         return _cache[key]
+
+
+def load_copy(base_model: Any) -> tuple[BaseModel, torch.dtype]:
+    """Load a copy of a base model that is nobody else's, to be written to: whole, on the CPU, in float32 or wider.
+
+    Returns
+    -------
+    BaseModel
+    torch.dtype
+        In which the weights are stored.
+
+    Raises
+    ------
+    ModelLoadError
+        If the model cannot be found or read.
+    """
+    source = find_source(base_model)
+    with _lock, one_memory_error("a copy of the base model"):
+        base = BaseModel(source, torch.device("cpu"), "auto")
+        stored = base.dtype
+        base.dtype = torch.promote_types(stored, torch.float32)
+        base.model.to(base.dtype)
+    return base, stored
 
 
 def clear_cache() -> None:

@@ -20,7 +20,7 @@ from llmfit.forward import generation_inputs
 from llmfit.memory import auto_budget
 from llmfit.scoring import run_batches
 
-__all__ = ["Generation", "check_least", "generate", "resolve_generation"]
+__all__ = ["Generation", "check_least", "generate", "generation_config", "resolve_generation"]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def generate(
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
     for kind in sorted(set(kinds), reverse=True):  # rows near the end of the context answer apart from the others
         alike = [i for i, own in enumerate(kinds) if own == kind]
-        config = _config(settings, end_ids, kind[0], pad_id, start_ids)
+        config = generation_config(settings, end_ids, kind[0], pad_id, start_ids)
 
         def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
             step = 1 if counting else PAD_STEP
@@ -192,7 +192,10 @@ def _forget_own_settings(model: Any) -> None:
             module.generation_config = GenerationConfig()
 
 
-def _config(settings: Generation, end_ids: Sequence[int], max_new_tokens: int, pad_id: int, start_ids: Ids = ()) -> Any:
+def generation_config(
+    settings: Generation, end_ids: Sequence[int], max_new_tokens: int, pad_id: int, start_ids: Ids = ()
+) -> Any:
+    """Say the settings in the words of transformers, a ``GenerationConfig``."""
     from transformers import GenerationConfig
 
     given = asdict(settings)

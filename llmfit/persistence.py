@@ -25,7 +25,14 @@ FORMAT_VERSION = 1
 LIBRARIES = ("llmfit", "torch", "transformers", "peft", "scikit-learn", "pandas")
 
 
-def write_folder(path: Any, content: dict[str, Any], fill: Callable[[Path], None]) -> None:
+def write_folder(
+    path: Any,
+    content: dict[str, Any],
+    fill: Callable[[Path], None],
+    *,
+    manifest: str = MANIFEST,
+    what: str = "saved llmfit model",
+) -> None:
     """Write a folder next to its place, then rename it there; what was there before goes last.
 
     A process that is killed while it replaces a folder leaves the old one or the new one whole: at `path`, or beside
@@ -38,17 +45,21 @@ def write_folder(path: Any, content: dict[str, Any], fill: Callable[[Path], None
         JSON values of the manifest.
     fill : callable (folder) -> None
         Writes the other files.
+    manifest : str
+        Name of the file that tells such a folder from others.
+    what : str
+        What such a folder is called.
 
     Raises
     ------
     DataError
-        If `path` holds something that is no saved model, or `content` has a value that JSON cannot hold.
+        If `path` holds something else, or `content` has a value that JSON cannot hold.
     """
     if not isinstance(path, str | os.PathLike):
         raise parameter_error("path", "save", "a str or a path", path)
     target = Path(path).expanduser().absolute()
-    if target.exists() and not _may_replace(target):
-        raise DataError(f"{str(path)!r} exists and is no saved llmfit model: nothing was written. Choose another.")
+    if target.exists() and not _may_replace(target, manifest):
+        raise DataError(f"{str(path)!r} exists and is no {what}: nothing was written. Choose another.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -56,23 +67,23 @@ def write_folder(path: Any, content: dict[str, Any], fill: Callable[[Path], None
         raise DataError(f"{str(path)!r} cannot be written: {reason(error)}.") from error
     try:
         fill(temporary)
-        manifest = {
+        written = {
             "format_version": FORMAT_VERSION,
             "versions": _versions(),
             **content,
             "files": {name: _digest(temporary / name) for name in _files(temporary)},
         }
-        manifest["digest"] = _digest_of(manifest)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        written["digest"] = _digest_of(written)
+        text = json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False)
+        (temporary / manifest).write_text(text + "\n", encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes folders that nobody else can read
         _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _may_replace(target: Path) -> bool:
-    return target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+def _may_replace(target: Path, manifest: str) -> bool:
+    return target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))
 
 
 def _swap(new: Path, target: Path) -> None:

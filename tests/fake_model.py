@@ -73,6 +73,7 @@ class FakeBase:
         self.context_length = 100_000
         self.kind, self.start_ids, self.has_dropout = "decoder", (), False
         self.has_chat_template = False
+        self.quantization, self.memory_footprint = None, 0
         self.device, self.dtype, self.pad_id = torch.device("cpu"), torch.float32, 0
         self.source = SimpleNamespace(fingerprint="f" * 32)
 

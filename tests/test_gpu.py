@@ -59,3 +59,24 @@ def test_a_step_that_does_not_fit_is_halved_not_failed(settings: dict, frame: pd
             )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("quantization", [4, {"type": "fp4", "double_quant": False}, 8])
+def test_a_quantized_base_learns_by_heart_and_is_left_as_it_was(settings, frame, tiny, quantization) -> None:
+    own = on_gpu(settings, quantization=quantization, gradient_checkpointing=True)
+    model = LLMClassifier(**own, features="text", target="label").fit(frame)
+    base = model._fitted_base()
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    assert model.score(frame) == 1.0
+    model.fit(frame)
+    assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
+    assert all(tensor.dtype == torch.float32 for tensor in model._tensors.values())
+
+
+def test_an_adapter_trained_beside_4_bits_on_the_gpu_is_merged_on_the_cpu(settings, frame, tmp_path) -> None:
+    model = LLMClassifier(**on_gpu(settings, quantization=4), features="text", target="label").fit(frame)
+    model.export(tmp_path / "out")
+    merged = LLMClassifier(
+        **{**settings, "base_model": str(tmp_path / "out"), "adapter": None}, features="text", target="label"
+    ).fit(frame)
+    assert merged.score(frame) == 1.0

@@ -17,7 +17,7 @@ TIERS = [
     ["exceptions", "datasets"],
     ["frames", "features", "templates", "params", "metrics"],
     ["persistence", "encoding", "batching"],
-    ["memory", "sources", "base_model", "adapters"],
+    ["keeping", "memory", "sources", "quantization", "base_model", "adapters"],
     ["optim", "callbacks", "checkpoints", "forward", "objectives", "training", "scoring", "inference"],
     ["estimators"],
     ["demo", "cli", "__main__"],

@@ -19,6 +19,7 @@ PUBLIC = {
     "LLMEstimator",
     "LLMGenerator",
     "LoRA",
+    "Quantization",
     "__version__",
     "clear_cache",
     "datasets",

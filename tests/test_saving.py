@@ -282,7 +282,7 @@ def test_model_card_says_what_was_fitted_and_how(
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     last = model.history_.iloc[-1]
     for wanted in (
-        f"base_model: {tiny}\n",
+        f"| base model | {tiny} (fingerprint ",
         "tags: [llmfit, text-classification]",
         "# LLMClassifier: text, size to label",
         f"fingerprint {model.base_model_['fingerprint']}",

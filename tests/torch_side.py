@@ -125,7 +125,7 @@ def make_other(folder: Path, tiny: str, kind: str, **changed: Any) -> str:
         }
     )
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(kind, vocab_size=261, initializer_range=0.2, **size, **ids, **changed)
+    config = AutoConfig.for_model(kind, vocab_size=261, initializer_range=0.2, **{**size, **ids, **changed})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = AutoModelForCausalLM.from_config(config)

@@ -39,6 +39,9 @@ class AdapterSpec:
 
     type: ClassVar[str]
     learning_rate: ClassVar[float]
+    quantizable: ClassVar[bool] = True  # works beside a base model that is stored in few bits
+    recomputable: ClassVar[bool] = True  # works where layers are computed again for their gradients
+    mergeable: ClassVar[bool] = True  # can be written into the weights of the base model
 
     def check(self) -> None:
         """Raise a ParameterError for the first setting that cannot be used."""

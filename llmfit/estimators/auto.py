@@ -48,9 +48,10 @@ class LLMEstimator(BaseLLM):
         As in :class:`LLMClassifier`; refused where the target is text.
     generation
         As in :class:`LLMGenerator`; refused where the target is classes.
-    base_model, features, target, template, adapter, head, epochs, learning_rate, batch_size, batch_tokens, \
-max_length, truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, validation_fraction, \
-early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
+    base_model, features, target, template, adapter, quantization, head, epochs, learning_rate, batch_size, \
+batch_tokens, gradient_checkpointing, max_length, truncation, warmup, schedule, optimizer, weight_decay, \
+max_grad_norm, validation_fraction, early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, \
+callbacks, verbose
         As in :class:`LLMClassifier`.
 
     Attributes
@@ -78,11 +79,13 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
         target: Any = None,
         template: Any = None,
         adapter: Any = "lora",
+        quantization: Any = None,
         head: str = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
         batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
+        gradient_checkpointing: bool = False,
         max_length: int | None = None,
         truncation: str = "error",
         warmup: float = 0.1,

@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from llmfit.estimators.exporting import Exported
 from llmfit.estimators.reading import naming, read_eval_set, read_fit, read_table, read_weights
 from llmfit.exceptions import LLMFitWarning, ModelLoadError, ParameterError, warn
 from llmfit.frames import Table
@@ -31,6 +32,12 @@ def _adapter_defaults(given: Any) -> dict[str, Any]:
     from llmfit.adapters import adapter_defaults
 
     return adapter_defaults(given)
+
+
+def _quantization_defaults(given: Any) -> dict[str, Any]:
+    from llmfit.quantization import quantization_defaults
+
+    return quantization_defaults(given)
 
 
 def _template_defaults(_: Any) -> dict[str, Any]:
@@ -57,11 +64,12 @@ def all_or_nothing(estimator: Any) -> Iterator[None]:
         raise
 
 
-class BaseLLM(NestedParams, BaseEstimator):
+class BaseLLM(Exported, NestedParams, BaseEstimator):
     """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
 
     _nested: ClassVar[dict[str, Nested]] = {
         "adapter": Nested("type", _adapter_defaults, off=(None,)),
+        "quantization": Nested("bits", _quantization_defaults),
         "template": Nested("template", _template_defaults),
         "early_stopping": Nested("patience", _early_stopping_defaults, off=(False,)),
     }
@@ -71,6 +79,7 @@ class BaseLLM(NestedParams, BaseEstimator):
     base_model: Any
     features: Any
     adapter: Any
+    quantization: Any
     max_length: Any
     random_state: Any
     truncation: Any
@@ -117,6 +126,9 @@ class BaseLLM(NestedParams, BaseEstimator):
         """Tokens to keep free for an answer that is not known."""
         return 1
 
+    def _generation_config(self, base: Any) -> Any:
+        """How transformers generates such answers; None leaves it as the base model has it."""
+
     def _check_prompts(self, encoder: Any) -> None:
         """Refuse what the tokens of the answers cannot tell apart, before anything is trained."""
 
@@ -157,7 +169,6 @@ class BaseLLM(NestedParams, BaseEstimator):
             return self._fit(X, y, sample_weight, eval_set)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Any:
-        from llmfit.base_model import load_base_model
         from llmfit.estimators.checks import check_parameters
         from llmfit.estimators.fitting import fit_adapter, join_history
 
@@ -169,10 +180,7 @@ class BaseLLM(NestedParams, BaseEstimator):
         before = self._tensors_to_continue(checked)
         table, target = read_fit(self, X, y, self._default_target)
         sample_weight = read_weights(table, sample_weight)
-        if before is None:
-            base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
-        else:
-            base = self._fitted_base()
+        base = self._load_base() if before is None else self._fitted_base()
         self._learn_answers(target)
         kept, held = self._split(checked, target, eval_set)
         self._learn(checked, base, table, target, kept)
@@ -192,6 +200,7 @@ class BaseLLM(NestedParams, BaseEstimator):
             checkpoint_dir=self.checkpoint_dir,
             label=type(self).__name__ if self.verbose else "",
         )
+        self.memory_footprint_ = base.memory_footprint
         self._adapter, self._tensors = fitted.adapter, fitted.tensors
         self.trainable_parameters_, self.best_epoch_ = fitted.trainable, fitted.best_epoch
         self.learning_rate_, self.batch_size_ = fitted.settings.learning_rate, fitted.settings.batch_size
@@ -297,16 +306,22 @@ class BaseLLM(NestedParams, BaseEstimator):
             seed = int(check_random_state(deepcopy(self.random_state)).randint(2**31 - 1))
         return base.attach(self._adapter, self._tensors or None, seed=seed, longest=longest)
 
-    def _fitted_base(self) -> Any:
+    def _load_base(self) -> Any:
         from llmfit.base_model import load_base_model
 
-        base = load_base_model(self.base_model, device=self.device, dtype=self.dtype)
+        return load_base_model(self.base_model, device=self.device, dtype=self.dtype, quantization=self.quantization)
+
+    def _fitted_base(self) -> Any:
+        base = self._load_base()
+        self._check_fingerprint(base)
+        return base
+
+    def _check_fingerprint(self, base: Any) -> None:
         if base.source.fingerprint != self.base_model_["fingerprint"]:
             raise ModelLoadError(
                 f"The base model {self.base_model!r} is not the one that was fitted: its fingerprint is "
                 f"{base.source.fingerprint}, not {self.base_model_['fingerprint']}."
             )
-        return base
 
     def _read_rows(self, X: Any) -> tuple[Table, pd.DataFrame]:
         """Read rows to answer: the table, for the form of the answers, and its feature columns."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from llmfit.quantization import resolve_quantization
 from llmfit.sources import public_name
 from llmfit.templates import Field
 
 __all__ = ["model_card"]
 
 
-def model_card(estimator: Any) -> str:
+def model_card(estimator: Any, form: str = "saved", loader: str = "AutoModelForCausalLM") -> str:
     """Write the README.md of a fitted estimator, in the hub's format.
 
     Parameters
     ----------
     estimator : LLMClassifier or LLMGenerator
+    form : {"saved", "merged", "adapter"}, default="saved"
+        What lies beside the card; a key of `USES`.
+    loader : str
+        The class of transformers that loads such a model.
 
     Returns
     -------
@@ -24,11 +31,13 @@ def model_card(estimator: Any) -> str:
         Markdown behind a YAML header.
     """
     name = type(estimator).__name__
+    base = public_name(estimator.base_model_["name"])[0]
+    library, use = USES[form]
+    columns = ", ".join(map(repr, estimator.features_))
     return f"""\
 ---
-library_name: llmfit
-base_model: {public_name(estimator.base_model_["name"])[0]}
-tags: [llmfit, {"text-classification" if hasattr(estimator, "classes_") else "text-generation"}]
+library_name: {library}
+{_on_the_hub(base)}tags: [llmfit, {"text-classification" if hasattr(estimator, "classes_") else "text-generation"}]
 ---
 
 # {name}: {", ".join(estimator.features_)} to {estimator.target_}
@@ -36,10 +45,7 @@ tags: [llmfit, {"text-classification" if hasattr(estimator, "classes_") else "te
 Fitted with [llmfit](https://pypi.org/project/llmfit/).
 
 ```python
-import llmfit
-
-model = llmfit.load("path/to/this/folder")
-model.predict(df)  # df has the columns {", ".join(map(repr, estimator.features_))}
+{use.format(columns=columns, base=base, loader=loader, read="from_pretrained")}
 ```
 
 | | |
@@ -60,6 +66,11 @@ model.predict(df)  # df has the columns {", ".join(map(repr, estimator.features_
 """
 
 
+def _on_the_hub(base: str) -> str:
+    """Link the base model, where it is one of the hub's; a card that names another is refused there."""
+    return f"base_model: {base}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else ""
+
+
 def _rows(facts: dict[str, Any]) -> str:
     return "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
 
@@ -75,9 +86,16 @@ def _facts(estimator: Any) -> dict[str, Any]:
         "target": estimator.target_,
         "longest row": f"{estimator.max_length_} tokens",
     }
+    if hasattr(estimator, "memory_footprint_"):  # a fit that was saved by llmfit 0.1.0 did not measure it
+        facts["base model in memory"] = f"{estimator.memory_footprint_ / 1e6:.1f} MB{_bits(estimator)}"
     if hasattr(estimator, "classes_"):
         facts["classes"] = ", ".join(map(str, estimator.classes_))
     return facts
+
+
+def _bits(estimator: Any) -> str:
+    quantization = resolve_quantization(estimator.quantization)
+    return f" ({quantization})" if quantization else ""
 
 
 def _template_text(estimator: Any) -> str:
@@ -114,3 +132,32 @@ def _training(estimator: Any) -> dict[str, Any]:
     if len(losses):
         facts["lowest validation loss"] = f"{losses.min():.4f} nats per token"
     return facts
+
+
+USES: dict[str, tuple[str, str]] = {
+    "saved": (
+        "llmfit",
+        """\
+import llmfit
+
+model = llmfit.load("path/to/this/folder")
+model.predict(df)  # df has the columns {columns}""",
+    ),
+    "merged": (
+        "transformers",
+        """\
+from transformers import {loader}, AutoTokenizer
+
+model = {loader}.{read}("path/to/this/folder")
+tokenizer = AutoTokenizer.{read}("path/to/this/folder")""",
+    ),
+    "adapter": (
+        "peft",
+        """\
+from peft import PeftModel
+from transformers import {loader}, AutoTokenizer
+
+model = PeftModel.{read}({loader}.{read}("{base}"), "path/to/this/folder")
+tokenizer = AutoTokenizer.{read}("path/to/this/folder")""",
+    ),
+}

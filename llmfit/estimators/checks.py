@@ -14,6 +14,7 @@ from llmfit.adapters import AdapterSpec, resolve_adapter
 from llmfit.callbacks import Callback, EarlyStopping, resolve_callbacks, resolve_early_stopping
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error
 from llmfit.optim import SCHEDULES, resolve_optimizer
+from llmfit.quantization import check_quantizable, resolve_quantization
 from llmfit.templates import TemplateConfig, resolve_template
 from llmfit.training import Settings
 
@@ -30,6 +31,7 @@ class Checked:
     early_stopping: EarlyStopping | None
     callbacks: list[Callback]
     seed: int
+    gradient_checkpointing: bool = False
 
     @property
     def trains(self) -> bool:
@@ -59,6 +61,8 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
     check_choice("warm_start", owner, estimator.warm_start, [True, False])
     resolve_optimizer(estimator.optimizer)
     adapter = resolve_adapter(estimator.adapter)
+    check_quantizable(adapter, resolve_quantization(estimator.quantization))
+    _check_recomputable(estimator, adapter, owner)
     stopping = resolve_early_stopping(estimator.early_stopping)
     if stopping is not None and not (estimator.validation_fraction or validated):
         raise ParameterError("early_stopping needs validation_fraction > 0, or an eval_set passed to fit.")
@@ -70,7 +74,17 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
         early_stopping=stopping,
         callbacks=resolve_callbacks(estimator.callbacks),
         seed=seed,
+        gradient_checkpointing=estimator.gradient_checkpointing,
     )
+
+
+def _check_recomputable(estimator: Any, adapter: AdapterSpec | None, owner: str) -> None:
+    check_choice("gradient_checkpointing", owner, estimator.gradient_checkpointing, [True, False])
+    if estimator.gradient_checkpointing and adapter is not None and not adapter.recomputable:
+        raise ParameterError(
+            f"The 'gradient_checkpointing' parameter of {owner} must be False with adapter={adapter.type!r}, whose "
+            "vectors the layers would lose when they are computed again."
+        )
 
 
 def _check_numbers(estimator: Any, owner: str) -> None:

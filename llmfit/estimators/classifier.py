@@ -44,6 +44,9 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     adapter : None, str, dict or spec, default="lora"
         What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), "full", or None for zero-shot
         and few-shot, where `fit` only learns the labels and what concerns training has no part.
+    quantization : None, 4, 8, dict or Quantization, default=None
+        Bits in which the frozen base model's linear layers are stored: 4 (or {"bits": 4, "type": "nf4" or "fp4",
+        "double_quant", "compute_dtype"}), 8 (or {"bits": 8, "threshold"}). Not with adapter="full".
     head : "lm", default="lm"
         Answer in words.
     epochs : int, default=3
@@ -56,6 +59,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     batch_tokens : int or "auto", default="auto"
         Padded tokens of one forward pass. A matter of memory and speed only: without dropout, and without answers that
         are drawn, results do not depend on it.
+    gradient_checkpointing : bool, default=False
+        Keep only the inputs of each layer and compute it twice: less memory, more time, the same result.
     max_length : int or None, default=None
         Tokens of prompt and answer together; None is the model's context length.
     truncation : {"error", "prompt"}, default="error"
@@ -106,15 +111,13 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     features_ : dict of str to str
         The columns of the prompt and their kinds.
     target_ : str
-        Name of the target.
     feature_names_in_ : ndarray of str
         The columns of the prompt, where the rows came with names.
-    n_features_in_ : int
     best_epoch_ : int or None
-    trainable_parameters_ : int
     learning_rate_ : float
-    batch_size_ : int
-    max_length_ : int
+    trainable_parameters_, batch_size_, max_length_, n_features_in_ : int
+    memory_footprint_ : int
+        Bytes of the base model's weights as `fit` stored them.
 
     Examples
     --------
@@ -137,11 +140,13 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         target: Any = None,
         template: Any = None,
         adapter: Any = "lora",
+        quantization: Any = None,
         head: str = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
         batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
+        gradient_checkpointing: bool = False,
         max_length: int | None = None,
         truncation: str = "error",
         warmup: float = 0.1,

@@ -122,7 +122,14 @@ def fit_adapter(
     stopping = [checked.early_stopping] if checked.early_stopping is not None else []
     callbacks = [*([Progress(label)] if label else []), *stopping, *checked.callbacks]
     longest = max(row.length for row in (*rows, *validation))
-    with base.attach(checked.adapter, before, seed=checked.seed, training=True, longest=longest) as model:
+    with base.attach(
+        checked.adapter,
+        before,
+        seed=checked.seed,
+        training=True,
+        longest=longest,
+        gradient_checkpointing=checked.gradient_checkpointing,
+    ) as model:
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         state = train(
             model,
@@ -157,7 +164,7 @@ def _fit_key(
         settings,
         [checked.adapter.type, asdict(checked.adapter)] if checked.adapter else None,
         asdict(checked.early_stopping) if checked.early_stopping else None,
-        [base.source.fingerprint, str(base.dtype), base.device.type],
+        [base.source.fingerprint, str(base.dtype), base.device.type, repr(base.quantization)],
         [list(rows), list(validation)],
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())

@@ -35,9 +35,10 @@ class LLMGenerator(BaseLLM):
         How answers are generated: max_new_tokens (twice the longest answer of `fit` where not given), min_new_tokens,
         do_sample, temperature, top_k, top_p, num_beams, repetition_penalty, length_penalty,
         no_repeat_ngram_size. Greedy by default.
-    base_model, features, target, template, adapter, head, epochs, learning_rate, batch_size, batch_tokens, \
-max_length, truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, validation_fraction, \
-early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
+    base_model, features, target, template, adapter, quantization, head, epochs, learning_rate, batch_size, \
+batch_tokens, gradient_checkpointing, max_length, truncation, warmup, schedule, optimizer, weight_decay, \
+max_grad_norm, validation_fraction, early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, \
+callbacks, verbose
         As in :class:`LLMClassifier`.
 
     Attributes
@@ -47,7 +48,7 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
     max_new_tokens_ : int
         Longest answer that is generated, in tokens.
     features_, target_, feature_names_in_, n_features_in_, best_epoch_, trainable_parameters_, learning_rate_, \
-batch_size_, max_length_
+batch_size_, max_length_, memory_footprint_
         As in :class:`LLMClassifier`.
 
     Examples
@@ -74,11 +75,13 @@ batch_size_, max_length_
         target: Any = None,
         template: Any = None,
         adapter: Any = "lora",
+        quantization: Any = None,
         head: str = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
         batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
+        gradient_checkpointing: bool = False,
         max_length: int | None = None,
         truncation: str = "error",
         warmup: float = 0.1,
@@ -123,6 +126,13 @@ batch_size_, max_length_
         self.max_new_tokens_ = int(settings.max_new_tokens or max(2 * longest, LEAST_NEW_TOKENS))
         check_least(settings, self.max_new_tokens_)
         return min(longest, self.max_new_tokens_)
+
+    def _generation_config(self, base: Any) -> Any:
+        from llmfit.inference import generation_config, resolve_generation
+
+        settings = resolve_generation(self.generation)
+        most = settings.max_new_tokens or self.max_new_tokens_
+        return generation_config(settings, self._prompts.encoder(base).end_ids, most, base.pad_id, base.start_ids)
 
     def predict(self, X: Any) -> Any:
         """Generate the answer of every row.

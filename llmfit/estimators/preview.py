@@ -17,12 +17,11 @@ COLUMNS = ["prompt", "completion", "prompt_tokens", "completion_tokens", "loss_t
 
 def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
     """Render and encode the first `n` rows; see :meth:`llmfit.LLMClassifier.preview`."""
-    from llmfit.base_model import load_base_model
     from llmfit.encoding import cut_text
     from llmfit.estimators.checks import check_parameters
 
     check_int("n", "preview", n, least=0)
-    base = load_base_model(estimator.base_model, device=estimator.device, dtype=estimator.dtype)
+    base = estimator._load_base()
     if not estimator.__sklearn_is_fitted__():
         estimator = clone(estimator).set_params(early_stopping=None)
         table, target = read_fit(estimator, X, y, estimator._default_target)

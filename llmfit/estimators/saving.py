@@ -40,6 +40,7 @@ LEARNED = (
     "learning_rate_",
     "batch_size_",
     "trainable_parameters_",
+    "memory_footprint_",
     "best_epoch_",
     "base_model_",
     "n_features_in_",

@@ -1,0 +1,80 @@
+"""An adapter written into the weights of its base model.
+
+Takes a model with an adapter in it, in full precision; gives a plain model of transformers with the same answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmfit.adapters.spec import AdapterSpec
+from llmfit.exceptions import ParameterError
+
+__all__ = ["check_mergeable", "merge"]
+
+
+def check_mergeable(spec: AdapterSpec | None) -> None:
+    """Refuse an adapter that is no change of the base model's weights.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if spec is not None and not spec.mergeable:
+        raise ParameterError(
+            f"The adapter {spec.type!r} cannot be merged: what it has learned is no change of the base model's "
+            "weights. Use merge=False, which writes a PEFT folder."
+        )
+
+
+def merge(model: Any) -> Any:
+    """Write the adapter that is installed in a model into its weights, W' = W + B A for LoRA.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As an adapter's `install` gives it, in a base that is not quantized and nobody else's: weights change for good.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        Without any adapter.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model  # full fine-tuning put its weights there itself
+    tied = _untie(model.get_base_model())
+    plain = model.merge_and_unload()
+    if tied:
+        _tie_again(plain)
+    return plain
+
+
+def _untie(model: Any) -> bool:
+    """Part an output head from the embedding whose weights it shares: an adapter may change one of them only."""
+    from torch import nn
+
+    embedding, head = (_inner(layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    if head is None or embedding is None or head.weight is not embedding.weight:
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    _say_tied(model.config, False)
+    return True
+
+
+def _inner(layer: Any) -> Any:
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+
+
+def _tie_again(model: Any) -> None:
+    """Let embedding and head share their weights where these are still the same."""
+    import torch
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    same = torch.equal(embedding.weight, head.weight)
+    _say_tied(model.config, same)
+    if same:
+        head.weight = embedding.weight
+
+
+def _say_tied(config: Any, tied: bool) -> None:
+    config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = tied

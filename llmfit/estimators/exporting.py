@@ -1,0 +1,182 @@
+"""Fitted estimators for others to load: a plain folder of transformers, a PEFT folder, a repository on the hub.
+
+Takes a fitted estimator; writes a folder as a whole, or pushes one. Loads the base model anew where an adapter is
+merged into it, in full precision, so that nothing shared is changed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sklearn.utils.validation import check_is_fitted
+
+from llmfit.exceptions import LLMFitError, ParameterError, check_choice, parameter_error, reason
+from llmfit.persistence import write_folder
+
+__all__ = ["EXPORT_MANIFEST", "Exported"]
+
+EXPORT_MANIFEST = "llmfit_export.json"
+LOADERS = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM", "encoder": "AutoModel"}
+
+
+class Exported:
+    """What all estimators offer to others: `export` and `push_to_hub`."""
+
+    def export(self, path: Any, *, merge: bool = True, dtype: str = "auto") -> None:
+        """Write the fitted model for transformers, or its adapter for PEFT; llmfit is not needed to load either.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder that does not exist yet, is empty, or holds an earlier export, which is replaced as a whole.
+        merge : bool, default=True
+            True writes a plain model: configuration, weights with the adapter merged into them, tokenizer, chat
+            template and generation settings. The adapter is merged in float32 into the base model as its files have
+            it, also where it was trained beside a quantized one. False writes the adapter as a PEFT folder, with the
+            tokenizer.
+        dtype : {"auto", "float32", "bfloat16", "float16", "float64"}, default="auto"
+            In which the merged weights are written. "auto" is the dtype of the base model's files; fewer bits than 32
+            round the merged weights once.
+
+        Raises
+        ------
+        ParameterError
+            If the adapter cannot be merged, or there is none to write by itself.
+        DataError
+            If the folder holds something else.
+        ModelLoadError
+            If the base model is missing or another one than that of the fit.
+        NotFittedError
+            If there is nothing to export yet.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from llmfit import LLMClassifier
+        >>> from llmfit.datasets import load_book_reviews
+        >>> clf = LLMClassifier(target="score", adapter=None, verbose=0).fit(load_book_reviews())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     clf.export(folder)
+        """
+        from llmfit.adapters.merging import check_mergeable
+        from llmfit.base_model import DTYPES
+
+        check_is_fitted(self)
+        inner = vars(self).get("estimator_", self)
+        check_choice("merge", "export", merge, [True, False])
+        check_choice("dtype", "export", dtype, ["auto", *DTYPES])
+        if merge:
+            check_mergeable(inner._adapter)
+        elif inner._adapter is None or inner._adapter.type == "full":
+            given = inner._adapter and inner._adapter.type
+            raise ParameterError(
+                f"merge=False writes an adapter by itself, and adapter={given!r} has none. Use merge=True."
+            )
+        adapter = inner._adapter
+        content = {
+            "class": type(inner).__name__,
+            "base_model": inner.base_model_,
+            "adapter": adapter and adapter.type,
+            "merged": merge,
+        }
+
+        def fill(folder: Path) -> None:
+            base = _write_merged(inner, folder, dtype) if merge else _write_adapter(inner, folder)
+            base.tokenizer.save_pretrained(folder)
+            _write_card(inner, folder, "merged" if merge else "adapter", LOADERS[base.kind])
+
+        write_folder(path, content, fill, manifest=EXPORT_MANIFEST, what="exported model")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        content: str = "saved",
+        private: bool | None = None,
+        token: Any = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Push the fitted model to a repository on the Hugging Face hub, which is made where it does not exist.
+
+        Parameters
+        ----------
+        repo_id : str
+            As ``owner/name``.
+        content : {"saved", "merged", "adapter"}, default="saved"
+            What is pushed: the folder that `save` writes, or that of `export` with merge=True or merge=False.
+        private : bool or None, default=None
+            Whether a new repository is private; None leaves it to the owner's settings.
+        token : str or None, default=None
+            Access token; None takes the one of ``hf auth login``.
+        commit_message : str or None, default=None
+
+        Returns
+        -------
+        str
+            Address of the repository.
+
+        Raises
+        ------
+        LLMFitError
+            If the hub cannot be reached, or refuses.
+        NotFittedError
+            If there is nothing to push yet.
+        """
+        check_is_fitted(self)
+        check_choice("content", "push_to_hub", content, ["saved", "merged", "adapter"])
+        if not isinstance(repo_id, str) or not repo_id:
+            raise parameter_error("repo_id", "push_to_hub", "a name like 'owner/name'", repo_id)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            if content == "saved":
+                self.save(folder)  # type: ignore[attr-defined]
+            else:
+                self.export(folder, merge=content == "merged")
+            message = commit_message or f"Upload {type(self).__name__} with llmfit"
+            return _upload(folder, repo_id, private, token, message)
+
+
+def _write_merged(estimator: Any, folder: Path, dtype: str) -> Any:
+    """Write a plain model; the base model it came from is loaded for this alone."""
+    from llmfit.adapters.merging import merge
+    from llmfit.base_model import DTYPES, load_copy
+    from llmfit.sources import quiet_loading
+
+    base, stored = load_copy(estimator.base_model)
+    estimator._check_fingerprint(base)
+    settings = estimator._generation_config(base)
+    with base.attach(estimator._adapter, estimator._tensors or None) as adapted, quiet_loading():
+        model = merge(adapted).to(stored if dtype == "auto" else DTYPES[dtype])
+        if settings is not None:
+            model.generation_config = settings
+        model.save_pretrained(folder)
+    return base
+
+
+def _write_adapter(estimator: Any, folder: Path) -> Any:
+    base = estimator._fitted_base()
+    estimator._adapter.save(folder, estimator._tensors, estimator.base_model_["name"], base.kind)
+    return base
+
+
+def _write_card(estimator: Any, folder: Path, form: str, loader: str) -> None:
+    from llmfit.estimators.card import model_card
+
+    (folder / "README.md").write_text(model_card(estimator, form, loader), encoding="utf-8")
+
+
+def _upload(folder: Path, repo_id: str, private: bool | None, token: Any, message: str) -> str:
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+    except Exception as error:  # the hub's client raises errors of many libraries
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        unknown = isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError) or status in (401, 403)
+        advice = " Log in with `hf auth login`, or pass a token that may write there." if unknown else ""
+        raise LLMFitError(f"The model cannot be pushed to {repo_id!r}: {reason(error)}.{advice}") from error
+    return str(address)
