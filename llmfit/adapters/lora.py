@@ -59,7 +59,7 @@ class LoRA(LayerSpec):
     corda_config : dict, default=None
         For "corda": ``corda_method`` ("ipm" or "kpm"); ``use_float16_for_covariance`` (False).
     loftq_config : dict, default=None
-        For "loftq": ``loftq_bits`` (4; 2 or 8), ``loftq_iter`` (1).
+        For "loftq": ``loftq_bits`` (4 or 8), ``loftq_iter`` (1).
     lora_ga_config : dict, default=None
         For "lora_ga": ``direction``, ``scale``, ``stable_gamma``, as in peft.
     loraplus_lr_ratio : float or None, default=None
@@ -138,18 +138,15 @@ class LoRA(LayerSpec):
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Ranks as they are in the weights, each with the alpha that keeps its layer's scale; a plain start."""
-        given = {**super().learned(tensors), "init_lora_weights": True, **dict.fromkeys(starts.CONFIGS)}
-        ranks, alphas = dict(self.settings().get("rank_pattern", {})), dict(self.settings().get("alpha_pattern", {}))
-        odd = {}
-        for name, tensor in tensors.items():
-            layer, _, rest = name.removeprefix(WRAPPED).partition(".lora_A")
-            if rest and len(tensor) != self.rank_of(layer):
-                odd[layer.replace(".", r"\.")] = len(tensor), self.scale_of(layer)
-        root = math.sqrt if self.use_rslora else float
-        given["rank_pattern"] = {**{n: rank for n, (rank, _) in odd.items()}, **ranks}
-        given["alpha_pattern"] = {**{n: scale * root(rank) for n, (rank, scale) in odd.items()}, **alphas}
+        given = {**super().learned(tensors), "init_lora_weights": True, **dict.fromkeys(starts.CONFIGS), "loftq_config": {}}
+        found = {layer: len(tensors[name]) for name, layer in _layers_with_a(tensors)}
+        if any(rank != self.rank_of(layer) for layer, rank in found.items()):
+            root = math.sqrt if self.use_rslora else float
+            exact = {layer: layer.replace(".", r"\.") for layer in found}
+            given["rank_pattern"] = {exact[layer]: rank for layer, rank in found.items()}
+            given["alpha_pattern"] = {exact[n]: self.scale_of(n) * root(rank) for n, rank in found.items()}
         kept = starts.layers_kept(self, tensors)
-        return {**given, "loftq_config": {}, **({"target_modules": kept} if kept else {})}
+        return {**given, **({"target_modules": kept} if kept else {})}
 
     def rank_of(self, layer: str) -> int:
         """Rank that the settings give a layer."""
@@ -203,6 +200,12 @@ class DoRA(LoRA):
     type: ClassVar[str] = "dora"
 
     use_dora: bool = True
+
+
+def _layers_with_a(tensors: Tensors) -> list[tuple[str, str]]:
+    """Names of every A, and of the layer that it belongs to."""
+    parts = [(name, *name.removeprefix(WRAPPED).partition(".lora_")) for name in tensors]
+    return [(name, layer) for name, layer, _, rest in parts if rest.startswith(("A", "embedding_A"))]
 
 
 def _matching(pattern: Any, layer: str, otherwise: Any) -> Any:

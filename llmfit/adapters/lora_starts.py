@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmfit.adapters.peft_spec import WRAPPED, target_layers
+from llmfit.adapters.peft_spec import WRAPPED, is_packed, size_of, target_layers
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_keys, check_number, parameter_error
 
@@ -53,16 +53,14 @@ def check_configs(spec: Any, owner: str) -> None:
 
 def settings(spec: Any) -> dict[str, Any]:
     """peft's settings of the start that is chosen."""
-    import peft
+    from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
 
     field = next((f for f, (start, _) in CONFIGS.items() if start == spec.init_lora_weights), None)
     if field is None:
         return {}
     values = {key: rule[0] for key, rule in CONFIGS[field][1].items()} | dict(getattr(spec, field) or {})
-    classes = {"eva_config": peft.EvaConfig, "corda_config": peft.tuners.lora.CordaConfig}
-    if field == "loftq_config":
-        return {field: values}
-    return {field: classes.get(field, peft.tuners.lora.LoraGAConfig)(**values)}
+    classes = {"eva_config": EvaConfig, "corda_config": CordaConfig, "loftq_config": dict, "lora_ga_config": LoraGAConfig}
+    return {field: classes[field](**values)}
 
 
 def _ratio(name: str, owner: str, value: Any) -> None:
@@ -92,15 +90,25 @@ def put_in(spec: Any, base: BaseModel, config: Any, plan: Plan | None, put: Put)
         if start == "eva" and plan is not None:
             _begin_eva(model, plan)
         return model
-    found = {name: layer.weight.data for name, layer in layers.items()}
-    for layer in layers.values():
-        layer.weight.data = layer.weight.data.clone()
+    packed = next((name for name, layer in layers.items() if is_packed(layer)), None)
+    if packed is not None and start != "loftq":
+        raise ParameterError(
+            f"The 'init_lora_weights' parameter of {type(spec).__name__} cannot be {start!r} beside a quantized base "
+            "model, whose weights it would change. 'loftq' begins from what they have lost."
+        )
+    if packed is None:
+        for layer in layers.values():
+            layer.weight.data = layer.weight.data.clone()
     if plan is not None and start in NEEDS_ROWS:
         NEEDS_ROWS[start](base.model, config, plan)
-    model = put(base, config, None, plan)
-    _remember(model)
     if start == "loftq":
-        _take_out(model, found)
+        config.init_lora_weights, loftq = True, config.loftq_config
+        model = put(base, config, None, plan)
+        _begin_loftq(model, base.source.folder, loftq)
+    else:
+        model = put(base, config, None, plan)
+    if packed is None:
+        _remember(model)
     return model
 
 
@@ -109,11 +117,12 @@ def _check_sizes(spec: Any, layers: Mapping[str, Any]) -> None:
     start = spec.init_lora_weights
     each = 2 if start == "lora_ga" else 1
     for name, layer in layers.items():
-        most = min(layer.weight.shape) // each
+        width = min(size_of(layer))
+        most = width // each
         if (moves_base(start) or start == "mica") and spec.rank_of(name) > most:
             raise ParameterError(
                 f"The 'r' parameter of {type(spec).__name__} must be at most {most} where init_lora_weights is "
-                f"{start!r}: the layer {name!r} is {min(layer.weight.shape)} wide. Got {spec.rank_of(name)} instead."
+                f"{start!r}: the layer {name!r} is {width} wide. Got {spec.rank_of(name)} instead."
             )
 
 
@@ -132,10 +141,54 @@ def _remember(model: Any) -> None:
 
 
 @torch.no_grad()
-def _take_out(model: Any, found: Mapping[str, torch.Tensor]) -> None:
-    """Make W - s B0 A0 of the W that was found: the weights in few bits, which peft leaves, would not be the base's."""
+def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
+    """Begin B A with the best product for what a weight loses in few bits.
+
+    A base model that is in few bits stays as it is: its loss is known from the weights on disk. Else the product is taken out of
+    W, so that the model begins as it was found.
+    """
+    from peft.utils.loftq_utils import _SafetensorLoader
+
     for name, layer in _lora_layers(model).items():
-        layer.get_base_layer().weight.data = found[name] - layer.get_delta_weight("default").to(found[name].dtype)
+        own, scale = layer.get_base_layer(), layer.scaling["default"]
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        if is_packed(own):
+            full = _SafetensorLoader(model, folder).get_tensor(f"{name}.weight").to(own.weight.device).float()
+            left, right = _product(full - _unpacked(own.weight).float(), len(a))
+        else:
+            full = own.weight.data.float()
+            full = full if full.shape == (len(b), a.shape[1]) else full.T
+            left, right = full.new_zeros(()), full.new_zeros(())
+            for step in range(settings["loftq_iter"]):
+                rest = full - left @ right if step else full
+                left, right = _product(full - _few_bits(rest, settings["loftq_bits"]), len(a))
+        a.data, b.data = right.to(a.dtype).contiguous(), (left / scale).to(b.dtype).contiguous()
+        if not is_packed(own):
+            own.weight.data -= layer.get_delta_weight("default").to(own.weight.dtype)
+
+
+def _product(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the best product of a rank for a matrix, its scale shared out to both sides."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    root = values[:rank].sqrt()
+    return left[:, :rank] * root, root[:, None] * right[:rank]
+
+
+def _few_bits(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Write a weight in few bits, as bitsandbytes does, and read it again."""
+    from bitsandbytes import functional
+
+    if bits == 4:
+        packed, state = functional.quantize_4bit(weight.contiguous(), quant_type="nf4")
+        return functional.dequantize_4bit(packed, state)
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127  # of a row, as its int8 layers hold them
+    return (weight / scale).round() * scale
+
+
+def _unpacked(weight: Any) -> torch.Tensor:
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(weight, state=getattr(weight, "quant_state", None))
 
 
 def _corda(model: Any, config: Any, plan: Plan) -> None:
@@ -272,7 +325,7 @@ CONFIGS: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
             "use_float16_for_covariance": (False, _choice(True, False)),
         },
     ),
-    "loftq_config": ("loftq", {"loftq_bits": (4, _choice(2, 4, 8)), "loftq_iter": (1, _whole)}),
+    "loftq_config": ("loftq", {"loftq_bits": (4, _choice(4, 8)), "loftq_iter": (1, _whole)}),
     "lora_ga_config": (
         "lora_ga",
         {

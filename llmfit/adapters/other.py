@@ -43,7 +43,8 @@ class OtherSpec(PeftSpec):
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Let peft change the model, on private copies of what it may write to."""
         for parameter in base.model.parameters():
-            parameter.data = parameter.data.clone()
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.clone()
         return super().put_in(base, config, tensors, plan)
 
     def __reduce__(self) -> Any:
@@ -81,5 +82,7 @@ def other_method(name: str) -> type[OtherSpec]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """A field's default: None stands for one that is made anew each time, and peft makes it."""
+    """A field's default: None stands for one that is made anew each time, and peft makes it; peft's own bars are off."""
+    if field.name == "progressbar":
+        return False
     return None if field.default is dataclasses.MISSING else field.default

@@ -30,8 +30,10 @@ __all__ = [
     "LayerSpec",
     "PeftSpec",
     "config_class",
+    "is_packed",
     "largest_divisor",
     "merged",
+    "size_of",
     "sizes",
     "target_layers",
 ]
@@ -41,6 +43,9 @@ HARMLESS = (  # what peft warns of and sets right, or what is as it shall be
     "is_gradient_checkpointing",
     "fan_in_fan_out",
     "you cannot merge the BEFT adapter",
+    "Using Rank-Stabilized LoRA with rank_pattern",
+    "Full backward hook is firing",
+    "with eva initialization used with low_cpu_mem_usage",
     "Setting boft_n_butterfly_factor to 1",
     "Failed to load the CUDA extension",
     "rank_pattern keys did not match",
@@ -276,14 +281,22 @@ def target_layers(model: Any, config: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if getattr(module, "weight", None) is not None}
 
 
+def size_of(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs of a layer, however its weight is stored."""
+    if hasattr(layer, "in_features"):
+        return layer.in_features, layer.out_features
+    inputs, outputs = layer.weight.shape  # transformers' Conv1D, and embeddings
+    return inputs, outputs
+
+
 def sizes(model: Any, config: Any) -> list[tuple[int, int]]:
     """Inputs and outputs of the layers that a configuration names."""
-    from transformers.pytorch_utils import Conv1D
+    return [size_of(layer) for layer in target_layers(model, config).values() if layer.weight.dim() == 2]
 
-    shapes = [
-        tuple(m.weight.shape)[:: 1 if isinstance(m, Conv1D) else -1] for m in target_layers(model, config).values()
-    ]
-    return [shape for shape in shapes if len(shape) == 2]
+
+def is_packed(layer: Any) -> bool:
+    """Whether a layer's weight is stored in few bits."""
+    return getattr(layer.weight, "quant_state", None) is not None or not layer.weight.is_floating_point()
 
 
 def largest_divisor(numbers_: list[int], most: int) -> int:
@@ -321,7 +334,7 @@ def merged(model: Any) -> Any:
     if not hasattr(model, "peft_config"):
         return model
     config = model.peft_config["default"]
-    if not hasattr(model.base_model, "merge_and_unload"):
+    if not hasattr(getattr(model, "base_model", None), "merge_and_unload"):
         raise ParameterError(f"An adapter of type {config.peft_type.value.lower()!r} cannot be merged into weights.")
     for module in model.modules():
         if hasattr(module, "get_base_layer"):
