@@ -37,7 +37,7 @@ from llmfit.adapters.other import other_method, other_names
 from llmfit.adapters.peft_spec import merged
 from llmfit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
 from llmfit.adapters.spec import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
-from llmfit.exceptions import check_choice, check_keys, parameter_error
+from llmfit.exceptions import ParameterError, check_keys, parameter_error, quoted, suggest
 
 __all__ = [
     "METHODS",
@@ -86,8 +86,9 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
     name = value.get("type", "lora")
     method = _method(name)
     if method is None:
-        check_choice("adapter", "the estimator", name, [*METHODS, *other_names(METHODS.values())])
-        raise parameter_error("adapter", "the estimator", "a method", name)  # pragma: no cover - the line above raises
+        wanted = f"one of {quoted(METHODS, most=99)}, or another method of peft's"
+        hint = suggest(name, [*METHODS, *other_names(METHODS.values())]) if name is not None else ""
+        raise ParameterError(f"{parameter_error('adapter', 'the estimator', wanted, name)}{hint}")
     settings = {key: item for key, item in value.items() if key != "type"}
     check_keys(f"The adapter {method.type!r}", settings, [f.name for f in fields(method)])
     spec = method(**settings)

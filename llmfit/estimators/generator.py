@@ -159,7 +159,7 @@ batch_size_, max_length_
                 settings,
                 end_ids=encoder.end_ids,
                 max_new_tokens=most,
-                context_length=base.context_length,
+                context_length=base.context_length - (self._adapter.virtual_tokens if self._adapter else 0),
                 device=base.device,
                 pad_id=base.pad_id,
                 batch_tokens=self.batch_tokens,
