@@ -186,7 +186,6 @@ def test_a_merged_model_is_the_adapted_one(fitted, tiny, pristine):
     assert_pristine(tiny, pristine)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", ["prompt_tuning", "adaption_prompt", "bitfit"])
 def test_what_cannot_be_merged_is_one_sentence(name, tiny):
     clf = table.fit(tiny, name, epochs=1)
@@ -196,13 +195,12 @@ def test_what_cannot_be_merged_is_one_sentence(name, tiny):
     assert re.fullmatch(rf"An adapter of type '{name}' cannot be merged (into weights|here: [^\n]+)\.", str(error.value))
 
 
-@torch.no_grad()
 def test_biases_are_merged_where_there_are_some(settings, frame, tiny, tmp_path):
     folder = make_other(tmp_path / "qwen2", tiny, "qwen2")
     adapter = {"type": "bitfit", "target_modules": ["q_proj", "v_proj"]}
     clf = classifier(settings, base_model=folder, adapter=adapter, learning_rate=0.1).fit(frame)
     base = load_base_model(folder, device="cpu", dtype="float32")
-    with base.attach(clf._adapter, weights(clf)) as model:
+    with base.attach(clf._adapter, weights(clf)) as model, torch.no_grad():
         adapted = model(input_ids=IDS).logits
         torch.testing.assert_close(merged(model)(input_ids=IDS).logits, adapted, rtol=0, atol=1e-5)
 

@@ -116,8 +116,12 @@ class AdaLoRA(LayerSpec):
 
     def end_step(self, model: Any, step: int) -> None:
         """Weigh every triplet by this step's gradient, and let the least important go."""
-        if model.base_model.rankallocator is not None:
-            model.base_model.update_and_allocate(step)
+        allocator, config = model.base_model.rankallocator, model.peft_config["default"]
+        if allocator is None:
+            return
+        if step == config.total_step - config.tfinal and not allocator.ipt:  # no step before, to weigh anything by
+            allocator.update_ipt(model.base_model.model)
+        model.base_model.update_and_allocate(step)
 
     def state(self, model: Any) -> Tensors:
         """The importance of every weight, and which triplets are left."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llmfit.adapters import lora_starts as starts
 from llmfit.adapters.peft_spec import WRAPPED, LayerSpec
 from llmfit.adapters.spec import Plan, Tensors
-from llmfit.exceptions import ParameterError, check_choice, parameter_error, suggest
+from llmfit.exceptions import check_choice, parameter_error
 
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
@@ -163,25 +163,8 @@ class LoRA(LayerSpec):
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Let peft wrap the layers, from the start that the settings name."""
         if tensors is not None or self.init_lora_weights is True:
-            model = super().put_in(base, config, tensors, plan)
-        else:
-            model = starts.put_in(self, base, config, plan, super().put_in)
-        for field in ("rank_pattern", "alpha_pattern"):
-            self._check_pattern(field, model)
-        return model
-
-    def _check_pattern(self, field: str, model: Any) -> None:
-        from peft.tuners.lora import LoraLayer
-        from peft.utils.other import get_pattern_key
-
-        layers = [n.removeprefix(WRAPPED) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
-        for key in getattr(self, field) or ():
-            if not any(get_pattern_key([key], layer) == key for layer in layers):
-                owner, known = type(self).__name__, [layer.rpartition(".")[2] for layer in layers]
-                raise ParameterError(
-                    f"The {field!r} parameter of {owner} must name layers that are adapted. "
-                    f"Got {key!r} instead.{suggest(key, known)}"
-                )
+            return super().put_in(base, config, tensors, plan)
+        return starts.put_in(self, base, config, plan, super().put_in)
 
     def tensors(self, model: Any) -> Tensors:
         """Copy A and B of every adapted layer, relative to the base model's own weights."""

@@ -46,9 +46,10 @@ HARMLESS = (  # what peft warns of and sets right, or what is as it shall be
     "Using Rank-Stabilized LoRA with rank_pattern",
     "Full backward hook is firing",
     "with eva initialization used with low_cpu_mem_usage",
+    r"tensor\(s\) have invalid shape",  # a rank of zero, which AdaLoRA may come to
     "Setting boft_n_butterfly_factor to 1",
     "Failed to load the CUDA extension",
-    "rank_pattern keys did not match",
+    "_pattern keys did not match",  # checked here
     "Unsupported layer type",
 )
 WRAPPED = "base_model.model."  # what peft puts before the names of a model's layers
@@ -120,6 +121,7 @@ class PeftSpec(AdapterSpec):
         with self._one_sentence(base.model):
             settings = self.fitted(base.model) if tensors is None else self.learned(tensors)
             model = self.put_in(base, self.config(base.kind, **settings), tensors, plan)
+        self._check_patterns(model)
         own_biases(base.model)
         if tensors is not None:
             self.load(model, tensors)
@@ -153,7 +155,8 @@ class PeftSpec(AdapterSpec):
         """Copy the adapter's weights, under the names that peft gives them in files."""
         import peft
 
-        state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        with _quiet():
+            state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
     def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
@@ -177,6 +180,19 @@ class PeftSpec(AdapterSpec):
                     raise ParameterError(
                         f"The {field!r} parameter of {type(self).__name__} must name layers of this model. "
                         f"Got {name!r} instead.{suggest(name, leaf_names(model))}"
+                    )
+
+    def _check_patterns(self, model: Any) -> None:
+        """Raise for a name in a pattern that no adapted layer has; peft would leave it out."""
+        from peft.utils.other import get_pattern_key
+
+        layers = [n.removeprefix(WRAPPED) for n, m in model.named_modules() if hasattr(m, "get_base_layer")]
+        for field in (f.name for f in fields(self) if f.name.endswith("_pattern") and f.name != "layers_pattern"):
+            for key in getattr(self, field) or ():
+                if not any(get_pattern_key([key], layer) == key for layer in layers):
+                    raise ParameterError(
+                        f"The {field!r} parameter of {type(self).__name__} must name layers that are adapted. "
+                        f"Got {key!r} instead.{suggest(key, [layer.rpartition('.')[2] for layer in layers])}"
                     )
 
     def _no_target(self, hint: str = "") -> ParameterError:
