@@ -30,13 +30,20 @@ def ranks_of(clf: Any) -> list[int]:
     return [len(tensor) for name, tensor in weights(clf).items() if name.endswith("lora_E")]
 
 
+def in_double(logits: torch.Tensor, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+    """Mean loss of a causal model; the library's own would round to float32."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
 def plain_loop(folder: str, frame: Any, settings: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same fit written down with peft and torch alone: peft puts the penalty into the loss of its model."""
     torch.manual_seed(fit_seed())
     config = peft.AdaLoraConfig(
         task_type="CAUSAL_LM", init_r=4, target_r=2, tinit=2, tfinal=3, total_step=STEPS, target_modules="all-linear"
     )
-    model = peft.get_peft_model(plain_model(folder), config).train()
+    plain = plain_model(folder).double()
+    plain.loss_function = in_double
+    model = peft.get_peft_model(plain, config).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.0)
     rows = token_rows(folder, frame["text"], frame["label"])
@@ -60,14 +67,16 @@ def plain_loop(folder: str, frame: Any, settings: dict[str, Any]) -> tuple[dict[
 
 
 def test_a_fit_is_a_plain_loop_over_peft(given, frame, tiny):
-    clf = classifier(given, schedule="linear").fit(frame)
+    clf = classifier(given, schedule="linear", warmup=0, dtype="float64").fit(
+        frame
+    )  # Adam's first steps magnify rounding
     expected, budgets = plain_loop(tiny, frame, given)
     assert budgets == sorted(budgets, reverse=True)
     assert (budgets[0], budgets[-1]) == (14 * 4, 14 * 2)
     found = {name: t for name, t in weights(clf).items() if t.numel()}
     assert found.keys() == {name for name, t in expected.items() if t.numel()}
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-3)
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-8)
     assert sum(ranks_of(clf)) == 14 * 2
 
 
@@ -100,7 +109,8 @@ def test_steps_that_leave_none_are_one_sentence(given, frame):
     with pytest.raises(ParameterError) as error:
         classifier(given, adapter={**ADAPTER, "tinit": 6, "tfinal": 4}).fit(frame)
     assert str(error.value) == (
-        "The 'tinit' and 'tfinal' parameters of AdaLoRA leave no step to share out ranks in: they are 6 and 4 of 10 steps."
+        "The 'tinit' and 'tfinal' parameters of AdaLoRA leave no step to share out ranks in: they are 6 and 4 of 10 "
+        "steps."
     )
 
 
@@ -140,9 +150,9 @@ def test_a_fit_that_stops_early_keeps_what_is_not_zero(given, frame, tmp_path):
 
 
 def test_the_best_epoch_is_restored_with_its_own_ranks(given, frame):
-    clf = classifier(
-        given, validation_fraction=0.25, early_stopping=9, learning_rate=1.0, schedule="constant"
-    ).fit(frame)
+    clf = classifier(given, validation_fraction=0.25, early_stopping=9, learning_rate=1.0, schedule="constant").fit(
+        frame
+    )
     losses = clf.history_["validation_loss"].dropna()
     assert clf.best_epoch_ == int(losses.to_numpy().argmin()) + 1
     assert np.isfinite(clf.predict_proba(frame)).all()

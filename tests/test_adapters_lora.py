@@ -139,7 +139,7 @@ def test_it_begins_as_peft_begins(start, tiny, plan):
 
 
 def test_eva_begins_with_the_directions_that_peft_finds(tiny, plan):
-    """One batch of all rows, so that peft's way of adding up batch by batch is exact too; all positions, no sharing out."""
+    """One batch of all rows, so that peft's way of adding up batch by batch is exact too."""
     rows = [SimpleNamespace(ids=torch.cat([row.ids[:, :9] for row in plan.rows()]))]
     plan = Plan(10, lambda: iter(rows), lambda model, row: model(input_ids=row.ids).logits.sum())
     spec = LoRA(r=4, init_lora_weights="eva", eva_config={"rho": 1.0, "use_label_mask": False})
@@ -262,7 +262,9 @@ def test_loftq_makes_a_base_in_few_bits_better(tiny, plan):
         spec = LoRA(r=r, init_lora_weights="loftq")
         with base.attach(Planned(spec, plan), training=True) as model, torch.no_grad():
             distances.append(float((model(input_ids=IDS).logits - exact).abs().mean()))
-            assert spec.tensors(model)[f"{FIRST}.lora_A.weight"].shape[0] == r  # the base is as it was: nothing to give back
+            assert (
+                spec.tensors(model)[f"{FIRST}.lora_A.weight"].shape[0] == r
+            )  # the base is as it was: nothing to give back
     assert distances[0] > distances[1] > distances[2]
 
 
@@ -432,8 +434,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tokens": (
         {"trainable_token_indices": ["a"]},
-        "The 'trainable_token_indices' parameter of LoRA must be a list of token ids, or a dict of layer to such a list. "
-        "Got ['a'] instead.",
+        "The 'trainable_token_indices' parameter of LoRA must be a list of token ids, or a dict of layer to such a "
+        "list. Got ['a'] instead.",
     ),
     "ratio": (
         {"loraplus_lr_ratio": 0},

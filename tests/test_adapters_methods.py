@@ -1,4 +1,4 @@
-"""Every adapter of METHODS does what an adapter must: train, predict, be kept, read by peft, merged, cloned, searched."""
+"""Every adapter of METHODS trains, predicts, is kept, read by peft, merged, cloned and searched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from benchmarks import adapters as table
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from torch_side import classifier, furthest, make_other, plain_model, same, token_losses, token_rows, weights
+from torch_side import classifier, make_other, plain_model, same, token_losses, token_rows, weights
 
 import llmfit
 from llmfit import callbacks, checkpoints
@@ -192,7 +192,9 @@ def test_what_cannot_be_merged_is_one_sentence(name, tiny):
     base = load_base_model(tiny, device="cpu", dtype="float32")
     with base.attach(clf._adapter, weights(clf)) as model, pytest.raises(ParameterError) as error:
         merged(model)
-    assert re.fullmatch(rf"An adapter of type '{name}' cannot be merged (into weights|here: [^\n]+)\.", str(error.value))
+    assert re.fullmatch(
+        rf"An adapter of type '{name}' cannot be merged (into weights|here: [^\n]+)\.", str(error.value)
+    )
 
 
 def test_biases_are_merged_where_there_are_some(settings, frame, tiny, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from benchmarks.adapters import IDS
+from benchmarks.adapters import IDS, RATES
 from sklearn.base import clone
 from torch_side import classifier, make_other, plain_model, weights
 
@@ -44,7 +44,8 @@ def test_it_trains_predicts_and_is_kept(name, settings, frame, tiny, tmp_path):
     before = {n: t.clone() for n, t in load_base_model(tiny, device="cpu", dtype="float32").model.state_dict().items()}
     given = {**settings, "adapter": {"type": name, **SETTINGS.get(name, {})}, "learning_rate": 5e-3}
     clf = classifier(given, epochs=3).fit(frame)
-    assert (clf.history_["loss"].iloc[-1] != clf.history_["loss"].iloc[0]) and clf.trainable_parameters_ > 0
+    assert clf.history_["loss"].iloc[-1] != clf.history_["loss"].iloc[0]
+    assert clf.trainable_parameters_ > 0
     clf.save(tmp_path / "saved")
     np.testing.assert_array_equal(llmfit.load(tmp_path / "saved").predict_proba(frame), clf.predict_proba(frame))
     base = load_base_model(tiny, device="cpu", dtype="float32")
@@ -78,7 +79,9 @@ def test_keys_and_defaults_are_those_of_peft(settings):
 def test_unknown_keys_are_refused():
     with pytest.raises(ParameterError) as error:
         resolve_adapter({"type": "MISS", "mini_rr": 2})
-    assert str(error.value).startswith("The adapter 'miss' has no parameter 'mini_rr'. It has 'bias', 'exclude_modules', ")
+    assert str(error.value).startswith(
+        "The adapter 'miss' has no parameter 'mini_rr'. It has 'bias', 'exclude_modules', "
+    )
     assert str(error.value).endswith(" Did you mean 'mini_r'?")
 
 
@@ -164,15 +167,18 @@ def test_what_does_not_go_with_a_model_is_one_sentence(kind, adapter, sentence, 
     assert str(error.value) == sentence
 
 
+# GPT-2 keeps its weights the other way round, which not every method of peft can read.
+UNKNOWN = {("gpt2", name) for name in ("bitfit", "boft", "c3a", "hra", "loha", "lokr", "oft", "tinylora", "waveft")}
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("full", "adaption_prompt")])
 def test_other_families(kind, name, settings, frame, tiny, tmp_path_factory):
-    """A method fits, or says in one sentence that it cannot: GPT-2 keeps its weights the other way round."""
     folder = make_other(tmp_path_factory.mktemp(kind) / "m", tiny, kind)
-    try:
-        clf = classifier(settings, base_model=folder, adapter=name, epochs=2, learning_rate=1e-3).fit(frame)
-    except ParameterError as error:
-        assert kind == "gpt2"
-        assert "\n" not in str(error)
-        return
-    assert clf.history_["loss"].iloc[-1] < clf.history_["loss"].iloc[0]
+    clf = classifier(settings, base_model=folder, adapter=name, epochs=4, learning_rate=RATES.get(name, 1e-2))
+    if (kind, name) in UNKNOWN:
+        with pytest.raises(ParameterError, match=r"^The [^\n]+\.$"):
+            clf.fit(frame)
+    else:
+        losses = clf.fit(frame).history_["loss"]
+        assert losses.iloc[-1] < losses.iloc[0]

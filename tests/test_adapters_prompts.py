@@ -1,4 +1,4 @@
-"""Virtual tokens are invisible to whoever calls the model: masks, positions, caches and logits are those of real tokens."""
+"""Virtual tokens are invisible to the caller: masks, positions, caches and logits are those of real tokens."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch_side import classifier, generator, make_other, plain_model, plain_tok
 
 from llmfit.adapters import resolve_adapter
 from llmfit.base_model import load_base_model
+from llmfit.encoding import Encoded
 from llmfit.exceptions import ParameterError, TruncationWarning
 from llmfit.objectives import collate, completion_losses
-from llmfit.encoding import Encoded
 
 METHODS = ["prompt_tuning", "prefix_tuning", "p_tuning"]
 CPU = torch.device("cpu")
@@ -205,7 +205,11 @@ def test_a_row_as_long_as_the_room_is_answered(settings, tiny, tmp_path):
     folder = make_other(tmp_path / "gpt2", tiny, "gpt2")
     rows = pd.DataFrame({"text": ["a" * 600, "b" * 600], "label": ["x", "y"]})
     gen = generator(
-        settings, base_model=folder, adapter=adapter("prompt_tuning"), truncation="prompt", generation={"max_new_tokens": 4}
+        settings,
+        base_model=folder,
+        adapter=adapter("prompt_tuning"),
+        truncation="prompt",
+        generation={"max_new_tokens": 4},
     )
     with pytest.warns(TruncationWarning):
         gen.fit(rows)

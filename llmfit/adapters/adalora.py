@@ -1,7 +1,7 @@
 """AdaLoRA: low-rank updates as P E Q, whose ranks are shared out among the layers while training goes on.
 
-Training steps the budget by :meth:`AdaLoRA.end_step` and adds :meth:`AdaLoRA.penalty` to the loss. A triplet whose E is exactly
-zero adds nothing and is not kept, whenever the fit ended; the ranks are read off the weights again.
+Training steps the budget by :meth:`AdaLoRA.end_step` and adds :meth:`AdaLoRA.penalty` to the loss. A triplet whose E is
+exactly zero adds nothing and is not kept, whenever the fit ended; the ranks are read off the weights again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class AdaLoRA(LayerSpec):
     target_r, init_r : int, default=8, 12
         Mean rank in the end; rank of every layer at the beginning, greater than that.
     tinit, tfinal : float, default=0.1, 0.3
-        Steps before the budget begins to fall, and steps at the end with the final ranks: a share of all steps below 1, a
-        number of steps from 1 on.
+        Steps before the budget begins to fall, and steps at the end with the final ranks: a share of all steps below
+        1, a number of steps from 1 on.
     deltaT : int, default=1
         Steps between two allocations.
     beta1, beta2 : float, default=0.85
@@ -63,7 +63,7 @@ class AdaLoRA(LayerSpec):
     init_r: int = 12
     tinit: float = 0.1
     tfinal: float = 0.3
-    deltaT: int = 1
+    deltaT: int = 1  # noqa: N815 - peft's name
     beta1: float = 0.85
     beta2: float = 0.85
     orth_reg_weight: float = 0.5
@@ -124,7 +124,7 @@ class AdaLoRA(LayerSpec):
         model.base_model.update_and_allocate(step)
 
     def state(self, model: Any) -> Tensors:
-        """The importance of every weight, and which triplets are left."""
+        """Give the importance of every weight, and which triplets are left."""
         import torch
 
         allocator = model.base_model.rankallocator

@@ -50,8 +50,8 @@ class LoRA(LayerSpec):
         How A and B begin. True: A uniform, B zero; "gaussian": A normal, B zero; "orthogonal" (an even `r`); "mica":
         B the directions of the smallest singular values, A zero and alone trained. "pissa", "pissa_niter_[n]" [4]_ and
         "olora" [5]_ take the largest directions of W itself out of it, "loftq" [6]_ what W loses in few bits.
-        "eva" [7]_, "corda" [8]_ and "lora_ga" [9]_ look at the rows of the fit. What a start takes out of W is given back
-        when the fit ends: the adapter is then kept as plain LoRA of rank ``2 r`` beside the W that it found.
+        "eva" [7]_, "corda" [8]_ and "lora_ga" [9]_ look at the rows of the fit. What a start takes out of W is given
+        back when the fit ends: the adapter is then kept as plain LoRA of rank ``2 r`` beside the W that it found.
     eva_config : dict, default=None
         For "eva": ``rho`` (2.0), the most that a layer's rank may grow by in the sharing out of ranks;
         ``use_label_mask`` (True), look at the positions that carry loss only; ``whiten`` (False);
@@ -124,7 +124,9 @@ class LoRA(LayerSpec):
         if self.use_dora and starts.moves_base(start):
             raise parameter_error("use_dora", owner, f"False where init_lora_weights is {start!r}", self.use_dora)
         if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise parameter_error("layers_pattern", owner, "None where layers_to_transform is None", self.layers_pattern)
+            raise parameter_error(
+                "layers_pattern", owner, "None where layers_to_transform is None", self.layers_pattern
+            )
         starts.check_configs(self, owner)
 
     def settings(self) -> dict[str, Any]:
@@ -138,7 +140,12 @@ class LoRA(LayerSpec):
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Ranks as they are in the weights, each with the alpha that keeps its layer's scale; a plain start."""
-        given = {**super().learned(tensors), "init_lora_weights": True, **dict.fromkeys(starts.CONFIGS), "loftq_config": {}}
+        given = {
+            **super().learned(tensors),
+            "init_lora_weights": True,
+            **dict.fromkeys(starts.CONFIGS),
+            "loftq_config": {},
+        }
         found = {layer: len(tensors[name]) for name, layer in _layers_with_a(tensors)}
         if any(rank != self.rank_of(layer) for layer, rank in found.items()):
             root = math.sqrt if self.use_rslora else float

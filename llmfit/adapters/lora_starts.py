@@ -1,7 +1,7 @@
 """Where LoRA begins: starts that read the base model's weights or the fit's rows, and how they end as plain LoRA.
 
-Takes a LoRA spec, a lent model and the plan of a fit. A start that takes B0 A0 out of W works on private copies of the layers;
-:func:`kept` gives weights of rank 2 r, ``[B, -B0] [A; A0]``, that stand beside the W that was there before.
+Takes a LoRA spec, a lent model and the plan of a fit. A start that takes B0 A0 out of W works on private copies of the
+layers; :func:`kept` gives weights of rank 2 r, ``[B, -B0] [A; A0]``, that stand beside the W that was there before.
 """
 
 from __future__ import annotations
@@ -52,14 +52,19 @@ def check_configs(spec: Any, owner: str) -> None:
 
 
 def settings(spec: Any) -> dict[str, Any]:
-    """peft's settings of the start that is chosen."""
+    """Give peft's settings of the start that is chosen."""
     from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
 
     field = next((f for f, (start, _) in CONFIGS.items() if start == spec.init_lora_weights), None)
     if field is None:
         return {}
     values = {key: rule[0] for key, rule in CONFIGS[field][1].items()} | dict(getattr(spec, field) or {})
-    classes = {"eva_config": EvaConfig, "corda_config": CordaConfig, "loftq_config": dict, "lora_ga_config": LoraGAConfig}
+    classes = {
+        "eva_config": EvaConfig,
+        "corda_config": CordaConfig,
+        "loftq_config": dict,
+        "lora_ga_config": LoraGAConfig,
+    }
     return {field: classes[field](**values)}
 
 
@@ -144,8 +149,8 @@ def _remember(model: Any) -> None:
 def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
     """Begin B A with the best product for what a weight loses in few bits.
 
-    A base model that is in few bits stays as it is: its loss is known from the weights on disk. Else the product is taken out of
-    W, so that the model begins as it was found.
+    A base model that is in few bits stays as it is: what it has lost is known from the weights on disk. Else the product
+    is taken out of W, so that the model begins as it was found.
     """
     from peft.utils.loftq_utils import _SafetensorLoader
 
@@ -188,7 +193,8 @@ def _few_bits(weight: torch.Tensor, bits: int) -> torch.Tensor:
 def _unpacked(weight: Any) -> torch.Tensor:
     from peft.utils.integrations import dequantize_bnb_weight
 
-    return dequantize_bnb_weight(weight, state=getattr(weight, "quant_state", None))
+    weight_read: torch.Tensor = dequantize_bnb_weight(weight, state=getattr(weight, "quant_state", None))
+    return weight_read
 
 
 def _corda(model: Any, config: Any, plan: Plan) -> None:
@@ -245,7 +251,9 @@ class _Covariance:
 
     def __init__(self, layer: Any) -> None:
         self.r, self.in_features = layer.r, layer.in_features
-        self.number, self.total, self.products = 0, 0.0, 0.0
+        self.number = 0
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.products = torch.zeros((), dtype=torch.float64)
         self.chosen: torch.Tensor | None = None
 
     def __call__(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -254,13 +262,13 @@ class _Covariance:
             values = values[self.chosen]
         values = values.reshape(-1, values.shape[-1])
         self.number += len(values)
-        self.total = self.total + values.sum(0)
-        self.products = self.products + values.T @ values
+        self.total = self.total.to(values.device) + values.sum(0)
+        self.products = self.products.to(values.device) + values.T @ values
 
     @property
     def covariance(self) -> torch.Tensor:
-        mean = torch.as_tensor(self.total) / max(self.number, 1)
-        return torch.as_tensor(self.products) - self.number * torch.outer(mean, mean)
+        mean = self.total / max(self.number, 1)
+        return self.products - self.number * torch.outer(mean, mean)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The methods that peft puts into layers and that need nothing else: one small dataclass each.
 
-A default that would not go with every model is None and found for the model at hand (:meth:`PeftSpec.fitted`); it shows in the
-shapes of the weights again (:meth:`PeftSpec.learned`), where peft needs it to read them.
+A default that would not go with every model is None and found for the model at hand (:meth:`PeftSpec.fitted`); it shows
+in the shapes of the weights again (:meth:`PeftSpec.learned`), where peft needs it to read them.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class FourierFT(SomeLayers):
         return {**given, "n_frequency": min(self.many, fewest)}
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
-        """The number of coefficients that most layers have is that of no pattern."""
+        """Read the number of coefficients off a layer that no pattern names."""
         given = super().learned(tensors)
         if self.n_frequency is not None:
             return given
@@ -359,7 +359,7 @@ class OFT(SomeLayers):
     num_cayley_neumann_terms: int = 5
 
     def fitted(self, model: Any) -> dict[str, Any]:
-        """A block that divides the inputs of every layer."""
+        """Find a block that divides the inputs of every layer."""
         given = super().fitted(model)
         if self.oft_block_size is not None:
             return given
@@ -367,7 +367,7 @@ class OFT(SomeLayers):
         return {**given, "oft_block_size": largest_divisor(inputs, most=32)}
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
-        """A block of b has b (b - 1) / 2 weights."""
+        """Read the block off its b (b - 1) / 2 weights."""
         given = super().learned(tensors)
         if self.oft_block_size is not None:
             return given
@@ -402,7 +402,7 @@ class BOFT(SomeLayers):
     dropout: float = 0.0
 
     def fitted(self, model: Any) -> dict[str, Any]:
-        """A block that divides the inputs of every layer."""
+        """Find a block that divides the inputs of every layer."""
         given = super().fitted(model)
         if self.boft_block_size is not None:
             return given
@@ -410,7 +410,7 @@ class BOFT(SomeLayers):
         return {**given, "boft_block_size": largest_divisor(inputs, most=4)}
 
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
-        """Let peft wrap the layers; it takes one matrix where it has no kernel for more, which is no choice of the user's."""
+        """Let peft wrap the layers; without a kernel of its own it takes one matrix, whatever it is told."""
         model = super().put_in(base, config, tensors, plan)
         made = min(len(p) for n, p in model.named_parameters() if ".boft_R." in n)
         if made < self.boft_n_butterfly_factor:
@@ -421,7 +421,7 @@ class BOFT(SomeLayers):
         return model
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
-        """A block of b is stored as b by b."""
+        """Read the block off its b by b weights."""
         size = next(tensor.shape[-1] for name, tensor in tensors.items() if ".boft_R" in name)
         return {**super().learned(tensors), "boft_block_size": size}
 
@@ -447,7 +447,7 @@ class HRA(SomeLayers):
     learning_rate: ClassVar[float] = 1e-3
 
     r: int = 8
-    apply_GS: bool = False
+    apply_GS: bool = False  # noqa: N815 - peft's name
 
     def check(self) -> None:
         """Raise a ParameterError for the first setting that cannot be used."""
@@ -498,7 +498,7 @@ class VBLoRA(SomeLayers):
             raise parameter_error("topk", "VBLoRA", f"at most num_vectors, which is {self.num_vectors}", self.topk)
 
     def fitted(self, model: Any) -> dict[str, Any]:
-        """A length that divides every layer."""
+        """Find a length that divides every layer."""
         given = super().fitted(model)
         if self.vector_length is not None:
             return given
@@ -506,7 +506,7 @@ class VBLoRA(SomeLayers):
         return {**given, "vector_length": largest_divisor(both, most=256)}
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
-        """The length of the bank's vectors."""
+        """Read the length of the bank's vectors."""
         bank = next(tensor for name, tensor in tensors.items() if "vblora_vector_bank" in name)
         return {**super().learned(tensors), "vector_length": bank.shape[-1]}
 
@@ -544,7 +544,7 @@ class C3A(SomeBlocks):
         check_choice("init_weights", "C3A", self.init_weights, choices)
 
     def fitted(self, model: Any) -> dict[str, Any]:
-        """A block that divides every layer."""
+        """Find a block that divides every layer."""
         given = super().fitted(model)
         if self.block_size is not None:
             return given
@@ -552,7 +552,7 @@ class C3A(SomeBlocks):
         return {**given, "block_size": largest_divisor(both, most=256)}
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
-        """The smallest block is that of no pattern, or as good as it."""
+        """Read the block off a layer that no pattern names."""
         given = super().learned(tensors)
         if self.block_size is not None:
             return given
@@ -674,5 +674,7 @@ class AdaptionPrompt(PeftSpec):
                 f"Got a model of the family {family!r} instead."
             )
         if config.adapter_layers > most:
-            raise parameter_error("adapter_layers", "AdaptionPrompt", f"at most {most} in this model", config.adapter_layers)
+            raise parameter_error(
+                "adapter_layers", "AdaptionPrompt", f"at most {most} in this model", config.adapter_layers
+            )
         return super().put_in(base, config, tensors, plan)

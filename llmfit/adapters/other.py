@@ -1,7 +1,7 @@
 """Any other method that peft knows: a spec made of peft's own configuration.
 
-Takes a name of peft's, in any case; gives a dataclass with peft's fields and defaults, so that keys are checked, listed and searched
-as those of every other spec are.
+Takes a name of peft's, in any case; gives a dataclass with peft's fields and defaults, so that keys are checked, listed
+and searched as those of every other spec are.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def other_method(name: str) -> type[OtherSpec]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """A field's default: None stands for one that is made anew each time, and peft makes it; peft's own bars are off."""
+    """Give a field's default: None where peft makes one anew each time, False for bars of its own."""
     if field.name == "progressbar":
         return False
     return None if field.default is dataclasses.MISSING else field.default

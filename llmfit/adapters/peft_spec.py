@@ -93,7 +93,7 @@ class PeftSpec(AdapterSpec):
         return {**self.fixed, **{self.names.get(k, k): v for k, v in given.items() if v is not None}}
 
     def fitted(self, model: Any) -> dict[str, Any]:
-        """Settings of peft's that depend on the model, where the user has not given them."""
+        """Give settings of peft's that depend on the model, where the user has not."""
         return {}
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
@@ -259,7 +259,7 @@ class LayerSpec(PeftSpec):
         """Names of the layers that an adapter's tensors belong to."""
         from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
-        mark = f".{PEFT_TYPE_TO_PREFIX_MAPPING[self.peft_type]}"  # type: ignore[index]  # the key is an enum of str
+        mark = f".{PEFT_TYPE_TO_PREFIX_MAPPING[self.peft_type]}"
         return sorted({name.partition(mark)[0].removeprefix(WRAPPED) for name in tensors if mark in name})
 
 
@@ -270,7 +270,7 @@ def config_class(peft_type: str) -> Any:
     """Find peft's class of a method's configuration."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    return PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]  # type: ignore[index]  # the key is an enum of str
+    return PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
 
 
 def leaf_names(model: Any) -> list[str]:
@@ -298,7 +298,7 @@ def target_layers(model: Any, config: Any) -> dict[str, nn.Module]:
 
 
 def size_of(layer: Any) -> tuple[int, int]:
-    """Inputs and outputs of a layer, however its weight is stored."""
+    """Count inputs and outputs of a layer, however its weight is stored."""
     if hasattr(layer, "in_features"):
         return layer.in_features, layer.out_features
     inputs, outputs = layer.weight.shape  # transformers' Conv1D, and embeddings
@@ -306,7 +306,7 @@ def size_of(layer: Any) -> tuple[int, int]:
 
 
 def sizes(model: Any, config: Any) -> list[tuple[int, int]]:
-    """Inputs and outputs of the layers that a configuration names."""
+    """Count inputs and outputs of the layers that a configuration names."""
     return [size_of(layer) for layer in target_layers(model, config).values() if layer.weight.dim() == 2]
 
 

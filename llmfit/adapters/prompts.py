@@ -26,9 +26,9 @@ __all__ = ["PTuning", "PrefixTuning", "PromptSpec", "PromptTuning", "VirtualToke
 class VirtualTokens(nn.Module):
     """A decoder with virtual tokens before every row, called as if there were none.
 
-    Where the cache is empty, they go in: as keys and values of every layer (`prefix`), or as embeddings before those of the
-    row. Where the cache holds them already, masks and positions are moved behind them. The base model's own ``forward`` is
-    replaced while it is lent, so that its ``generate`` finds them too.
+    Where the cache is empty, they go in: as keys and values of every layer (`prefix`), or as embeddings before those of
+    the row. Where the cache holds them already, masks and positions are moved behind them. The base model's own
+    ``forward`` is replaced while it is lent, so that its ``generate`` finds them too.
 
     Parameters
     ----------

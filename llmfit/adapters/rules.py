@@ -59,7 +59,7 @@ def _layers(name: str, owner: str, value: Any) -> None:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def _tokens(name: str, owner: str, value: Any) -> None:

@@ -148,7 +148,7 @@ class Planned:
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Count the weights that are trained, and all of them; weights packed two to a byte count as what they stand for."""
+    """Count the weights that are trained, and all; weights packed two to a byte count as what they stand for."""
     trained = total = 0
     for parameter in model.parameters():
         packed = type(parameter).__name__ == "Params4bit"

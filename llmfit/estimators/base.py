@@ -248,8 +248,8 @@ class BaseLLM(NestedParams, BaseEstimator):
         most = base.context_length - taken
         if most < 2:
             raise ParameterError(
-                f"The adapter {adapter.type!r} takes {taken} tokens of a context of {base.context_length}, which leaves "
-                "no room for a prompt. Lower num_virtual_tokens."
+                f"The adapter {adapter.type!r} takes {taken} tokens of a context of {base.context_length}, which "
+                "leaves no room for a prompt. Lower num_virtual_tokens."
             )
         if self.max_length is not None and self.max_length > most:
             less = f" less the {taken} virtual tokens of the adapter {adapter.type!r}" if taken else ""

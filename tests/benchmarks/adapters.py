@@ -1,8 +1,8 @@
-"""The table over every adapter on the tiny model: ``make adapters``, or ``python tests/benchmarks/adapters.py [name ...]``.
+"""The table over every adapter on the tiny model: ``make adapters``, or this file with names of methods.
 
-Each method learns eight rows by heart with a learning rate that suits so small a model. A line says what is trained, the loss of the
-first and of the last step, whether the predictions are the same after save and load, and how far the logits of the merged model
-are from those of the adapted one.
+Each method learns eight rows by heart with a learning rate that suits so small a model. A line says what is trained, the
+loss of the first and of the last step, whether the predictions are the same after save and load, and how far the logits
+of the merged model are from those of the adapted one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from llmfit.exceptions import ParameterError
 IDS = torch.tensor([[1, 70, 80, 90, 100, 41, 42, 43]])
 ROWS = pd.DataFrame(
     {
-        "text": ["red apple", "green pear", "old car", "fast train", "sweet plum", "big truck", "ripe fig", "slow boat"],
+        "text": [
+            "red apple",
+            "green pear",
+            "old car",
+            "fast train",
+            "sweet plum",
+            "big truck",
+            "ripe fig",
+            "slow boat",
+        ],
         "label": ["fruit", "fruit", "vehicle", "vehicle", "fruit", "vehicle", "fruit", "vehicle"],
     }
 )
@@ -78,7 +87,9 @@ def line(base_model: str, name: str, folder: Path) -> str:
     clf = fit(base_model, name)
     clf.save(folder / name)
     again = llmfit.load(folder / name)
-    same = (again.predict_proba(ROWS) == clf.predict_proba(ROWS)).all() and again.predict(ROWS).equals(clf.predict(ROWS))
+    same = (again.predict_proba(ROWS) == clf.predict_proba(ROWS)).all() and again.predict(ROWS).equals(
+        clf.predict(ROWS)
+    )
     losses, distance = clf.history_["loss"], merged_distance(clf)
     verdict = "not defined" if distance is None else f"{'yes' if distance < 1e-4 else 'NO'} ({distance:.0e})"
     return (
