@@ -82,16 +82,18 @@ class _Function(Callback):
 
 
 class Progress(Callback):
-    """A progress bar over optimiser steps (tqdm)."""
+    """A progress bar over optimiser steps (tqdm), under a line that says what is trained."""
 
-    def __init__(self, description: str = "fit") -> None:
-        self.description = description
+    def __init__(self, description: str = "fit", heading: str = "") -> None:
+        self.description, self.heading = description, heading
         self.bar: Any = None
 
     def on_fit_begin(self, state: State) -> None:
         """Open the bar."""
         from tqdm.auto import tqdm
 
+        if self.heading:
+            tqdm.write(self.heading)
         self.bar = tqdm(total=state.total_steps, initial=state.step, desc=self.description, unit="step")
 
     def on_step_end(self, state: State) -> None:

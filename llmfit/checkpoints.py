@@ -56,6 +56,7 @@ class Checkpoint:
             for name, parameter in run.parameters.items():
                 parameter.copy_(groups["weights"][name])
         run.best = groups.get("best")
+        run.adapter.restore(run.model, groups.get("adapter", {}))
         _restore_optimizer(run.optimizer, meta["optimizer"], groups.get("optimizer", {}))
         for name, value in meta["state"].items():
             setattr(state, name, value)
@@ -67,6 +68,7 @@ class Checkpoint:
             return
         tensors = {f"weights/{name}": p.detach() for name, p in run.parameters.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in (run.best or {}).items()}
+        tensors |= {f"adapter/{name}": tensor for name, tensor in run.adapter.state(run.model).items()}
         moments, plain = _flat_optimizer(run.optimizer)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in moments.items()}
         meta = {"state": asdict(state), "optimizer": plain}

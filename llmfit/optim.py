@@ -13,7 +13,15 @@ import torch
 
 from llmfit.exceptions import ParameterError, check_choice, missing_package, parameter_error, reason
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate_at", "make_optimizer", "resolve_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "by_rate",
+    "learning_rate_at",
+    "make_optimizer",
+    "resolve_optimizer",
+    "set_rate",
+]
 
 
 def resolve_optimizer(value: Any) -> tuple[str, dict[str, Any]]:
@@ -34,9 +42,13 @@ def resolve_optimizer(value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def make_optimizer(
-    value: Any, parameters: Iterable[torch.nn.Parameter], *, learning_rate: float, weight_decay: float
+    value: Any,
+    parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser by name.
+    """Build an optimiser by name, for weights or for groups of weights (see :func:`by_rate`).
 
     Raises
     ------
@@ -50,6 +62,30 @@ def make_optimizer(
         raise
     except (TypeError, ValueError) as error:
         raise ParameterError(f"The optimizer {name!r} cannot take {settings!r}: {reason(error)}.") from error
+
+
+def by_rate(
+    parameters: Mapping[str, torch.nn.Parameter], rate: Callable[[str], float]
+) -> list[torch.nn.Parameter] | list[dict[str, Any]]:
+    """Group weights by the factor on their learning rate; where all have one rate, they need no groups.
+
+    Parameters
+    ----------
+    parameters : dict of str to Parameter
+    rate : callable (name) -> factor
+    """
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(rate(name), []).append(parameter)
+    if set(groups) <= {1.0}:
+        return list(parameters.values())
+    return [{"params": weights, "factor": factor} for factor, weights in groups.items()]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of a step, each group's factor kept."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 def _of_torch(name: str, **fixed: Any) -> Callable[..., torch.optim.Optimizer]:

@@ -1,9 +1,9 @@
 """The one training loop.
 
 Takes a lent module, encoded rows and :class:`Settings`; changes the module's trainable weights and gives a
-:class:`~llmfit.callbacks.State`. Knows no pandas, no adapter and no estimator. The gradient of a step is that of the
-summed loss over the summed weights of its rows, however the step is cut into micro-batches; order and
-randomness come from the seed and the step alone, so that training can go on from any step.
+:class:`~llmfit.callbacks.State`. Knows no pandas and no estimator, and of an adapter only its say in a step. The gradient
+of a step is that of the summed loss over the summed weights of its rows, however the step is cut into micro-batches;
+order and randomness come from the seed and the step alone, so that training can go on from any step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from llmfit.adapters import AdapterSpec
 from llmfit.batching import epoch_order, length_batches, split_step
 from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint
@@ -24,9 +25,9 @@ from llmfit.exceptions import TrainingError, quoted
 from llmfit.forward import collate
 from llmfit.memory import auto_budget, halved, is_out_of_memory, one_memory_error
 from llmfit.objectives import OBJECTIVES, loss_mass
-from llmfit.optim import learning_rate_at, make_optimizer
+from llmfit.optim import by_rate, learning_rate_at, make_optimizer, set_rate
 
-__all__ = ["Settings", "mean_loss", "train"]
+__all__ = ["Settings", "mean_loss", "total_steps", "train"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class _Run:
     pad_id: int
     budget: int
     device: torch.device
-    start_ids: Ids = ()
+    start_ids: Ids
+    adapter: AdapterSpec
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     best: dict[str, torch.Tensor] | None = None
@@ -83,10 +85,15 @@ class _Run:
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(
             self.settings.optimizer,
-            self.parameters.values(),
+            by_rate(self.parameters, self.adapter.rate),
             learning_rate=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
         )
+
+
+def total_steps(n_rows: int, settings: Settings) -> int:
+    """Count the optimiser steps of a fit."""
+    return int(math.ceil(n_rows / settings.batch_size) * settings.epochs)
 
 
 def train(
@@ -97,6 +104,7 @@ def train(
     device: torch.device,
     pad_id: int,
     start_ids: Ids = (),
+    adapter: AdapterSpec | None = None,
     validation: Sequence[Encoded] = (),
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
@@ -113,6 +121,8 @@ def train(
     pad_id : int
     start_ids : tuple of int
         What the decoder of an encoder-decoder begins from.
+    adapter : AdapterSpec or None
+        Has a say in rates, in the loss and after each step; None has none.
     validation : sequence of Encoded
         Rows whose loss is measured after every epoch; () for none.
     callbacks : sequence of Callback
@@ -130,9 +140,10 @@ def train(
     OutOfMemoryError
         If not even one row fits.
     """
-    run = _Run(model, settings, pad_id, auto_budget(settings.batch_tokens, device), device, start_ids)
-    per_epoch = math.ceil(len(rows) / settings.batch_size)
-    state = State(total_steps=per_epoch * settings.epochs, epochs=settings.epochs)
+    budget = auto_budget(settings.batch_tokens, device)
+    run = _Run(model, settings, pad_id, budget, device, start_ids, adapter or AdapterSpec())
+    state = State(total_steps=total_steps(len(rows), settings), epochs=settings.epochs)
+    per_epoch = state.total_steps // settings.epochs
     if checkpoint is not None:
         checkpoint.restore(run, state)
     try:
@@ -165,12 +176,12 @@ def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, 
     )
     loss = _within_memory(run, batch, lambda: _accumulate(run, batch, state))
     norm = _clip(run, batch, state)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(run.optimizer, rate)
     with one_memory_error("what the optimizer keeps of the weights"):
         run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
     state.step += 1
+    run.adapter.end_step(run.model, state.step)
+    run.optimizer.zero_grad(set_to_none=True)
     state.history.append(
         {
             "step": state.step,
@@ -204,6 +215,9 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
             raise _not_finite(f"The loss is {value}", micro, state)
         loss.backward()  # type: ignore[no-untyped-call]
         total += value
+    penalty = run.adapter.penalty(run.model)  # once a step, however it is cut up
+    if penalty is not None:
+        penalty.backward()  # type: ignore[no-untyped-call]
     return total
 
 

@@ -75,21 +75,29 @@ def test_every_method_has_defaults_that_it_takes(name):
     assert METHODS[name].learning_rate > 0
 
 
-KEYS = "'alpha', 'bias', 'dropout', 'init_lora_weights', 'r', 'target_modules', 'use_dora', 'use_rslora'"
+KEYS = (
+    "'alpha', 'alpha_pattern', 'bias', 'corda_config', 'dropout', 'eva_config', 'exclude_modules', "
+    "'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'loftq_config', 'lora_ga_config', "
+    "'loraplus_lr_ratio', 'modules_to_save', 'r', 'rank_pattern', 'target_modules', 'trainable_token_indices', 'use_dora', 'use_rslora'"
+)
+NAMES = ", ".join(map(repr, METHODS))
 WRONG: dict[str, tuple[Any, str]] = {
     "method": (
         "lorra",
-        "The 'adapter' parameter of the estimator must be one of 'lora', 'full'. Got 'lorra' instead. "
+        f"The 'adapter' parameter of the estimator must be one of {NAMES}, or another method of peft's. "
+        "Got 'lorra' instead. "
         "Did you mean 'lora'?",
     ),
     "method in a dict": (
         {"type": "ful"},
-        "The 'adapter' parameter of the estimator must be one of 'lora', 'full'. Got 'ful' instead. "
+        f"The 'adapter' parameter of the estimator must be one of {NAMES}, or another method of peft's. "
+        "Got 'ful' instead. "
         "Did you mean 'full'?",
     ),
     "no method": (
         {"type": None, "r": 4},
-        "The 'adapter' parameter of the estimator must be one of 'lora', 'full'. Got None instead.",
+        f"The 'adapter' parameter of the estimator must be one of {NAMES}, or another method of peft's. "
+        "Got None instead.",
     ),
     "number": (3, "The 'adapter' parameter of the estimator must be None, a name, a dict or a spec. Got 3 instead."),
     "class": (
@@ -134,7 +142,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "dora": ({"use_dora": "yes"}, "The 'use_dora' parameter of LoRA must be one of True, False. Got 'yes' instead."),
     "init": (
         {"init_lora_weights": "gausian"},
-        "The 'init_lora_weights' parameter of LoRA must be one of True, 'gaussian', 'orthogonal'. "
+        "The 'init_lora_weights' parameter of LoRA must be one of True, 'gaussian', 'orthogonal', "
+        "'mica', 'eva', 'pissa', 'olora', 'corda', 'loftq', 'lora_ga'. "
         "Got 'gausian' instead. Did you mean 'gaussian'?",
     ),
     "init of an odd rank": (

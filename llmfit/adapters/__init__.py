@@ -12,19 +12,66 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from llmfit.adapters.adalora import AdaLoRA
 from llmfit.adapters.full import Full
-from llmfit.adapters.lora import LoRA
-from llmfit.adapters.spec import AdapterSpec, Tensors, adapter_from_folder
-from llmfit.exceptions import check_choice, check_keys, parameter_error
+from llmfit.adapters.lora import DoRA, LoRA
+from llmfit.adapters.methods import (
+    BOFT,
+    C3A,
+    HRA,
+    IA3,
+    OFT,
+    AdaptionPrompt,
+    BitFit,
+    FourierFT,
+    LNTuning,
+    LoHa,
+    LoKr,
+    RandLoRA,
+    TinyLoRA,
+    VBLoRA,
+    VeRA,
+    WaveFT,
+)
+from llmfit.adapters.other import other_method, other_names
+from llmfit.adapters.peft_spec import merged
+from llmfit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
+from llmfit.adapters.spec import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
+from llmfit.exceptions import ParameterError, check_keys, parameter_error, quoted, suggest
 
 __all__ = [
+    "BOFT",
+    "C3A",
+    "HRA",
+    "IA3",
     "METHODS",
+    "OFT",
+    "AdaLoRA",
     "AdapterSpec",
+    "AdaptionPrompt",
+    "BitFit",
+    "DoRA",
+    "FourierFT",
     "Full",
+    "LNTuning",
+    "LoHa",
+    "LoKr",
     "LoRA",
+    "PTuning",
+    "Plan",
+    "Planned",
+    "PrefixTuning",
+    "PromptTuning",
+    "RandLoRA",
     "Tensors",
+    "TinyLoRA",
+    "VBLoRA",
+    "VeRA",
+    "WaveFT",
     "adapter_defaults",
     "adapter_from_folder",
+    "count_parameters",
+    "merged",
     "resolve_adapter",
 ]
 
@@ -60,10 +107,13 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
     if not isinstance(value, Mapping):
         raise parameter_error("adapter", "the estimator", "None, a name, a dict or a spec", value)
     name = value.get("type", "lora")
-    check_choice("adapter", "the estimator", name, list(METHODS))
+    method = _method(name)
+    if method is None:
+        wanted = f"one of {quoted(METHODS, most=99)}, or another method of peft's"
+        hint = suggest(name, [*METHODS, *other_names(METHODS.values())]) if name is not None else ""
+        raise ParameterError(f"{parameter_error('adapter', 'the estimator', wanted, name)}{hint}")
     settings = {key: item for key, item in value.items() if key != "type"}
-    method = METHODS[name]
-    check_keys(f"The adapter {name!r}", settings, [f.name for f in fields(method)])
+    check_keys(f"The adapter {method.type!r}", settings, [f.name for f in fields(method)])
     spec = method(**settings)
     spec.check()
     return spec
@@ -72,8 +122,40 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
 def adapter_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Every key of an adapter's dict with its default; {} for a method that is unknown."""
     name = given.get("type", "lora")
-    method = METHODS.get(name) if isinstance(name, str) else None
+    method = _method(name)
     return {"type": name, **{f.name: f.default for f in fields(method)}} if method else {}
 
 
-METHODS: dict[str, type[AdapterSpec]] = {"lora": LoRA, "full": Full}
+def _method(name: Any) -> type[AdapterSpec] | None:
+    """Find a method by its name, in any case: one of the house's, or one that only peft has."""
+    low = name.lower() if isinstance(name, str) else ""
+    if low in METHODS:
+        return METHODS[low]
+    return other_method(low) if low and low in other_names(METHODS.values()) else None
+
+
+METHODS: dict[str, type[AdapterSpec]] = {
+    "lora": LoRA,
+    "dora": DoRA,
+    "adalora": AdaLoRA,
+    "ia3": IA3,
+    "vera": VeRA,
+    "loha": LoHa,
+    "lokr": LoKr,
+    "fourierft": FourierFT,
+    "waveft": WaveFT,
+    "oft": OFT,
+    "boft": BOFT,
+    "hra": HRA,
+    "vblora": VBLoRA,
+    "c3a": C3A,
+    "tinylora": TinyLoRA,
+    "randlora": RandLoRA,
+    "ln_tuning": LNTuning,
+    "bitfit": BitFit,
+    "prefix_tuning": PrefixTuning,
+    "prompt_tuning": PromptTuning,
+    "p_tuning": PTuning,
+    "adaption_prompt": AdaptionPrompt,
+    "full": Full,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters.spec import AdapterSpec, Tensors, check_names, compute_low, is_low
+from llmfit.adapters.spec import AdapterSpec, Plan, Tensors, check_names, compute_low, is_low
 
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
@@ -25,7 +25,7 @@ class Full(AdapterSpec):
     quantizable: ClassVar[bool] = False
     file_name: ClassVar[str] = "model.safetensors"
 
-    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
+    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
         """Swap every weight for its own copy; the base's tensors are not written to."""
         import torch
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Tensors, compute_low, is_low, own_biases
-from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error, suggest
-from llmfit.sources import public_name
+from llmfit.adapters import lora_starts as starts
+from llmfit.adapters.peft_spec import WRAPPED, LayerSpec
+from llmfit.adapters.spec import Plan, Tensors
+from llmfit.exceptions import check_choice, parameter_error
 
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
 
-__all__ = ["LoRA"]
-
-LORA_INITS = ("gaussian", "orthogonal")
-HARMLESS = ("tie_word_embeddings", "is_gradient_checkpointing", "fan_in_fan_out")  # what peft warns of and sets right
+__all__ = ["DoRA", "LoRA"]
 
 
-@dataclass(frozen=True)
-class LoRA(AdapterSpec):
+@dataclass(frozen=True, kw_only=True)
+class LoRA(LayerSpec):
     """Low-rank adaptation: a frozen weight W plus a trained product B A of rank r.
 
     Parameters
@@ -35,18 +32,51 @@ class LoRA(AdapterSpec):
         Share of the inputs of A set to zero in training.
     target_modules : str or list of str, default="all-linear"
         Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head.
+    exclude_modules : str or list of str, default=None
+        Layers left out of those.
+    layers_to_transform : int or list of int, default=None
+        Adapt the blocks of these numbers only; `layers_pattern` is the name of the list of blocks, where it is unusual.
+    rank_pattern, alpha_pattern : dict of str to number, default=None
+        Other ranks and alphas for the layers whose names match (regular expressions of the end of a name).
+    modules_to_save : str or list of str, default=None
+        Layers trained in full beside, on a private copy.
+    trainable_token_indices : list of int or dict of str to list of int, default=None
+        Token ids whose embeddings are trained beside.
     bias : {"none", "all", "lora_only"}, default="none"
         Biases trained beside.
     use_rslora, use_dora : bool, default=False
         Rank-stabilised scaling [2]_; weight decomposition [3]_.
     init_lora_weights : bool or str, default=True
-        How A and B begin: True (A uniform, B zero), "gaussian" (A normal, B zero) or "orthogonal" (an even `r`).
+        How A and B begin. True: A uniform, B zero; "gaussian": A normal, B zero; "orthogonal" (an even `r`); "mica":
+        B the directions of the smallest singular values, A zero and alone trained. "pissa", "pissa_niter_[n]" [4]_ and
+        "olora" [5]_ take the largest directions of W itself out of it, "loftq" [6]_ what W loses in few bits.
+        "eva" [7]_, "corda" [8]_ and "lora_ga" [9]_ look at the rows of the fit. What a start takes out of W is given
+        back when the fit ends: the adapter is then kept as plain LoRA of rank ``2 r`` beside the W that it found.
+    eva_config : dict, default=None
+        For "eva": ``rho`` (2.0), the most that a layer's rank may grow by in the sharing out of ranks;
+        ``use_label_mask`` (True), look at the positions that carry loss only; ``whiten`` (False);
+        ``adjust_scaling_factors`` (True).
+    corda_config : dict, default=None
+        For "corda": ``corda_method`` ("ipm" or "kpm"); ``use_float16_for_covariance`` (False).
+    loftq_config : dict, default=None
+        For "loftq": ``loftq_bits`` (4 or 8), ``loftq_iter`` (1).
+    lora_ga_config : dict, default=None
+        For "lora_ga": ``direction``, ``scale``, ``stable_gamma``, as in peft.
+    loraplus_lr_ratio : float or None, default=None
+        LoRA+ [10]_: learning rate of B over that of A.
 
     References
     ----------
     .. [1] Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models. arXiv:2106.09685.
     .. [2] Kalajdzievski 2023, rsLoRA. arXiv:2312.03732.
     .. [3] Liu et al. 2024, DoRA. arXiv:2402.09353.
+    .. [4] Meng et al. 2024, PiSSA. arXiv:2404.02948.
+    .. [5] Büyükakyüz 2024, OLoRA. arXiv:2406.01775.
+    .. [6] Li et al. 2023, LoftQ. arXiv:2310.08659.
+    .. [7] Paischer et al. 2024, EVA. arXiv:2410.07170.
+    .. [8] Yang et al. 2024, CorDA. arXiv:2406.05223.
+    .. [9] Wang et al. 2024, LoRA-GA. arXiv:2407.05000.
+    .. [10] Hayou et al. 2024, LoRA+. arXiv:2402.12354.
 
     Examples
     --------
@@ -56,100 +86,120 @@ class LoRA(AdapterSpec):
     """
 
     type: ClassVar[str] = "lora"
-    learning_rate: ClassVar[float] = 2e-4
+    peft_type: ClassVar[str] = "LORA"
+    learning_rate: ClassVar[float] = 2e-4  # Biderman et al. 2024, LoRA Learns Less and Forgets Less: 1e-4 to 5e-4
+    names: ClassVar[dict[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
+    apart: ClassVar[tuple[str, ...]] = ("loraplus_lr_ratio", *starts.CONFIGS)
 
     r: int = 16
     alpha: float | None = None
     dropout: float = 0.0
-    target_modules: Any = "all-linear"
+    exclude_modules: Any = None
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+    rank_pattern: Any = None
+    alpha_pattern: Any = None
+    trainable_token_indices: Any = None
     bias: str = "none"
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: Any = True
+    eva_config: Any = None
+    corda_config: Any = None
+    loftq_config: Any = None
+    lora_ga_config: Any = None
+    loraplus_lr_ratio: float | None = None
+
+    # Settings -----------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise a ParameterError for the first setting that cannot be used."""
-        check_int("r", "LoRA", self.r, least=1)
-        if self.alpha is not None:
-            check_number("alpha", "LoRA", self.alpha, least=0)
-        if check_number("dropout", "LoRA", self.dropout, least=0, most=1) == 1:
-            raise parameter_error("dropout", "LoRA", "a number >= 0 and < 1", self.dropout)
-        names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-        if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) for n in names):
-            raise parameter_error("target_modules", "LoRA", "'all-linear' or a list of names", names)
-        check_choice("bias", "LoRA", self.bias, ["none", "all", "lora_only"])
-        check_choice("use_rslora", "LoRA", self.use_rslora, [True, False])
-        check_choice("use_dora", "LoRA", self.use_dora, [True, False])
-        check_choice("init_lora_weights", "LoRA", self.init_lora_weights, [True, *LORA_INITS])
-        if self.init_lora_weights == "orthogonal" and self.r % 2:
-            raise parameter_error("r", "LoRA", "even where init_lora_weights is 'orthogonal'", self.r)
+        super().check()
+        owner = type(self).__name__
+        start = self.init_lora_weights
+        if not (isinstance(start, str) and starts.PISSA.fullmatch(start)):
+            check_choice("init_lora_weights", owner, start, [True, *starts.STARTS])
+        if start == "orthogonal" and self.r % 2:
+            raise parameter_error("r", owner, "even where init_lora_weights is 'orthogonal'", self.r)
+        if self.use_dora and starts.moves_base(start):
+            raise parameter_error("use_dora", owner, f"False where init_lora_weights is {start!r}", self.use_dora)
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise parameter_error(
+                "layers_pattern", owner, "None where layers_to_transform is None", self.layers_pattern
+            )
+        starts.check_configs(self, owner)
 
-    def _peft_config(self, kind: str, base_name: str | None = None) -> Any:
-        from peft import LoraConfig
+    def settings(self) -> dict[str, Any]:
+        """Spell out alpha, also for layers whose rank is another one."""
+        given = super().settings()
+        if self.alpha is None:
+            given["lora_alpha"] = 2 * int(self.r)
+            doubled = {name: 2 * rank for name, rank in given.get("rank_pattern", {}).items()}
+            given["alpha_pattern"] = {**doubled, **given.get("alpha_pattern", {})}
+        return {**given, **starts.settings(self)}
 
-        base_id, revision = public_name(base_name) if base_name else (None, None)
-        names = self.target_modules
-        return LoraConfig(
-            task_type=TASK_TYPES[kind],
-            base_model_name_or_path=base_id,
-            revision=revision,
-            r=int(self.r),
-            lora_alpha=2 * self.r if self.alpha is None else self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=names if names == "all-linear" else [names] if isinstance(names, str) else list(names),
-            bias=self.bias,
-            use_rslora=self.use_rslora,
-            use_dora=self.use_dora,
-            init_lora_weights=self.init_lora_weights,
-        )
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """Ranks as they are in the weights, each with the alpha that keeps its layer's scale; a plain start."""
+        given = {
+            **super().learned(tensors),
+            "init_lora_weights": True,
+            **dict.fromkeys(starts.CONFIGS),
+            "loftq_config": {},
+        }
+        found = {layer: len(tensors[name]) for name, layer in _layers_with_a(tensors)}
+        if any(rank != self.rank_of(layer) for layer, rank in found.items()):
+            root = math.sqrt if self.use_rslora else float
+            exact = {layer: layer.replace(".", r"\.") for layer in found}
+            given["rank_pattern"] = {exact[layer]: rank for layer, rank in found.items()}
+            given["alpha_pattern"] = {exact[n]: self.scale_of(n) * root(rank) for n, rank in found.items()}
+        kept = starts.layers_kept(self, tensors)
+        return {**given, **({"target_modules": kept} if kept else {})}
 
-    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
-        """Wrap the model's layers; weights in float32 beside a base of any dtype."""
-        import peft
+    def rank_of(self, layer: str) -> int:
+        """Rank that the settings give a layer."""
+        return int(_matching(self.rank_pattern, layer, self.r))
 
-        self._check_targets(base.model)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=f".*({'|'.join(HARMLESS)}).*")
-                model = peft.get_peft_model(base.model, self._peft_config(base.kind))
-        except ValueError as error:
-            if "target module" not in str(error).lower():
-                raise
-            raise ParameterError(
-                "The 'target_modules' parameter of LoRA must name layers of this model that LoRA can adapt. "
-                f"Got {self.target_modules!r} instead."
-            ) from error
-        own_biases(base.model)
-        if tensors is not None:
-            peft.set_peft_model_state_dict(model, tensors)
-        if is_low(base.dtype):
-            compute_low(base, model)
-        return model.requires_grad_(False) if not training else model
+    def scale_of(self, layer: str) -> float:
+        """Factor on B A that the settings give a layer."""
+        settings, rank = self.settings(), self.rank_of(layer)
+        alpha = _matching(settings.get("alpha_pattern"), layer, settings["lora_alpha"])
+        return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
-    def _check_targets(self, model: Any) -> None:
-        """Raise for a name that no layer of the model has; peft would leave it out in silence."""
-        names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-        layers = [name for name, _ in model.named_modules()]
-        for name in names if self.target_modules != "all-linear" else ():
-            if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
-                known = sorted(
-                    {layer.rpartition(".")[2] for layer in layers if not layer.endswith(tuple("0123456789"))}
-                )
-                raise ParameterError(
-                    "The 'target_modules' parameter of LoRA must name layers of this model that LoRA can adapt. "
-                    f"Got {self.target_modules!r} instead.{suggest(name, known)}"
-                )
+    # In and out ---------------------------------------------------------------------------------
+
+    def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
+        """Let peft wrap the layers, from the start that the settings name."""
+        if tensors is not None or self.init_lora_weights is True:
+            return super().put_in(base, config, tensors, plan)
+        return starts.put_in(self, base, config, plan, super().put_in)
 
     def tensors(self, model: Any) -> Tensors:
-        """Copy A and B of every adapted layer, under the names that peft gives them in files."""
-        import peft
+        """Copy A and B of every adapted layer, relative to the base model's own weights."""
+        return starts.kept(self, model, super().tensors(model))
 
-        state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    def rate(self, parameter: str) -> float:
+        """With LoRA+, the ratio for every B."""
+        is_b = ".lora_B." in parameter or ".lora_embedding_B" in parameter
+        return float(self.loraplus_lr_ratio) if self.loraplus_lr_ratio and is_b else 1.0
 
-    def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
-        """Write a PEFT adapter folder."""
-        super().save(folder, tensors, base_name, kind)
-        config = self._peft_config(kind, base_name)
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
+
+@dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA):
+    """LoRA with its update's direction and magnitude apart: :class:`LoRA` with ``use_dora=True``."""
+
+    type: ClassVar[str] = "dora"
+
+    use_dora: bool = True
+
+
+def _layers_with_a(tensors: Tensors) -> list[tuple[str, str]]:
+    """Names of every A, and of the layer that it belongs to."""
+    parts = [(name, *name.removeprefix(WRAPPED).partition(".lora_")) for name in tensors]
+    return [(name, layer) for name, layer, _, rest in parts if rest.startswith(("A", "embedding_A"))]
+
+
+def _matching(pattern: Any, layer: str, otherwise: Any) -> Any:
+    """Look a layer up among names that are regular expressions, as peft does."""
+    from peft.utils.other import get_pattern_key
+
+    return (pattern or {}).get(get_pattern_key((pattern or {}).keys(), layer), otherwise)

@@ -1,13 +1,13 @@
-"""What every adapter spec is: settings, checks, and a way into a model and out of it.
+"""What every adapter spec is: settings, checks, a way into a model and out of it, and a say in training.
 
 Takes a model lent by :meth:`llmfit.base_model.BaseModel.attach`; gives the module to call and the adapter's tensors.
-Knows no single method.
+Training asks a spec for rates of its own, a penalty and what is to happen after a step. Knows no single method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,16 +21,38 @@ if TYPE_CHECKING:
 __all__ = [
     "TASK_TYPES",
     "AdapterSpec",
+    "Plan",
+    "Planned",
     "Tensors",
     "adapter_from_folder",
     "check_names",
     "compute_low",
+    "count_parameters",
     "is_low",
     "own_biases",
 ]
 
 Tensors = dict[str, "torch.Tensor"]
 TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}  # peft's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an adapter may know of the fit that it is put in for.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps of the whole fit.
+    rows : callable () -> iterable
+        Some of the rows trained on, each a batch of its own without padding.
+    loss : callable (module, batch) -> Tensor
+        Mean loss of such a batch, in nats.
+    """
+
+    steps: int
+    rows: Callable[[], Iterable[Any]]
+    loss: Callable[[Any, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,16 +65,53 @@ class AdapterSpec:
     recomputable: ClassVar[bool] = True  # works where layers are computed again for their gradients
     mergeable: ClassVar[bool] = True  # can be written into the weights of the base model
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of the model's context that the adapter takes."""
+        return 0
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the adapter draws random numbers in training."""
+        return any("dropout" in f.name and getattr(self, f.name) for f in fields(self))
+
     def check(self) -> None:
         """Raise a ParameterError for the first setting that cannot be used."""
 
-    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
-        """Put the adapter into ``base.model`` and return the module to call."""
+    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
+        """Put the adapter into ``base.model`` and return the module to call.
+
+        Parameters
+        ----------
+        tensors : dict of str to Tensor or None
+            Weights to go in; None begins anew.
+        training : bool
+        plan : Plan or None
+            The fit to come, for adapters that begin from its rows or follow its steps.
+        """
         raise AttributeError(f"{self.type} has no install")  # pragma: no cover
 
     def tensors(self, model: Any) -> Tensors:
         """Copy the adapter's weights to the CPU."""
         raise AttributeError(f"{self.type} has no tensors")  # pragma: no cover
+
+    def rate(self, parameter: str) -> float:
+        """Factor on the learning rate of the weight of that name."""
+        return 1.0
+
+    def penalty(self, model: Any) -> torch.Tensor | None:
+        """Scalar that is added to the loss of every step; None for none."""
+        return None
+
+    def end_step(self, model: Any, step: int) -> None:
+        """Run after optimiser step `step`, counted from 1, while its gradients are still there."""
+
+    def state(self, model: Any) -> Tensors:
+        """Give what a checkpoint needs beside the weights that are trained."""
+        return {}
+
+    def restore(self, model: Any, state: Tensors) -> None:
+        """Take back what :meth:`state` gave."""
 
     def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
         """Write the adapter's weights, and what others need to read them, to a folder.
@@ -71,6 +130,32 @@ class AdapterSpec:
         save_file(tensors, folder / self.file_name, metadata={"format": "pt"})
 
     file_name: ClassVar[str] = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A spec bound to the fit that it is put in for, as :meth:`llmfit.base_model.BaseModel.attach` takes it."""
+
+    spec: AdapterSpec
+    plan: Plan
+
+    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
+        """Put the adapter in, its plan known."""
+        return self.spec.install(base, tensors, training=training, plan=self.plan)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.spec, name)
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """Count the weights that are trained, and all; weights packed two to a byte count as what they stand for."""
+    trained = total = 0
+    for parameter in model.parameters():
+        packed = type(parameter).__name__ == "Params4bit"
+        number = parameter.numel() * (2 * parameter.element_size() if packed else 1)
+        total += number
+        trained += number if parameter.requires_grad else 0
+    return trained, total
 
 
 def own_biases(model: Any) -> None:

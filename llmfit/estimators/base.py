@@ -229,7 +229,7 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
         from llmfit.estimators.prompts import learn_prompts, with_examples
 
         self.target_, self.target_dtype_ = str(target.name), target.dtype
-        limit = Limit(self._max_length(base), self.truncation, apart=len(base.start_ids))
+        limit = Limit(self._max_length(base, checked.adapter), self.truncation, apart=len(base.start_ids))
         prompts = learn_prompts(
             base,
             checked.template,
@@ -263,14 +263,22 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
             self.n_features_in_ = len(self.features_)
             self.feature_names_in_ = np.array(list(self.features_), dtype=object)
 
-    def _max_length(self, base: Any) -> int:
-        """Resolve `max_length`: the model's context where none is given, and never more than that."""
-        if self.max_length is not None and self.max_length > base.context_length:
+    def _max_length(self, base: Any, adapter: Any) -> int:
+        """Resolve `max_length`: what the adapter leaves of the model's context, and never more than that."""
+        taken = adapter.virtual_tokens if adapter else 0
+        most = base.context_length - taken
+        if most < 2:
             raise ParameterError(
-                f"The 'max_length' parameter of {type(self).__name__} must be at most {base.context_length}, the "
-                f"context length of {str(self.base_model)!r}. Got {self.max_length} instead."
+                f"The adapter {adapter.type!r} takes {taken} tokens of a context of {base.context_length}, which "
+                "leaves no room for a prompt. Lower num_virtual_tokens."
             )
-        return int(self.max_length or base.context_length)
+        if self.max_length is not None and self.max_length > most:
+            less = f" less the {taken} virtual tokens of the adapter {adapter.type!r}" if taken else ""
+            raise ParameterError(
+                f"The 'max_length' parameter of {type(self).__name__} must be at most {most}, the "
+                f"context length of {str(self.base_model)!r}{less}. Got {self.max_length} instead."
+            )
+        return int(self.max_length or most)
 
     def _split(self, checked: Any, target: pd.Series, eval_set: Any) -> tuple[Sequence[int], Sequence[int]]:
         """Part the positions of rows to train on from those held out for validation."""

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llmfit.adapters import AdapterSpec, Tensors
+from llmfit.adapters import AdapterSpec, Plan, Planned, Tensors, count_parameters
 from llmfit.base_model import BaseModel
-from llmfit.batching import auto_batch_size
+from llmfit.batching import auto_batch_size, epoch_order
 from llmfit.callbacks import Progress
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
 from llmfit.exceptions import DataError, ParameterError
-from llmfit.training import Settings, train
+from llmfit.forward import collate
+from llmfit.objectives import OBJECTIVES, loss_mass
+from llmfit.training import Settings, total_steps, train
 
 __all__ = ["Fitted", "fit_adapter", "join_history", "split_rows"]
 
+PLAN_ROWS = 128  # of the fit, that an adapter may look at before it begins
 COLUMNS = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "validation_loss"]
 
 
@@ -120,17 +123,18 @@ def fit_adapter(
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(checkpoint_dir, _fit_key(checked, base, rows, validation, before))
     stopping = [checked.early_stopping] if checked.early_stopping is not None else []
-    callbacks = [*([Progress(label)] if label else []), *stopping, *checked.callbacks]
     longest = max(row.length for row in (*rows, *validation))
+    planned = Planned(checked.adapter, _plan(checked.settings, base, rows))
     with base.attach(
-        checked.adapter,
+        planned,
         before,
         seed=checked.seed,
         training=True,
         longest=longest,
         gradient_checkpointing=checked.gradient_checkpointing,
     ) as model:
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trainable, every = count_parameters(model)
+        progress = [Progress(label, heading=_heading(trainable, every))] if label else []
         state = train(
             model,
             rows,
@@ -138,8 +142,9 @@ def fit_adapter(
             device=base.device,
             pad_id=base.pad_id,
             start_ids=base.start_ids,
+            adapter=checked.adapter,
             validation=validation,
-            callbacks=callbacks,
+            callbacks=[*progress, *stopping, *checked.callbacks],
             checkpoint=checkpoint,
         )
         tensors = checked.adapter.tensors(model)
@@ -147,6 +152,24 @@ def fit_adapter(
         checkpoint.remove()
     history = pd.DataFrame(state.history, columns=COLUMNS)
     return Fitted(checked.adapter, checked.settings, tensors, trainable, history, state.best_epoch)
+
+
+def _plan(settings: Settings, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
+    """Tell an adapter of the fit to come: its steps, and its first rows one by one."""
+    chosen = [rows[i] for i in epoch_order(len(rows), settings.seed, 1)[:PLAN_ROWS]]
+
+    def batches() -> Iterator[Any]:
+        return (collate([row], base.pad_id, base.device, base.start_ids) for row in chosen if loss_mass([row]))
+
+    def loss(model: Any, batch: Any) -> Any:
+        return OBJECTIVES[settings.objective](model, batch) / batch.weights.sum()
+
+    return Plan(total_steps(len(rows), settings), batches, loss)
+
+
+def _heading(trained: int, every: int) -> str:
+    """Say how much is trained, in the form that peft gives the sentence."""
+    return f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}"
 
 
 def _fit_key(
@@ -158,7 +181,7 @@ def _fit_key(
 ) -> str:
     """Digest all that decides the result of a fit, to the last bit."""
     settings = asdict(checked.settings)
-    if not getattr(checked.adapter, "dropout", 0) and not base.has_dropout:
+    if not base.has_dropout and not (checked.adapter and checked.adapter.has_dropout):
         del settings["batch_tokens"]  # decides which numbers dropout draws, and nothing else
     parts = [
         settings,

@@ -1,0 +1,345 @@
+"""Where LoRA begins: starts that read the base model's weights or the fit's rows, and how they end as plain LoRA.
+
+Takes a LoRA spec, a lent model and the plan of a fit. A start that takes B0 A0 out of W works on private copies of the
+layers; :func:`kept` gives weights of rank 2 r, ``[B, -B0] [A; A0]``, that stand beside the W that was there before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmfit.adapters.peft_spec import WRAPPED, is_packed, size_of, target_layers
+from llmfit.adapters.spec import Plan, Tensors
+from llmfit.exceptions import ParameterError, check_choice, check_int, check_keys, check_number, parameter_error
+
+if TYPE_CHECKING:
+    from llmfit.base_model import BaseModel
+
+__all__ = ["CONFIGS", "PISSA", "STARTS", "check_configs", "kept", "layers_kept", "moves_base", "put_in", "settings"]
+
+PISSA = re.compile(r"pissa_niter_\d+")
+BEGUN = "_llmfit_begun"  # attribute of an installed model: A0 and B0 by layer
+
+Put = Callable[["BaseModel", Any, Tensors | None, Plan | None], Any]
+
+
+def moves_base(start: Any) -> bool:
+    """Whether a start takes its product out of the base model's weights."""
+    return start in MOVING or (isinstance(start, str) and bool(PISSA.fullmatch(start)))
+
+
+# Settings -------------------------------------------------------------------------------------------
+
+
+def check_configs(spec: Any, owner: str) -> None:
+    """Check the settings of the starts; those of a start that is not chosen are refused."""
+    for field, (start, rules) in CONFIGS.items():
+        given = getattr(spec, field)
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            raise parameter_error(field, owner, "None or a dict", given)
+        if spec.init_lora_weights != start:
+            raise parameter_error(field, owner, f"None where init_lora_weights is not {start!r}", given)
+        check_keys(field, given, list(rules))
+        for key, value in given.items():
+            rules[key][1](key, field, value)
+
+
+def settings(spec: Any) -> dict[str, Any]:
+    """Give peft's settings of the start that is chosen."""
+    from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
+
+    field = next((f for f, (start, _) in CONFIGS.items() if start == spec.init_lora_weights), None)
+    if field is None:
+        return {}
+    values = {key: rule[0] for key, rule in CONFIGS[field][1].items()} | dict(getattr(spec, field) or {})
+    classes = {
+        "eva_config": EvaConfig,
+        "corda_config": CordaConfig,
+        "loftq_config": dict,
+        "lora_ga_config": LoraGAConfig,
+    }
+    return {field: classes[field](**values)}
+
+
+def _ratio(name: str, owner: str, value: Any) -> None:
+    check_number(name, owner, value, least=1)
+
+
+def _choice(*choices: Any) -> Callable[[str, str, Any], object]:
+    return lambda name, owner, value: check_choice(name, owner, value, choices)
+
+
+def _whole(name: str, owner: str, value: Any) -> None:
+    check_int(name, owner, value, least=1)
+
+
+# Beginning ------------------------------------------------------------------------------------------
+
+
+def put_in(spec: Any, base: BaseModel, config: Any, plan: Plan | None, put: Put) -> Any:
+    """Put LoRA into a model from the start that its settings name."""
+    start = spec.init_lora_weights
+    layers = target_layers(base.model, config)
+    _check_sizes(spec, layers)
+    if start in NEEDS_ROWS and plan is None:
+        raise ParameterError(f"LoRA that begins with {start!r} needs rows to train on: it can begin in fit only.")
+    if not moves_base(start):
+        model = put(base, config, None, plan)
+        if start == "eva" and plan is not None:
+            _begin_eva(model, plan)
+        return model
+    packed = next((name for name, layer in layers.items() if is_packed(layer)), None)
+    if packed is not None and start != "loftq":
+        raise ParameterError(
+            f"The 'init_lora_weights' parameter of {type(spec).__name__} cannot be {start!r} beside a quantized base "
+            "model, whose weights it would change. 'loftq' begins from what they have lost."
+        )
+    if packed is None:
+        for layer in layers.values():
+            layer.weight.data = layer.weight.data.clone()
+    if plan is not None and start in NEEDS_ROWS:
+        NEEDS_ROWS[start](base.model, config, plan)
+    if start == "loftq":
+        config.init_lora_weights, loftq = True, config.loftq_config
+        model = put(base, config, None, plan)
+        _begin_loftq(model, base.source.folder, loftq)
+    else:
+        model = put(base, config, None, plan)
+    if packed is None:
+        _remember(model)
+    return model
+
+
+def _check_sizes(spec: Any, layers: Mapping[str, Any]) -> None:
+    """Refuse a rank for which a layer has not directions enough."""
+    start = spec.init_lora_weights
+    each = 2 if start == "lora_ga" else 1
+    for name, layer in layers.items():
+        width = min(size_of(layer))
+        most = width // each
+        if (moves_base(start) or start == "mica") and spec.rank_of(name) > most:
+            raise ParameterError(
+                f"The 'r' parameter of {type(spec).__name__} must be at most {most} where init_lora_weights is "
+                f"{start!r}: the layer {name!r} is {width} wide. Got {spec.rank_of(name)} instead."
+            )
+
+
+def _lora_layers(model: Any) -> dict[str, Any]:
+    return {n.removeprefix(WRAPPED): m for n, m in model.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)}
+
+
+@torch.no_grad()
+def _remember(model: Any) -> None:
+    """Keep A0 and B0 of every layer."""
+    begun = {
+        name: tuple(part["default"].weight.detach().clone() for part in (layer.lora_A, layer.lora_B))
+        for name, layer in _lora_layers(model).items()
+    }
+    setattr(model, BEGUN, begun)
+
+
+@torch.no_grad()
+def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
+    """Begin B A with the best product for what a weight loses in few bits.
+
+    A base model that is in few bits stays as it is: what it has lost is known from the weights on disk. Else the product
+    is taken out of W, so that the model begins as it was found.
+    """
+    from peft.utils.loftq_utils import _SafetensorLoader
+
+    for name, layer in _lora_layers(model).items():
+        own, scale = layer.get_base_layer(), layer.scaling["default"]
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        if is_packed(own):
+            full = _SafetensorLoader(model, folder).get_tensor(f"{name}.weight").to(own.weight.device).float()
+            left, right = _product(full - _unpacked(own.weight).float(), len(a))
+        else:
+            full = own.weight.data.float()
+            full = full if full.shape == (len(b), a.shape[1]) else full.T
+            left, right = full.new_zeros(()), full.new_zeros(())
+            for step in range(settings["loftq_iter"]):
+                rest = full - left @ right if step else full
+                left, right = _product(full - _few_bits(rest, settings["loftq_bits"]), len(a))
+        a.data, b.data = right.to(a.dtype).contiguous(), (left / scale).to(b.dtype).contiguous()
+        if not is_packed(own):
+            own.weight.data -= layer.get_delta_weight("default").to(own.weight.dtype)
+
+
+def _product(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the best product of a rank for a matrix, its scale shared out to both sides."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    root = values[:rank].sqrt()
+    return left[:, :rank] * root, root[:, None] * right[:rank]
+
+
+def _few_bits(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Write a weight in few bits, as bitsandbytes does, and read it again."""
+    from bitsandbytes import functional
+
+    if bits == 4:
+        packed, state = functional.quantize_4bit(weight.contiguous(), quant_type="nf4")
+        return functional.dequantize_4bit(packed, state)
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127  # of a row, as its int8 layers hold them
+    return (weight / scale).round() * scale
+
+
+def _unpacked(weight: Any) -> torch.Tensor:
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    weight_read: torch.Tensor = dequantize_bnb_weight(weight, state=getattr(weight, "quant_state", None))
+    return weight_read
+
+
+def _corda(model: Any, config: Any, plan: Plan) -> None:
+    """Let peft look at the covariance of the layers' inputs on the rows of the fit."""
+    from peft.tuners.lora.corda import preprocess_corda
+
+    def run() -> None:
+        for batch in plan.rows():
+            plan.loss(model, batch)
+
+    preprocess_corda(model, config, run_model=run)
+
+
+def _lora_ga(model: Any, config: Any, plan: Plan) -> None:
+    """Let peft look at the gradient of the loss on the rows of the fit."""
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    def run() -> None:
+        for batch in plan.rows():
+            plan.loss(model, batch).backward()  # type: ignore[no-untyped-call]
+
+    preprocess_loraga(model, config, train_step=run)
+
+
+# EVA ------------------------------------------------------------------------------------------------
+
+
+def _begin_eva(model: Any, plan: Plan) -> None:
+    """Begin A with the principal directions of a layer's inputs, ranks shared out by the variance that they explain.
+
+    peft finds the directions batch by batch until they change no more, which they need not do on few rows; here the
+    covariance is summed up over all rows, and its eigenvectors are taken once.
+    """
+    import peft
+
+    config = model.peft_config["default"]
+    seen = _covariances(model, plan, labelled=config.eva_config.use_label_mask)
+    ranks = {name: layer.r["default"] for name, layer in seen.items()}
+    state, ratios = {}, []
+    for name, layer in seen.items():
+        most = min(round(ranks[name] * config.eva_config.rho), layer.in_features)
+        values, vectors = torch.linalg.eigh(seen[name].covariance)
+        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1).T.contiguous()
+        ratios += [(float(value), name) for value in (values / values.sum().clamp(min=1e-30))[:most]]
+        scale = values[:most, None].pow(0.25).clamp(min=1e-12) if config.eva_config.whiten else 1.0
+        state[name] = (vectors[:most] / scale).float()
+    budget = sum(ranks.values())
+    counts = Counter(name for _, name in sorted(ratios, key=lambda ratio: -ratio[0])[:budget])
+    peft.initialize_lora_eva_weights(model, eva_state_dict={n: w[: counts[n]] for n, w in state.items()})
+
+
+class _Covariance:
+    """A running covariance of a layer's inputs, in float64."""
+
+    def __init__(self, layer: Any) -> None:
+        self.r, self.in_features = layer.r, layer.in_features
+        self.number = 0
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.products = torch.zeros((), dtype=torch.float64)
+        self.chosen: torch.Tensor | None = None
+
+    def __call__(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        values = inputs[0].detach().double()
+        if self.chosen is not None and self.chosen.shape == values.shape[:2]:
+            values = values[self.chosen]
+        values = values.reshape(-1, values.shape[-1])
+        self.number += len(values)
+        self.total = self.total.to(values.device) + values.sum(0)
+        self.products = self.products.to(values.device) + values.T @ values
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        mean = self.total / max(self.number, 1)
+        return self.products - self.number * torch.outer(mean, mean)
+
+
+@torch.no_grad()
+def _covariances(model: Any, plan: Plan, *, labelled: bool) -> dict[str, _Covariance]:
+    layers = {name: m for name, m in model.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)}
+    seen = {name: _Covariance(layer) for name, layer in layers.items()}
+    handles = [layer.register_forward_pre_hook(seen[name]) for name, layer in layers.items()]
+    model.eval()
+    for batch in plan.rows():
+        for layer in seen.values():
+            layer.chosen = getattr(batch, "predicts", None) if labelled else None
+        plan.loss(model, batch)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+# Ending ---------------------------------------------------------------------------------------------
+
+
+def kept(spec: Any, model: Any, tensors: Tensors) -> Tensors:
+    """Write trained weights as plain LoRA beside the base model's own weights.
+
+    A layer whose rank is not that of the settings is read with the settings' scale (see ``LoRA.learned``): B carries
+    what its own scale is more.
+    """
+    begun = getattr(model, BEGUN, {})
+    own = {name: layer.scaling["default"] for name, layer in _lora_layers(model).items()}
+    for name, scale in own.items():
+        a, b = (f"{WRAPPED}{name}.lora_{part}.weight" for part in "AB")
+        if name in begun:
+            first_a, first_b = (tensor.cpu() for tensor in begun[name])
+            tensors[a] = torch.cat([tensors[a], first_a])  # (2 r, in)
+            tensors[b] = torch.cat([tensors[b], -first_b], dim=1)  # (out, 2 r)
+        if scale != spec.scale_of(name) and tensors[a].shape[0] != spec.rank_of(name):
+            tensors[b] = tensors[b] * (scale / spec.scale_of(name))
+    return tensors
+
+
+def layers_kept(spec: Any, tensors: Tensors) -> list[str]:
+    """Names of the layers that have weights, where the start may have left some out."""
+    return spec.layers_of(tensors) if spec.init_lora_weights == "eva" else []
+
+
+MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+NEEDS_ROWS: dict[str, Any] = {"eva": _begin_eva, "corda": _corda, "lora_ga": _lora_ga}
+STARTS = ("gaussian", "orthogonal", "mica", "eva", *MOVING)
+CONFIGS: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
+    "eva_config": (
+        "eva",
+        {
+            "rho": (2.0, _ratio),
+            "use_label_mask": (True, _choice(True, False)),
+            "whiten": (False, _choice(True, False)),
+            "adjust_scaling_factors": (True, _choice(True, False)),
+        },
+    ),
+    "corda_config": (
+        "corda",
+        {
+            "corda_method": ("ipm", _choice("ipm", "kpm")),
+            "use_float16_for_covariance": (False, _choice(True, False)),
+        },
+    ),
+    "loftq_config": ("loftq", {"loftq_bits": (4, _choice(4, 8)), "loftq_iter": (1, _whole)}),
+    "lora_ga_config": (
+        "lora_ga",
+        {
+            "direction": ("ArB2r", _choice("ArBr", "A2rBr", "ArB2r", "random")),
+            "scale": ("stable", _choice("stable", "weight_svd", "gd_scale", "unit")),
+            "stable_gamma": (16, _whole),
+        },
+    ),
+}

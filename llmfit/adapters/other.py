@@ -1,0 +1,88 @@
+"""Any other method that peft knows: a spec made of peft's own configuration.
+
+Takes a name of peft's, in any case; gives a dataclass with peft's fields and defaults, so that keys are checked, listed
+and searched as those of every other spec are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmfit.adapters.peft_spec import PeftSpec, config_class
+from llmfit.adapters.spec import Plan, Tensors
+from llmfit.exceptions import ParameterError
+
+if TYPE_CHECKING:
+    from llmfit.base_model import BaseModel
+
+__all__ = ["OtherSpec", "other_method", "other_names"]
+
+REFUSED = {
+    "cartridge": "it begins from the cache of a text that a model has read",
+    "cpt": "it needs ids and types of the tokens of its context, which no row has",
+    "multitask_prompt_tuning": "it needs the number of a task with every row",
+    "poly": "it needs the number of a task with every row",
+    "xlora": "it mixes adapters that are trained already",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherSpec(PeftSpec):
+    """Base of the specs made of peft's configurations."""
+
+    learning_rate: ClassVar[float] = 1e-3
+
+    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
+        """Put the adapter in; see :class:`PeftSpec`."""
+        if self.type in REFUSED:
+            raise ParameterError(f"The adapter {self.type!r} cannot be used: {REFUSED[self.type]}.")
+        return super().install(base, tensors, training=training, plan=plan)
+
+    def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
+        """Let peft change the model, on private copies of what it may write to."""
+        for parameter in base.model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.clone()
+        return super().put_in(base, config, tensors, plan)
+
+    def __reduce__(self) -> Any:
+        return _restored, (self.type, dataclasses.asdict(self))
+
+
+def _restored(name: str, settings: dict[str, Any]) -> OtherSpec:
+    return other_method(name)(**settings)
+
+
+def other_names(known: Any) -> list[str]:
+    """Names of the methods that peft has beside those known."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    taken = {getattr(method, "peft_type", None) for method in known}
+    return sorted(kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value not in taken)
+
+
+@lru_cache(maxsize=64)
+def other_method(name: str) -> type[OtherSpec]:
+    """Make a spec class of peft's configuration of that name."""
+    import peft
+
+    common = {field.name for field in dataclasses.fields(peft.PeftConfig)}
+    own = [f for f in dataclasses.fields(config_class(name.upper())) if f.name not in common and f.init]
+    made: type[OtherSpec] = dataclasses.make_dataclass(
+        name,
+        [(f.name, Any, _default(f)) for f in own],
+        bases=(OtherSpec,),
+        namespace={"type": name, "peft_type": name.upper()},
+        frozen=True,
+        kw_only=True,
+    )
+    return made
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """Give a field's default: None where peft makes one anew each time, False for bars of its own."""
+    if field.name == "progressbar":
+        return False
+    return None if field.default is dataclasses.MISSING else field.default

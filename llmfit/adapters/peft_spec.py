@@ -1,0 +1,394 @@
+"""What every method of peft does alike: a config from a spec's fields, layers wrapped, tensors in and out, a folder.
+
+Takes a frozen dataclass whose fields have peft's names, or names that `names` translates. A method says what it is by
+class attributes, and what its defaults must be for a model by :meth:`PeftSpec.fitted`.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmfit.adapters.rules import RULES, as_names
+from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Plan, Tensors, compute_low, is_low, own_biases
+from llmfit.exceptions import ModelLoadError, ParameterError, reason, suggest
+from llmfit.sources import public_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from llmfit.base_model import BaseModel
+
+__all__ = [
+    "WRAPPED",
+    "LayerSpec",
+    "PeftSpec",
+    "config_class",
+    "is_packed",
+    "largest_divisor",
+    "merged",
+    "size_of",
+    "sizes",
+    "target_layers",
+]
+
+HARMLESS = (  # what peft warns of and sets right, or what is as it shall be
+    "tie_word_embeddings",
+    "is_gradient_checkpointing",
+    "fan_in_fan_out",
+    "you cannot merge the BEFT adapter",
+    "Using Rank-Stabilized LoRA with rank_pattern",
+    "Full backward hook is firing",
+    "with eva initialization used with low_cpu_mem_usage",
+    r"tensor\(s\) have invalid shape",  # a rank of zero, which AdaLoRA may come to
+    "Setting boft_n_butterfly_factor to 1",
+    "Failed to load the CUDA extension",
+    "_pattern keys did not match",  # checked here
+    "Unsupported layer type",
+)
+WRAPPED = "base_model.model."  # what peft puts before the names of a model's layers
+APART = ("prompt_embeddings",)  # peft writes them into the model by itself
+REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class PeftSpec(AdapterSpec):
+    """Base of the specs that peft puts into a model.
+
+    Attributes
+    ----------
+    peft_type : str
+        peft's name of the method.
+    names : dict of str to str
+        What peft calls a field where it has another name.
+    apart : tuple of str
+        Fields that are no settings of peft's.
+    fixed : dict of str to any
+        Settings of peft's that the user has no say in.
+    """
+
+    peft_type: ClassVar[str]
+    names: ClassVar[Mapping[str, str]] = {}
+    apart: ClassVar[tuple[str, ...]] = ()
+    fixed: ClassVar[Mapping[str, Any]] = {}
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in RULES and not (value is None and field.default is None):
+                RULES[field.name](field.name, type(self).__name__, value)
+
+    # Settings -----------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Write the fields as peft's settings; what is None is left to peft."""
+        given = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in self.apart}
+        return {**self.fixed, **{self.names.get(k, k): v for k, v in given.items() if v is not None}}
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """Give settings of peft's that depend on the model, where the user has not."""
+        return {}
+
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """Those settings as they show in the weights of a fitted adapter; peft needs them to read the weights."""
+        return {}
+
+    def config(self, kind: str, base_name: str | None = None, **settings: Any) -> Any:
+        """Build peft's configuration."""
+        base_id, revision = public_name(base_name) if base_name else (None, None)
+        with _quiet():
+            return config_class(self.peft_type)(
+                task_type=TASK_TYPES[kind],
+                base_model_name_or_path=base_id,
+                revision=revision,
+                **{**self.settings(), **settings},
+            )
+
+    # In and out ---------------------------------------------------------------------------------
+
+    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
+        """Wrap the model's layers; weights in float32 beside a base of any dtype."""
+        self.check_model(base.model)
+        if is_low(base.dtype):
+            compute_low(base, base.model)
+        with self._one_sentence(base.model):
+            settings = self.fitted(base.model) if tensors is None else self.learned(tensors)
+            model = self.put_in(base, self.config(base.kind, **settings), tensors, plan)
+        self._check_patterns(model)
+        own_biases(base.model)
+        if tensors is not None:
+            self.load(model, tensors)
+        _settle(model, low=is_low(base.dtype))
+        return model if training else model.requires_grad_(False)
+
+    def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
+        """Let peft change the model, and return its module."""
+        import peft
+
+        return peft.get_peft_model(base.model, config)
+
+    def load(self, model: Any, tensors: Tensors) -> None:
+        """Write fitted weights into the adapter.
+
+        Raises
+        ------
+        ModelLoadError
+            If they belong to another base model.
+        """
+        import peft
+
+        try:
+            odd = [n for n in peft.set_peft_model_state_dict(model, tensors).unexpected_keys if n not in APART]
+        except (RuntimeError, KeyError) as error:
+            raise ModelLoadError(f"The saved weights do not belong to this base model: {reason(error)}.") from error
+        if odd:
+            raise ModelLoadError(f"The saved weights do not belong to this base model: {odd[0]!r} is in one only.")
+
+    def tensors(self, model: Any) -> Tensors:
+        """Copy the adapter's weights, under the names that peft gives them in files."""
+        import peft
+
+        with _quiet():
+            state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+
+    def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
+        """Write a PEFT adapter folder."""
+        super().save(folder, tensors, base_name, kind)
+        config = self.config(kind, base_name, **self.learned(tensors))
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+
+    # Sentences ----------------------------------------------------------------------------------
+
+    def check_model(self, model: Any) -> None:
+        """Raise a ParameterError for a setting that this model has no place for."""
+        names = getattr(self, "target_modules", None)
+        for name in as_names(names) if names not in (None, "all-linear") else ():
+            if not any(layer == name or layer.endswith(f".{name}") for layer, _ in model.named_modules()):
+                raise self._no_target(f"{suggest(name, leaf_names(model))}")
+        for field in ("exclude_modules", "modules_to_save", "feedforward_modules"):
+            for name in as_names(getattr(self, field, None) or ()):
+                if not any(layer == name or layer.endswith(f".{name}") for layer, _ in model.named_modules()):
+                    raise ParameterError(
+                        f"The {field!r} parameter of {type(self).__name__} must name layers of this model. "
+                        f"Got {name!r} instead.{suggest(name, leaf_names(model))}"
+                    )
+
+    def _check_patterns(self, model: Any) -> None:
+        """Raise for a name in a pattern that no adapted layer has; peft would leave it out."""
+        from peft.utils.other import get_pattern_key
+
+        layers = [n.removeprefix(WRAPPED) for n, m in model.named_modules() if hasattr(m, "get_base_layer")]
+        for field in (f.name for f in fields(self) if f.name.endswith("_pattern") and f.name != "layers_pattern"):
+            for key in getattr(self, field) or ():
+                if not any(get_pattern_key([key], layer) == key for layer in layers):
+                    raise ParameterError(
+                        f"The {field!r} parameter of {type(self).__name__} must name layers that are adapted. "
+                        f"Got {key!r} instead.{suggest(key, [layer.rpartition('.')[2] for layer in layers])}"
+                    )
+
+    def _no_target(self, hint: str = "") -> ParameterError:
+        owner = type(self).__name__
+        return ParameterError(
+            f"The 'target_modules' parameter of {owner} must name layers of this model that {owner} can adapt. "
+            f"Got {getattr(self, 'target_modules', None)!r} instead.{hint}"
+        )
+
+    @contextmanager
+    def _one_sentence(self, model: Any) -> Iterator[None]:
+        """Turn what peft says of settings that do not go with a model into one sentence."""
+        try:
+            with _quiet():
+                yield
+        except ParameterError:
+            raise
+        except REFUSALS as error:
+            if any(words in str(error).lower() for words in ("target module", "`target_modules`")):
+                raise self._no_target() from error
+            raise ParameterError(
+                f"The adapter {self.type!r} cannot be put into this model: {reason(error)}."
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec(PeftSpec):
+    """Base of the methods that adapt layers by name.
+
+    Parameters
+    ----------
+    target_modules : str or list of str, default="all-linear"
+        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. Where
+        the default is None, peft chooses by the model's family.
+    modules_to_save : str or list of str, default=None
+        Layers trained in full beside, on a private copy.
+    """
+
+    target_modules: Any = "all-linear"
+    modules_to_save: Any = None
+
+    def settings(self) -> dict[str, Any]:
+        """Write names as lists, where peft would take one for a regular expression."""
+        given = super().settings()
+        for key in ("modules_to_save", "target_modules", "exclude_modules", "feedforward_modules", "layers_pattern"):
+            if given.get(key) is not None and given[key] != "all-linear":
+                given[key] = as_names(given[key])
+        return given
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """Name the linear layers one by one where only some of the blocks are adapted: peft wants it so."""
+        return {"target_modules": linear_names(model)} if self._picks_from_all() else {}
+
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """Name the layers that have weights, for the same reason."""
+        if not self._picks_from_all():
+            return {}
+        return {"target_modules": self.layers_of(tensors), "layers_to_transform": None, "layers_pattern": None}
+
+    def _picks_from_all(self) -> bool:
+        return self.target_modules == "all-linear" and getattr(self, "layers_to_transform", None) is not None
+
+    def layers_of(self, tensors: Tensors) -> list[str]:
+        """Names of the layers that an adapter's tensors belong to."""
+        from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+        mark = f".{PEFT_TYPE_TO_PREFIX_MAPPING[self.peft_type]}"
+        return sorted({name.partition(mark)[0].removeprefix(WRAPPED) for name in tensors if mark in name})
+
+
+# Models ---------------------------------------------------------------------------------------------
+
+
+def config_class(peft_type: str) -> Any:
+    """Find peft's class of a method's configuration."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+
+
+def leaf_names(model: Any) -> list[str]:
+    """Names of layers as users write them, without the path and without the numbers of a list."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return sorted(name for name in names if name and not name.isdigit())
+
+
+def linear_names(model: Any) -> list[str]:
+    """Names of the linear layers inside the model's blocks, without the path."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return sorted({name.rpartition(".")[2] for name in linear if any(part.isdigit() for part in name.split("."))})
+
+
+def target_layers(model: Any, config: Any) -> dict[str, nn.Module]:
+    """Find the layers of a plain model that a configuration names."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+
+    _maybe_include_all_linear_layers(config, model)
+    found = {name: m for name, m in model.named_modules() if check_target_module_exists(config, name)}
+    return {name: module for name, module in found.items() if getattr(module, "weight", None) is not None}
+
+
+def size_of(layer: Any) -> tuple[int, int]:
+    """Count inputs and outputs of a layer, however its weight is stored."""
+    if hasattr(layer, "in_features"):
+        return layer.in_features, layer.out_features
+    inputs, outputs = layer.weight.shape  # transformers' Conv1D, and embeddings
+    return inputs, outputs
+
+
+def sizes(model: Any, config: Any) -> list[tuple[int, int]]:
+    """Count inputs and outputs of the layers that a configuration names."""
+    return [size_of(layer) for layer in target_layers(model, config).values() if layer.weight.dim() == 2]
+
+
+def is_packed(layer: Any) -> bool:
+    """Whether a layer's weight is stored in few bits."""
+    return getattr(layer.weight, "quant_state", None) is not None or not layer.weight.is_floating_point()
+
+
+def largest_divisor(numbers_: list[int], most: int) -> int:
+    """Find the largest number up to `most` that divides all.
+
+    Examples
+    --------
+    >>> largest_divisor([32, 48], most=20)
+    16
+    """
+    common = math.gcd(*numbers_)
+    return max((n for n in range(1, min(common, most) + 1) if common % n == 0), default=1)
+
+
+def merged(model: Any) -> Any:
+    """Write an installed adapter into the weights that it adapts, and return the plain transformers model.
+
+    The weights written to are copies; the lent model's own tensors stay as they are. Call it inside the loan, and
+    take what is needed of the result there: the module tree is put back when the loan ends.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As :meth:`llmfit.base_model.BaseModel.attach` lends it.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+
+    Raises
+    ------
+    ParameterError
+        If the method has no weights to merge into.
+    """
+    if not hasattr(model, "peft_config"):
+        return model
+    config = model.peft_config["default"]
+    if not hasattr(getattr(model, "base_model", None), "merge_and_unload"):
+        raise ParameterError(f"An adapter of type {config.peft_type.value.lower()!r} cannot be merged into weights.")
+    for module in model.modules():
+        if hasattr(module, "get_base_layer"):
+            for parameter in module.get_base_layer().parameters():
+                parameter.data = parameter.data.clone()
+    try:
+        with _quiet():
+            return model.merge_and_unload()
+    except (ValueError, AttributeError, NotImplementedError, TypeError) as error:
+        name = config.peft_type.value.lower()
+        raise ParameterError(f"An adapter of type {name!r} cannot be merged here: {reason(error)}.") from error
+
+
+def _settle(model: Any, *, low: bool) -> None:
+    """Hold what is trained in float32 or wider; beside a base of fewer bits, let autocast choose what is multiplied."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and is_low(parameter.dtype):
+            parameter.data = parameter.data.to(torch.float32)
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = not low
+
+
+def _plain(value: Any) -> Any:
+    """Write a setting with Python's own types, as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f"(?s).*({'|'.join(HARMLESS)}).*")
+        yield
