@@ -41,9 +41,12 @@ def plain_loop(folder: str, frame: Any, settings: dict[str, Any]) -> tuple[dict[
     config = peft.AdaLoraConfig(
         task_type="CAUSAL_LM", init_r=4, target_r=2, tinit=2, tfinal=3, total_step=STEPS, target_modules="all-linear"
     )
-    plain = plain_model(folder).double()
+    plain = plain_model(folder, attn_implementation="eager").double()
     plain.loss_function = in_double
     model = peft.get_peft_model(plain, config).train()
+    for name, parameter in model.named_parameters():
+        if "ranknum" in name:  # a constant, which peft trains where it has widened it
+            parameter.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.0)
     rows = token_rows(folder, frame["text"], frame["label"])

@@ -185,7 +185,8 @@ def _few_bits(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
     if bits == 4:
         packed, state = functional.quantize_4bit(weight.contiguous(), quant_type="nf4")
-        return functional.dequantize_4bit(packed, state)
+        read: torch.Tensor = functional.dequantize_4bit(packed, state)
+        return read
     scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127  # of a row, as its int8 layers hold them
     return (weight / scale).round() * scale
 

@@ -21,8 +21,6 @@ from llmfit.exceptions import ModelLoadError, ParameterError, reason, suggest
 from llmfit.sources import public_name
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from llmfit.base_model import BaseModel
 
 __all__ = [
@@ -288,7 +286,7 @@ def linear_names(model: Any) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear if any(part.isdigit() for part in name.split("."))})
 
 
-def target_layers(model: Any, config: Any) -> dict[str, nn.Module]:
+def target_layers(model: Any, config: Any) -> dict[str, Any]:
     """Find the layers of a plain model that a configuration names."""
     from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 

@@ -1,8 +1,8 @@
 """The table over every adapter on the tiny model: ``make adapters``, or this file with names of methods.
 
-Each method learns eight rows by heart with a learning rate that suits so small a model. A line says what is trained, the
-loss of the first and of the last step, whether the predictions are the same after save and load, and how far the logits
-of the merged model are from those of the adapted one.
+Each method learns eight rows by heart with a learning rate that suits so small a model. A line says what is trained,
+the loss of the first and of the last step, whether the predictions are the same after save and load, and how far the
+logits of the merged model are from those of the adapted one.
 """
 
 from __future__ import annotations
