@@ -415,8 +415,8 @@ def test_an_answer_ends_where_the_positions_of_its_decoder_end(settings, tiny, t
     model = generator(settings, base_model=folder, adapter=None, generation={"max_new_tokens": 60}).fit(frame)
     run, lengths = inference._generate_batch, []
 
-    def counting(*given: Any) -> Any:
-        out = run(*given)
+    def counting(*given: Any, **named: Any) -> Any:
+        out = run(*given, **named)
         lengths.extend(map(len, out))
         return out
 
