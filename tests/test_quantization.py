@@ -580,3 +580,15 @@ def test_what_cannot_be_computed_again_is_refused(settings, frame, monkeypatch, 
         "activation checkpointing."
     )
     assert base_of(tiny, None).device == CPU
+
+
+@pytest.mark.real
+def test_a_real_model_says_nearly_the_same_in_fewer_bits() -> None:
+    reviews = llmfit.datasets.load_book_reviews()[:4]
+    given: dict[str, Any] = {"target": "score", "adapter": None, "dtype": "bfloat16", "device": "cpu", "verbose": 0}
+    models = [LLMClassifier("smollm2", quantization=bits, **given).fit(reviews) for bits in (None, 8, 4)]
+    whole, *fewer = [model.predict_proba(reviews) for model in models]
+    assert [round(model.memory_footprint_ / 1e6) for model in models] == [269, 163, 112]
+    eight, four = (float(np.abs(proba - whole).max()) for proba in fewer)
+    assert eight < 0.1
+    assert four < 0.3
