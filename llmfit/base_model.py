@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from llmfit.embeddings import forget_embeddings
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.memory import one_memory_error
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
@@ -260,6 +261,7 @@ def clear_cache() -> None:
     with _lock:
         _cache.clear()
         forget_sources()
+    forget_embeddings()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from llmfit.answers import LOSSES
 from llmfit.batching import pad
 from llmfit.encoding import Encoded
 
@@ -58,8 +59,8 @@ def _first(row: Encoded) -> int:
 
 
 def loss_mass(rows: Sequence[Encoded]) -> float:
-    """Sum of weights over the loss tokens: what the summed loss of these rows is divided by."""
-    return sum(row.weight * (row.length - _first(row)) for row in rows)
+    """Sum of weights over the loss tokens, or a head's answers: what the summed loss of these rows is divided by."""
+    return sum(row.weight * (row.length - _first(row) if row.target is None else 1) for row in rows)
 
 
 def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
@@ -85,4 +86,4 @@ def supervised(model: Any, batch: Batch) -> torch.Tensor:
     return (losses * batch.weights.to(losses.dtype)).sum()
 
 
-OBJECTIVES: dict[str, Callable[[Any, Batch], torch.Tensor]] = {"supervised": supervised}
+OBJECTIVES: dict[str, Callable[[Any, Any], torch.Tensor]] = {"supervised": supervised, **LOSSES}

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from llmfit.answers import collate_answers
 from llmfit.batching import epoch_order, length_batches, split_step
 from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint
@@ -191,13 +192,18 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     total = 0.0
     for positions in split_step([row.length for row in batch], run.budget):
         micro = [batch[i] for i in positions]
-        loss = OBJECTIVES[run.settings.objective](run.model, collate(micro, run.pad_id, run.device)) / mass
+        loss = OBJECTIVES[run.settings.objective](run.model, _collate(micro, run.pad_id, run.device)) / mass
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"The loss is {value}", micro, state)
         loss.backward()  # type: ignore[no-untyped-call]
         total += value
     return total
+
+
+def _collate(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> Any:
+    """Pad rows into a batch of tokens to predict, or of rows for a head to answer."""
+    return (collate if rows[0].target is None else collate_answers)(rows, pad_id, device)
 
 
 def _clip(run: _Run, batch: Sequence[Encoded], state: State) -> float:
@@ -247,7 +253,14 @@ def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks
 
 
 def _validation_loss(run: _Run, validation: Sequence[Encoded]) -> float:
-    return mean_loss(run.model, validation, budget=run.budget, device=run.device, pad_id=run.pad_id)
+    return mean_loss(
+        run.model,
+        validation,
+        budget=run.budget,
+        device=run.device,
+        pad_id=run.pad_id,
+        objective=run.settings.objective,
+    )
 
 
 def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
@@ -257,10 +270,18 @@ def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Te
 
 
 @torch.no_grad()
-def mean_loss(model: Any, rows: Sequence[Encoded], *, budget: int, device: torch.device, pad_id: int) -> float:
-    """Mean negative log-likelihood of the rows' loss tokens, in nats; nothing but the sum is kept."""
+def mean_loss(
+    model: Any,
+    rows: Sequence[Encoded],
+    *,
+    budget: int,
+    device: torch.device,
+    pad_id: int,
+    objective: str = "supervised",
+) -> float:
+    """Mean of the rows' losses, each weighing what it does in training; nothing but the sum is kept."""
     total = 0.0
     for positions in length_batches(rows, budget):
-        batch = collate([rows[i] for i in positions], pad_id, device)
-        total += float(OBJECTIVES["supervised"](model, batch))
+        batch = _collate([rows[i] for i in positions], pad_id, device)
+        total += float(OBJECTIVES[objective](model, batch))
     return total / loss_mass(rows)

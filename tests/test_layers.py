@@ -17,8 +17,8 @@ TIERS = [
     ["exceptions", "datasets"],
     ["frames", "features", "templates", "params", "metrics"],
     ["persistence", "encoding", "batching"],
-    ["memory", "sources", "base_model", "adapters"],
-    ["optim", "callbacks", "checkpoints", "objectives", "training", "scoring", "inference"],
+    ["memory", "sources", "embeddings", "base_model", "adapters", "heads"],
+    ["optim", "callbacks", "checkpoints", "answers", "objectives", "training", "scoring", "inference"],
     ["estimators"],
     ["demo", "cli", "__main__"],
 ]

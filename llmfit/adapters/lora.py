@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters.spec import AdapterSpec, Tensors, compute_low, is_low, own_biases
+from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Tensors, compute_low, is_low, own_biases
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error, suggest
 from llmfit.sources import public_name
 
@@ -84,13 +84,13 @@ class LoRA(AdapterSpec):
         if self.init_lora_weights == "orthogonal" and self.r % 2:
             raise parameter_error("r", "LoRA", "even where init_lora_weights is 'orthogonal'", self.r)
 
-    def _peft_config(self, base_name: str | None = None) -> Any:
+    def _peft_config(self, kind: str, base_name: str | None = None) -> Any:
         from peft import LoraConfig
 
         base_id, revision = public_name(base_name) if base_name else (None, None)
         names = self.target_modules
         return LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=TASK_TYPES[kind],
             base_model_name_or_path=base_id,
             revision=revision,
             r=int(self.r),
@@ -111,7 +111,7 @@ class LoRA(AdapterSpec):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=f".*({'|'.join(HARMLESS)}).*")
-                model = peft.get_peft_model(base.model, self._peft_config())
+                model = peft.get_peft_model(base.model, self._peft_config(base.kind))
         except ValueError as error:
             if "target module" not in str(error).lower():
                 raise
@@ -147,9 +147,9 @@ class LoRA(AdapterSpec):
         state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
-    def save(self, folder: Path, tensors: Tensors, base_name: str) -> None:
+    def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
         """Write a PEFT adapter folder."""
-        super().save(folder, tensors, base_name)
-        config = self._peft_config(base_name)
+        super().save(folder, tensors, base_name, kind)
+        config = self._peft_config(kind, base_name)
         config.inference_mode = True
         config.save_pretrained(str(folder))

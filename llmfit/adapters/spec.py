@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 
     from llmfit.base_model import BaseModel
 
-__all__ = ["AdapterSpec", "Tensors", "adapter_from_folder", "check_names", "compute_low", "is_low", "own_biases"]
+__all__ = [
+    "TASK_TYPES",
+    "AdapterSpec",
+    "Tensors",
+    "adapter_from_folder",
+    "check_names",
+    "compute_low",
+    "is_low",
+    "own_biases",
+]
 
 Tensors = dict[str, "torch.Tensor"]
+TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}  # peft's
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,18 @@ class AdapterSpec:
         """Copy the adapter's weights to the CPU."""
         raise AttributeError(f"{self.type} has no tensors")  # pragma: no cover
 
-    def save(self, folder: Path, tensors: Tensors, base_name: str) -> None:
-        """Write the adapter's weights, and what others need to read them, to a folder."""
+    def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
+        """Write the adapter's weights, and what others need to read them, to a folder.
+
+        Parameters
+        ----------
+        folder : Path
+        tensors : dict of str to Tensor
+        base_name : str
+            Name or folder of the base model.
+        kind : str
+            What kind of model it is; see :class:`~llmfit.base_model.BaseModel`.
+        """
         from safetensors.torch import save_file
 
         save_file(tensors, folder / self.file_name, metadata={"format": "pt"})

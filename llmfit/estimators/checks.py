@@ -13,6 +13,7 @@ from typing import Any
 from llmfit.adapters import AdapterSpec, resolve_adapter
 from llmfit.callbacks import Callback, EarlyStopping, resolve_callbacks, resolve_early_stopping
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error
+from llmfit.heads import LinearHead, check_use, resolve_head
 from llmfit.optim import SCHEDULES, resolve_optimizer
 from llmfit.templates import TemplateConfig, resolve_template
 from llmfit.training import Settings
@@ -30,6 +31,8 @@ class Checked:
     early_stopping: EarlyStopping | None
     callbacks: list[Callback]
     seed: int
+    head: LinearHead | None = None
+    outputs: int = 0  # of the head, once the target is known
 
 
 def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
@@ -47,13 +50,14 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
         For the first parameter that cannot be used.
     """
     owner = type(estimator).__name__
-    check_choice("head", owner, estimator.head, ["lm"])
+    head = resolve_head(estimator.head, owner, estimator._heads)
     _check_numbers(estimator, owner)
     check_choice("truncation", owner, estimator.truncation, ["error", "prompt"])
     check_choice("schedule", owner, estimator.schedule, list(SCHEDULES))
     check_choice("warm_start", owner, estimator.warm_start, [True, False])
     resolve_optimizer(estimator.optimizer)
     adapter = resolve_adapter(estimator.adapter)
+    check_use(head, adapter)
     stopping = resolve_early_stopping(estimator.early_stopping)
     if stopping is not None and not (estimator.validation_fraction or validated):
         raise ParameterError("early_stopping needs validation_fraction > 0, or an eval_set passed to fit.")
@@ -61,10 +65,11 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
     return Checked(
         adapter=adapter,
         template=resolve_template(estimator.template),
-        settings=_settings(estimator, adapter, stopping, seed),
+        settings=_settings(estimator, adapter or head, stopping, seed),
         early_stopping=stopping,
         callbacks=resolve_callbacks(estimator.callbacks),
         seed=seed,
+        head=head,
     )
 
 
@@ -110,10 +115,11 @@ def _draw_seed(estimator: Any, owner: str) -> int:
         raise ParameterError(f"The 'random_state' parameter of {owner} cannot be used: {error}") from error
 
 
-def _settings(estimator: Any, adapter: AdapterSpec | None, stopping: EarlyStopping | None, seed: int) -> Settings:
+def _settings(estimator: Any, trained: Any, stopping: EarlyStopping | None, seed: int) -> Settings:
+    """Resolve how to train; `trained` is the adapter, the head where there is none, or None."""
     rate = estimator.learning_rate
     if rate == "auto":
-        rate = adapter.learning_rate if adapter else 0.0
+        rate = trained.learning_rate if trained else 0.0
     return Settings(
         epochs=int(estimator.epochs),
         batch_size=estimator.batch_size,

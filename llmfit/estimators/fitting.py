@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from llmfit.adapters import AdapterSpec, Tensors
 from llmfit.base_model import BaseModel
@@ -21,7 +22,9 @@ from llmfit.callbacks import Progress
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
+from llmfit.estimators.heads import embed
 from llmfit.exceptions import DataError, ParameterError
+from llmfit.heads import OnVectors, WithHead, check_outputs
 from llmfit.training import Settings, train
 
 __all__ = ["Fitted", "fit_adapter", "join_history", "split_rows"]
@@ -107,12 +110,14 @@ def fit_adapter(
     if checked.settings.batch_size == "auto":
         rows_a_step = auto_batch_size(len(rows), checked.settings.epochs)
         checked = replace(checked, settings=replace(checked.settings, batch_size=rows_a_step))
-    if checked.adapter is None:
+    if checked.adapter is None and checked.head is None:
         return Fitted(None, checked.settings)
-    if base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
+    if checked.adapter is not None and base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
         raise ParameterError(
             "The 'dtype' parameter must be 'bfloat16' or 'float32' to train. Got 'float16', whose gradients underflow."
         )
+    if checked.head is not None and before is not None:
+        check_outputs(before, checked.outputs)
     if not rows:
         raise DataError("Every row to train on has weight zero: look at sample_weight and class_weight.")
     checkpoint = None
@@ -121,7 +126,8 @@ def fit_adapter(
     stopping = [checked.early_stopping] if checked.early_stopping is not None else []
     callbacks = [*([Progress(label)] if label else []), *stopping, *checked.callbacks]
     longest = max(row.length for row in (*rows, *validation))
-    with base.attach(checked.adapter, before, seed=checked.seed, training=True, longest=longest) as model:
+    adapter, rows, validation = _onto(checked, base, rows, validation, label)
+    with base.attach(adapter, before, seed=checked.seed, training=True, longest=longest) as model:
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         state = train(
             model,
@@ -133,11 +139,29 @@ def fit_adapter(
             callbacks=callbacks,
             checkpoint=checkpoint,
         )
-        tensors = checked.adapter.tensors(model)
+        tensors = adapter.tensors(model)
     if checkpoint is not None:
         checkpoint.remove()
     history = pd.DataFrame(state.history, columns=COLUMNS)
     return Fitted(checked.adapter, checked.settings, tensors, trainable, history, state.best_epoch)
+
+
+def _onto(
+    checked: Checked, base: BaseModel, rows: Sequence[Encoded], validation: Sequence[Encoded], label: str
+) -> tuple[Any, Sequence[Encoded], Sequence[Encoded]]:
+    """Say what is installed, and what rows look like to it: where a head is all that learns, places among vectors."""
+    if checked.head is None:
+        return checked.adapter, rows, validation
+    if checked.adapter is not None:
+        return WithHead(checked.adapter, checked.head, checked.outputs), rows, validation
+    prompts = list(dict.fromkeys(row.prompt for row in (*rows, *validation)))  # those to learn from come first
+    place = {prompt: (i,) for i, prompt in enumerate(prompts)}
+    learned = len({row.prompt for row in rows})
+    with tqdm(total=len(prompts), desc=f"{label}: vectors", unit="row", disable=not label, delay=2.0) as bar:
+        vectors = embed(base, checked.head, prompts, batch_tokens=checked.settings.batch_tokens, progress=bar.update)
+    spec = OnVectors(checked.head, checked.outputs, vectors, learned)
+    placed = [[row._replace(prompt=place[row.prompt]) for row in part] for part in (rows, validation)]
+    return spec, *placed
 
 
 def _fit_key(
@@ -149,11 +173,12 @@ def _fit_key(
 ) -> str:
     """Digest all that decides the result of a fit, to the last bit."""
     settings = asdict(checked.settings)
-    if not getattr(checked.adapter, "dropout", 0):
+    if not (getattr(checked.adapter, "dropout", 0) or getattr(checked.head, "dropout", 0)):
         del settings["batch_tokens"]  # decides which numbers dropout draws, and nothing else
     parts = [
         settings,
         [checked.adapter.type, asdict(checked.adapter)] if checked.adapter else None,
+        [checked.head.type, asdict(replace(checked.head, cache=None)), checked.outputs] if checked.head else None,
         asdict(checked.early_stopping) if checked.early_stopping else None,
         [base.source.fingerprint, str(base.dtype), base.device.type],
         [list(rows), list(validation)],

@@ -66,6 +66,7 @@ batch_size_, max_length_
         "generation": Nested("max_new_tokens", _generation_defaults),
     }
     _default_target = "answer"
+    _heads = ("lm",)
 
     def __init__(
         self,
