@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmfit.adapters import Full, LoRA
     from llmfit.base_model import clear_cache
     from llmfit.callbacks import Callback
-    from llmfit.estimators import LLMClassifier, LLMEstimator, LLMGenerator
+    from llmfit.estimators import LLMClassifier, LLMEstimator, LLMGenerator, LLMRegressor
     from llmfit.estimators.saving import load
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __all__ = [
     "LLMClassifier",
     "LLMEstimator",
     "LLMGenerator",
+    "LLMRegressor",
     "LoRA",
     "__version__",
     "clear_cache",
@@ -40,6 +41,7 @@ _HOMES = {
     "LLMClassifier": "llmfit.estimators",
     "LLMEstimator": "llmfit.estimators",
     "LLMGenerator": "llmfit.estimators",
+    "LLMRegressor": "llmfit.estimators",
     "LoRA": "llmfit.adapters",
     "clear_cache": "llmfit.base_model",
     "load": "llmfit.estimators.saving",

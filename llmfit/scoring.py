@@ -280,7 +280,8 @@ def head_outputs(
         On the CPU.
     """
     times = Counter(prompts)
-    rows, done = [Encoded(prompt) for prompt in times], {}
+    rows = [Encoded(prompt) for prompt in times]
+    done: dict[Ids, torch.Tensor] = {}
     for positions, values in run_batches(
         rows, auto_budget(batch_tokens, device), lambda part: _run_head(model, part, device, pad_id)
     ):

@@ -187,9 +187,9 @@ class BaseLLM(NestedParams, Hooks, BaseEstimator):
 
     def _with_task(self, checked: Any, y: pd.Series, weights: np.ndarray) -> Any:
         """Say what a head is to learn, from the rows that it learns from."""
+        self._learn_units(y, weights)
         if checked.head is None:
             return checked
-        self._learn_units(y, weights)
         objective, outputs = self._head_task()
         return replace(checked, outputs=outputs, settings=replace(checked.settings, objective=objective))
 

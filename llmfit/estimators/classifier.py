@@ -9,23 +9,10 @@ import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin
 
+from llmfit.estimators import targets
 from llmfit.estimators.base import BaseLLM
-from llmfit.estimators.labels import (
-    answer_sets,
-    check_classes,
-    check_known,
-    class_weights,
-    indicator_form,
-    label_values,
-    learn_classes,
-    log_normalised,
-    one_column,
-    set_texts,
-    set_values,
-    to_indicator,
-)
 from llmfit.estimators.reading import mean_hit, read_target
-from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted
+from llmfit.exceptions import ParameterError
 from llmfit.features import infer_kind, label_text, resolve_target
 from llmfit.heads import resolve_head
 
@@ -49,8 +36,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         Columns of the prompt; None takes those of the template, or all but the target. Kinds are "text", "category",
         "number" and "binary"; those not given are inferred.
     target : None, str or dict of str to kind, default=None
-        The column to predict; None where `y` is passed. Kinds are "category", "binary" and, with
-        ``head="linear"``, "set": cells are lists of labels. A 2-d 0/1 `y` means several labels a row, too.
+        The column to predict; None where `y` is passed. With ``head="linear"``, cells may be lists of labels (the
+        kind "set"), and `y` may be a 2-d indicator.
     template : None, str or dict, default=None
         How a row becomes a prompt: text with ``{column}`` fields (``{price:.2f}`` for numbers, ``{{`` and ``}}`` for
         braces), or a dict of "task", "template", "system", "chat" ("auto", True, False), "few_shot" ({"k", "seed"})
@@ -184,21 +171,17 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     # What base.py asks for ----------------------------------------------------------------------
 
     def _check(self) -> None:
-        owner, given = type(self).__name__, self.class_weight
-        if not (given is None or isinstance(given, dict) or (isinstance(given, str) and given == "balanced")):
-            raise parameter_error("class_weight", owner, "None, 'balanced' or a dict", given)
-        for label, weight in given.items() if isinstance(given, dict) else ():
-            check_number(f"class_weight[{label!r}]", owner, weight, least=0)
+        targets.check_class_weight(self.class_weight, type(self).__name__)
 
     def _check_target_kind(self, kind: str | None) -> None:
         if kind not in (None, "category", "binary", "set"):
             raise ParameterError(f"{type(self).__name__} predicts categories; its target is declared as {kind!r}.")
 
     def _one_column(self, y: Any, *, fitting: bool = False) -> Any:
-        form = indicator_form(y)
+        form = targets.indicator_form(y)
         if fitting:
             self._form = form
-        return one_column(y, form)
+        return targets.one_column(y, form)
 
     def _learn_answers(self, y: pd.Series) -> None:
         owner = type(self).__name__
@@ -208,38 +191,34 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             raise ParameterError(
                 f"{owner} answers with one label a row in words, but {y.name!r} holds several. Set head='linear'."
             )
-        classes = learn_classes(y, self._form)
+        classes = targets.learn_classes(y, self._form)
         if self.warm_start and hasattr(self, "classes_"):
-            if y.dtype != self.target_dtype_:
-                raise DataError(
-                    f"warm_start goes on with labels of dtype {self.target_dtype_}, but {y.name!r} is {y.dtype}."
-                )
-            classes = np.union1d(self.classes_, classes)
-        check_classes(classes, y, self._form, owner)
+            classes = targets.join_classes(self.classes_, classes, y, self.target_dtype_)
+        targets.check_classes(classes, y, self._form, owner)
         self.classes_ = classes
 
     def _target_kind(self) -> str | None:
         return resolve_target(self.target, type(self).__name__)[1]
 
     def _answer_texts(self, y: pd.Series) -> list[str]:
-        return [label_text(value) for value in label_values(y)] if self._form is None else set_texts(y)
+        return [label_text(value) for value in targets.label_values(y)] if self._form is None else targets.set_texts(y)
 
     def _head_task(self) -> tuple[str, int]:
         return "classes" if self._form is None else "sets", len(self.classes_)
 
     def _head_targets(self, y: pd.Series) -> list[tuple[float, ...]]:
         if self._form is not None:
-            return [tuple(map(float, row)) for row in to_indicator(y, self.classes_)]
+            return [tuple(map(float, row)) for row in targets.to_indicator(y, self.classes_)]
         place = {label: (float(i),) for i, label in enumerate(self.classes_.tolist())}
-        return [place[label] for label in label_values(y).tolist()]
+        return [place[label] for label in targets.label_values(y).tolist()]
 
     def _check_truth(self, y: pd.Series) -> None:
-        check_known(y, self.classes_, self._form)
+        targets.check_known(y, self.classes_, self._form)
 
     def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
         if self.class_weight is None:
             return None
-        return class_weights(self.class_weight, y, self.classes_, self._form)
+        return targets.class_weights(self.class_weight, y, self.classes_, self._form)
 
     def _default_task(self) -> str | None:
         texts = [label_text(value) for value in self.classes_]
@@ -260,8 +239,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
         texts = [label_text(value) for value in self.classes_]
         ids = encoder.completions([self._prompts.template.completion(text) for text in texts])
-        if len(set(ids)) < len(ids):
-            raise DataError(f"Two of the classes {quoted(texts)} are the same tokens to this model. Rename one.")
+        targets.check_apart(ids, texts)
         return label_sequences(ids, encoder.end_id)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -285,7 +263,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         if self._form is not None:
             return -np.logaddexp(0.0, -self._head_answers(frame))
         if self._head is not None:
-            return log_normalised(self._head_answers(frame))
+            return targets.log_normalised(self._head_answers(frame))
         base = self._fitted_base()
         rows = self._prompts.encode(base, frame)
         labels = self._label_ids(self._prompts.encoder(base))
@@ -300,7 +278,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
                 batch_tokens=self.batch_tokens,
                 progress=bar.update,
             )
-        return log_normalised(scores)
+        return targets.log_normalised(scores)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict the probability of every class.
@@ -330,11 +308,11 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         -------
         Series of shape (n_rows,)
             With the index of `X` and the dtype of the target; an ndarray where `X` is an array. Several labels a row
-            come as lists, or as the columns in which they were given to `fit`.
+            come as lists, or as the indicator that `fit` was given.
         """
         table, _ = self._read_rows(X)
         if self._form is not None:
-            return answer_sets(table, self._chosen_sets(X), self._form, self.target_)
+            return targets.answer_sets(table, self._chosen_sets(X), self._form, self.target_)
         labels = self.classes_[self.predict_log_proba(X).argmax(axis=1)]
         return table.answer(labels, self.target_, self.target_dtype_)
 
@@ -356,14 +334,14 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         table, _ = self._read_rows(X)
         target = read_target(self, table, y)
         if self._form is not None:
-            pairs = zip(set_values(target), self._chosen_sets(X), strict=True)
+            pairs = zip(targets.set_values(target), self._chosen_sets(X), strict=True)
             return mean_hit(table, [set(a) == set(b) for a, b in pairs], sample_weight)
-        predicted = label_values(pd.Series(self.predict(X)))
-        hits = label_values(target).astype(object) == predicted.astype(object)
+        predicted = targets.label_values(pd.Series(self.predict(X)))
+        hits = targets.label_values(target).astype(object) == predicted.astype(object)
         return mean_hit(table, hits, sample_weight)
 
     def _chosen_sets(self, X: Any) -> list[list[Any]]:
-        """Lists of the labels that are likelier than not."""
+        """List the labels that are likelier than not."""
         chosen = self.predict_log_proba(X) >= np.log(0.5)
         return [[label for label, has in zip(self.classes_.tolist(), row, strict=True) if has] for row in chosen]
 
@@ -392,10 +370,11 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         metrics = metric_list(metrics)
         table, _ = self._read_rows(X)
         if self._form is not None:
-            truth, predicted = set_values(read_target(self, table, y)), self._chosen_sets(X)
+            truth: Any = targets.set_values(read_target(self, table, y))
+            predicted: Any = self._chosen_sets(X)
             result = set_metrics(truth, predicted, self.classes_, per_class=per_class)
         else:
-            truth, proba = label_values(read_target(self, table, y)), self.predict_proba(X)
+            truth, proba = targets.label_values(read_target(self, table, y)), self.predict_proba(X)
             predicted = self.classes_[proba.argmax(axis=1)]
             result = classification_metrics(truth, predicted, proba, self.classes_, per_class=per_class)
         return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}

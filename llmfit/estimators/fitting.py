@@ -160,8 +160,8 @@ def _onto(
     with tqdm(total=len(prompts), desc=f"{label}: vectors", unit="row", disable=not label, delay=2.0) as bar:
         vectors = embed(base, checked.head, prompts, batch_tokens=checked.settings.batch_tokens, progress=bar.update)
     spec = OnVectors(checked.head, checked.outputs, vectors, learned)
-    placed = [[row._replace(prompt=place[row.prompt]) for row in part] for part in (rows, validation)]
-    return spec, *placed
+    here, held = ([row._replace(prompt=place[row.prompt]) for row in part] for part in (rows, validation))
+    return spec, here, held
 
 
 def _fit_key(

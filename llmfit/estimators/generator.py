@@ -143,11 +143,15 @@ batch_size_, max_length_
         TruncationWarning
             If answers reached ``max_new_tokens_`` without an end.
         """
+        table, frame = self._read_rows(X)
+        return table.answer(np.array(self._generated(frame), dtype=object), self.target_, "str")
+
+    def _generated(self, frame: pd.DataFrame) -> list[str]:
+        """Generate the text of every answer."""
         from llmfit.inference import generate, resolve_generation
 
-        table, frame = self._read_rows(X)
         if not len(frame):
-            return table.answer([], self.target_, "str")
+            return []
         base = self._fitted_base()
         encoder, rows = self._prompts.encoder(base), self._prompts.encode(base, frame)
         settings = resolve_generation(self.generation)
@@ -170,8 +174,8 @@ batch_size_, max_length_
         texts = [encoder.decode(ids).removeprefix(lead) for ids in answers]
         if cut:
             sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={most} without an end."
-            warnings.warn(TruncationWarning(sentence), stacklevel=2)
-        return table.answer(np.array(texts, dtype=object), self.target_, "str")
+            warnings.warn(TruncationWarning(sentence), stacklevel=3)
+        return texts
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the rows whose generated answer is the true one, white space at the ends aside.

@@ -77,7 +77,7 @@ def answer(estimator: Any, base: BaseModel, rows: Sequence[Encoded]) -> Any:
     ndarray of shape (n_rows, outputs), float64
     """
     prompts, head = [row.prompt for row in rows], estimator._head
-    own, rest = split_tensors(estimator._tensors)
+    own, _ = split_tensors(estimator._tensors)
     with estimator._bar(len(rows), "predict") as bar:
         if estimator._adapter is None:
             vectors = embed(base, head, prompts, batch_tokens=estimator.batch_tokens, progress=bar.update)

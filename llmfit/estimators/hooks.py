@@ -32,7 +32,7 @@ class Hooks:
         """Learn from the target what prediction needs to know of it."""
 
     def _learn_units(self, y: pd.Series, weights: np.ndarray) -> None:
-        """Learn from the rows trained on in which units a head answers."""
+        """Learn from the rows trained on, and their weights, in which units answers come."""
 
     def _head_task(self) -> tuple[str, int]:
         """Name the objective of a head, and count its outputs."""

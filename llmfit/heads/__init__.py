@@ -10,18 +10,42 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.exceptions import DataError, ParameterError, check_choice, check_keys, check_number, parameter_error
+from llmfit.exceptions import (
+    DataError,
+    ModelLoadError,
+    ParameterError,
+    check_choice,
+    check_keys,
+    check_number,
+    parameter_error,
+    reason,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from llmfit.base_model import BaseModel
 
-__all__ = ["HEADS", "LinearHead", "OnVectors", "Pooled", "WithHead", "head_defaults", "resolve_head", "split_tensors"]
+__all__ = [
+    "HEADS",
+    "LinearHead",
+    "OnVectors",
+    "Pooled",
+    "WithHead",
+    "check_outputs",
+    "check_use",
+    "head_defaults",
+    "head_from_folder",
+    "resolve_head",
+    "save_head",
+    "split_tensors",
+]
 
 MARK = "head/"  # before the names of a head's tensors among those of an adapter: no parameter's name has a slash
+FILE = "head.safetensors"
 Tensors = dict[str, "torch.Tensor"]
 
 
@@ -120,6 +144,29 @@ def split_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Tensors, Tensors
     """Part what a fit keeps into the head's tensors and the adapter's."""
     own = {name.removeprefix(MARK): tensor for name, tensor in tensors.items() if name.startswith(MARK)}
     return own, {name: tensor for name, tensor in tensors.items() if not name.startswith(MARK)}
+
+
+def save_head(folder: Path, own: Tensors) -> None:
+    """Write a head's tensors to a folder."""
+    from safetensors.torch import save_file
+
+    save_file(own, folder / FILE, metadata={"format": "pt"})
+
+
+def head_from_folder(folder: Path) -> Tensors:
+    """Read the tensors that :func:`save_head` wrote, named as a fit keeps them.
+
+    Raises
+    ------
+    ModelLoadError
+        If the file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return _marked(load_file(folder / FILE))
+    except Exception as error:  # safetensors raises its own error, which is not exported
+        raise ModelLoadError(f"The head {str(folder / FILE)!r} cannot be read: {reason(error)}.") from error
 
 
 def _marked(head: Mapping[str, torch.Tensor]) -> Tensors:

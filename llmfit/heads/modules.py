@@ -81,7 +81,7 @@ class Pooler(nn.Module):
         known = places < lengths[:, None]  # (B, T)
         keep = self.choose(places, lengths[:, None]) & known  # (B, T)
         hidden = self.read(self, input_ids, known, keep).to(self.dtype)  # (N, H)
-        parts = hidden.split(keep.sum(1).tolist())
+        parts = torch.split(hidden, keep.sum(1).tolist())
         return torch.stack([part.mean(0) for part in parts])  # (B, H)
 
 
@@ -102,7 +102,7 @@ def _picked(hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return hidden[:, -keep.shape[1] :][keep]
 
 
-def _read_decoder(pooler: Any, input_ids: torch.Tensor, known: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+def _read_decoder(pooler: Any, input_ids: torch.Tensor, _: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     pooler.model(input_ids=input_ids, logits_to_keep=keep, use_cache=False)
     hidden = pooler.tap.take()
     rows: torch.Tensor = hidden.reshape(-1, hidden.shape[-1])

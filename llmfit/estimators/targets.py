@@ -6,23 +6,26 @@ labels came. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
-from llmfit.exceptions import DataError, ParameterError, quoted
+from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted
 from llmfit.features import is_set, label_text, row_name
 from llmfit.frames import Table
 
 __all__ = [
     "answer_sets",
+    "check_apart",
+    "check_class_weight",
     "check_classes",
     "check_known",
     "class_weights",
     "indicator_form",
+    "join_classes",
     "label_values",
     "learn_classes",
     "log_normalised",
@@ -68,6 +71,27 @@ def learn_classes(y: pd.Series, form: dict[str, Any] | None = None) -> np.ndarra
     return classes
 
 
+def join_classes(before: np.ndarray, classes: np.ndarray, y: pd.Series, dtype: Any) -> np.ndarray:
+    """Join the classes of the last fit with those of a target of the same dtype."""
+    if y.dtype != dtype:
+        raise DataError(f"warm_start goes on with labels of dtype {dtype}, but {y.name!r} is {y.dtype}.")
+    return np.union1d(before, classes)
+
+
+def check_class_weight(given: Any, owner: str) -> None:
+    """Raise unless weights of classes are in one of the forms accepted."""
+    if not (given is None or isinstance(given, dict) or (isinstance(given, str) and given == "balanced")):
+        raise parameter_error("class_weight", owner, "None, 'balanced' or a dict", given)
+    for label, weight in given.items() if isinstance(given, dict) else ():
+        check_number(f"class_weight[{label!r}]", owner, weight, least=0)
+
+
+def check_apart(ids: Sequence[tuple[int, ...]], texts: Sequence[str]) -> None:
+    """Refuse classes that a model's tokens do not tell apart."""
+    if len(set(ids)) < len(ids):
+        raise DataError(f"Two of the classes {quoted(texts)} are the same tokens to this model. Rename one.")
+
+
 def check_classes(classes: np.ndarray, y: pd.Series, form: dict[str, Any] | None, owner: str) -> None:
     """Refuse classes that are too few, or that read alike."""
     if len(classes) < (2 if form is None else 1):
@@ -106,7 +130,7 @@ def class_weights(given: Any, y: pd.Series, classes: np.ndarray, form: dict[str,
         if label not in known:
             raise ParameterError(f"class_weight names the label {label!r}; the classes are {quoted(known)}.")
     rows = [[value] for value in label_values(y).tolist()] if form is None else set_values(y)
-    counts = {label: 0 for label in known}
+    counts = dict.fromkeys(known, 0)
     for label in (label for labels in rows for label in labels):
         counts[label] += 1
     present = [label for label in known if counts[label]]
@@ -135,7 +159,7 @@ def indicator_form(y: Any) -> dict[str, Any] | None:
     dict or None
         columns (the labels), dtype, and whether it came as a frame.
     """
-    if y is None or isinstance(y, pd.Series) or not np.ndim(y if not isinstance(y, list) else y[:1]) == 2:
+    if y is None or isinstance(y, pd.Series) or np.ndim(y if not isinstance(y, list) else y[:1]) != 2:
         return None
     try:
         several = type_of_target(y) == "multilabel-indicator"
