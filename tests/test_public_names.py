@@ -18,6 +18,7 @@ PUBLIC = {
     "LLMClassifier",
     "LLMEstimator",
     "LLMGenerator",
+    "LLMRegressor",
     "LoRA",
     "__version__",
     "clear_cache",
@@ -45,7 +46,9 @@ def test_every_name_in_all_exists(name: str) -> None:
     assert [n for n in getattr(module, "__all__", []) if not hasattr(module, n)] == []
 
 
-@pytest.mark.parametrize("estimator", [llmfit.LLMClassifier, llmfit.LLMGenerator, llmfit.LLMEstimator])
+@pytest.mark.parametrize(
+    "estimator", [llmfit.LLMClassifier, llmfit.LLMRegressor, llmfit.LLMGenerator, llmfit.LLMEstimator]
+)
 def test_every_parameter_and_public_method_is_documented(estimator: type) -> None:
     documented = inspect.getdoc(estimator) or ""
     for parameter in estimator._get_param_names():

@@ -72,7 +72,6 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
 
     _nested: ClassVar[dict[str, Nested]] = LLMGenerator._nested
     estimator_: Any
-    _auto_head: str = "lm"  # what "auto" stands for
 
     def __init__(
         self,
@@ -140,14 +139,15 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
         """
         super().set_params(**params)
         if "estimator_" in vars(self):
-            self.estimator_.set_params(**self._own_params(type(self.estimator_)))
+            head = "lm" if self.estimator_._head is None else "linear"
+            self.estimator_.set_params(**self._own_params(type(self.estimator_), head))
         return self
 
-    def _own_params(self, chosen: type[BaseLLM]) -> dict[str, Any]:
-        """Take the parameters that the chosen estimator has, "auto" of the head resolved."""
+    def _own_params(self, chosen: type[BaseLLM], auto: str) -> dict[str, Any]:
+        """Take the parameters that the chosen estimator has; `auto` is what "auto" means for its head."""
         params = self.get_params(deep=False)
         if isinstance(self.head, str) and self.head == "auto":
-            params["head"] = self._auto_head
+            params["head"] = auto
         return {name: value for name, value in params.items() if name in chosen._get_param_names()}
 
     def _one_column(self, y: Any, *, fitting: bool = False) -> Any:
@@ -162,8 +162,8 @@ early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbac
         for parameter in OWN:
             if parameter not in chosen._get_param_names() and getattr(self, parameter) is not None:
                 raise ParameterError(f"The {parameter!r} parameter has no meaning here: the target is {WORDS[chosen]}.")
-        self._auto_head = "linear" if kind in ("set", "number") else "lm"
-        return chosen(**self._own_params(chosen) | {"target": {name: kind} if name and kind == "set" else name})
+        auto = "linear" if kind in ("set", "number") else "lm"
+        return chosen(**self._own_params(chosen, auto) | {"target": {name: kind} if name and kind == "set" else name})
 
     def predict(self, X: Any) -> Any:
         """Answer every row. See :meth:`LLMClassifier.predict` and :meth:`LLMGenerator.predict`.

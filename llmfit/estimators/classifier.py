@@ -261,7 +261,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         if not len(frame):
             return np.empty((0, len(self.classes_)))
         if self._form is not None:
-            return -np.logaddexp(0.0, -self._head_answers(frame))
+            return np.asarray(-np.logaddexp(0.0, -self._head_answers(frame)))
         if self._head is not None:
             return targets.log_normalised(self._head_answers(frame))
         base = self._fitted_base()

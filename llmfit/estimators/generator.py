@@ -66,7 +66,7 @@ batch_size_, max_length_
         "generation": Nested("max_new_tokens", _generation_defaults),
     }
     _default_target = "answer"
-    _heads = ("lm",)
+    _heads: ClassVar[tuple[str, ...]] = ("lm",)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ batch_size_, max_length_
     """
 
     _default_target = "value"
-    _heads = ("lm", "linear")
+    _heads: ClassVar[tuple[str, ...]] = ("lm", "linear")
     target_mean_: float
     target_scale_: float
 

@@ -120,8 +120,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
         inner: Any = outer
         if isinstance(outer, LLMEstimator):
             chosen = ESTIMATORS[manifest["fitted_class"]]
-            outer._auto_head = "linear" if manifest["fitted"].get("head") else "lm"
-            inner = chosen(**outer._own_params(chosen))
+            inner = chosen(**outer._own_params(chosen, "linear" if manifest["fitted"].get("head") else "lm"))
         _restore(inner, folder, from_json(manifest["fitted"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelLoadError):

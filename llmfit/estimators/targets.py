@@ -163,7 +163,7 @@ def indicator_form(y: Any) -> dict[str, Any] | None:
         return None
     try:
         several = type_of_target(y) == "multilabel-indicator"
-    except ValueError:  # rows of different lengths
+    except (TypeError, ValueError):  # rows of different lengths, or of values that cannot be sorted
         return None
     if not several:
         return None
