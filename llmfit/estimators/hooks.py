@@ -50,8 +50,8 @@ class Hooks:
         """Refuse true answers, of rows to validate on, that the fitted rows do not know."""
 
     def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
-        """Combine the user's weights with those of this estimator."""
-        return sample_weight
+        """Weigh rows beside the user's weights, with which these are multiplied; None for no weights of its own."""
+        return None
 
     def _default_task(self) -> str | None:
         """Words for the task where the user gives none."""

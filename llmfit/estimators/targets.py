@@ -159,7 +159,8 @@ def indicator_form(y: Any) -> dict[str, Any] | None:
     dict or None
         columns (the labels), dtype, and whether it came as a frame.
     """
-    if y is None or isinstance(y, pd.Series) or np.ndim(y if not isinstance(y, list) else y[:1]) != 2:
+    nested = isinstance(y, list) and len(y) > 0 and isinstance(y[0], list | tuple | np.ndarray)
+    if not nested and len(getattr(y, "shape", ())) != 2:
         return None
     try:
         several = type_of_target(y) == "multilabel-indicator"

@@ -127,8 +127,9 @@ def _read_encoder_decoder(
 class Vectors(nn.Module):
     """Known vectors in place of a model: a row's first id is its place among them.
 
-    They are given to the head with each number's mean taken off and divided by its spread, which makes every direction
-    as easy to learn as another; :meth:`to_plain` writes the head that was learned so for the vectors as they are.
+    They are given to the head with each number's mean taken off, divided by its spread and by the root of how many
+    there are: vectors of length one in the mean, whatever the model, for which one learning rate is right.
+    :meth:`to_plain` writes the head that was learned so for the vectors as they are.
     """
 
     def __init__(self, vectors: torch.Tensor, learned: int) -> None:
@@ -137,6 +138,7 @@ class Vectors(nn.Module):
         wide = vectors[:learned].double()
         self.mean, self.spread = wide.mean(0), wide.std(0, correction=0)
         self.spread[self.spread <= SMALLEST * self.spread.max()] = 1.0
+        self.spread *= self.size**0.5
         self.scaled = ((vectors - self.mean) / self.spread).to(self.dtype)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

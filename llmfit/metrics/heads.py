@@ -96,25 +96,34 @@ def set_metrics(
     >>> result["subset_accuracy"], result["hamming_loss"], result["jaccard"]
     (0.5, 0.25, 0.75)
     """
-    from sklearn import metrics
-
     _check_rows(len(y_true), len(y_pred))
     labels = list(dict.fromkeys([*np.asarray(classes).tolist(), *(label for row in y_true for label in row)]))
     true, pred = (np.array([[label in row for label in labels] for row in side]) for side in (y_true, y_pred))
-    occurs = true.any(0) | pred.any(0)
-    each = metrics.precision_recall_fscore_support(true, pred, average=None, zero_division=0)
+    both, either = true & pred, true | pred  # (n, k)
+    f1 = _ratio(2 * both.sum(0), true.sum(0) + pred.sum(0), 0.0)  # (k,)
     scores: dict[str, Any] = {
         "subset_accuracy": float(np.mean((true == pred).all(1))),
         "hamming_loss": float(np.mean(true != pred)),
-        "f1_micro": float(metrics.f1_score(true, pred, average="micro", zero_division=1)),
-        "f1_macro": float(each[2][occurs].mean()) if occurs.any() else 1.0,
-        "f1_samples": float(metrics.f1_score(true, pred, average="samples", zero_division=1)),
-        "jaccard": float(metrics.jaccard_score(true, pred, average="samples", zero_division=1)),
+        "f1_micro": float(_ratio(2 * both.sum(), true.sum() + pred.sum(), 1.0)),
+        "f1_macro": float(f1[either.any(0)].mean()) if either.any() else 1.0,
+        "f1_samples": float(_ratio(2 * both.sum(1), true.sum(1) + pred.sum(1), 1.0).mean()),
+        "jaccard": float(_ratio(both.sum(1), either.sum(1), 1.0).mean()),
     }
     if per_class:
-        named = zip(("precision", "recall", "f1", "support"), each, strict=True)
-        scores["per_class"] = pd.DataFrame(dict(named), index=pd.Index(labels, name="class"))
+        columns = {
+            "precision": _ratio(both.sum(0), pred.sum(0), 0.0),
+            "recall": _ratio(both.sum(0), true.sum(0), 0.0),
+            "f1": f1,
+            "support": true.sum(0),
+        }
+        scores["per_class"] = pd.DataFrame(columns, index=pd.Index(labels, name="class"))
     return scores
+
+
+def _ratio(above: Any, below: Any, undefined: float) -> Any:
+    """Divide counts; 0/0 is what it is said to be."""
+    # Written out, since scikit-learn takes a single label for a binary target, which has no samples to average.
+    return np.where(np.equal(below, 0), undefined, above / np.maximum(below, 1))
 
 
 def _check_rows(n_true: int, n_answers: int) -> None:
