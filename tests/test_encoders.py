@@ -141,23 +141,37 @@ def test_minilm_finds_the_question_that_means_the_same(minilm: str) -> None:
 
 
 @pytest.mark.real
-def test_a_frozen_minilm_with_a_head_knows_topics_and_scores(minilm: str) -> None:
-    given = {"adapter": None, "head": "linear", "random_state": 0, "verbose": 0, "device": "cpu", "dtype": "float32"}
+def test_a_frozen_minilm_with_a_head_is_as_good_as_scikit_learn_on_its_vectors(minilm: str) -> None:
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+
+    from llmfit.estimators.heads import embed
+
+    given = {"adapter": None, "random_state": 0, "verbose": 0, "device": "cpu", "dtype": "float32"}
+    base = load_base_model(minilm, device="cpu", dtype="float32")
+
+    def vectors(model: Any, rows: pd.DataFrame) -> np.ndarray:
+        prompts = [row.prompt for row in model._prompts.encode(base, rows)]
+        return embed(base, model._head, prompts).numpy()
+
     faq = load_support_faq()
-    topics = LLMClassifier(minilm, features="question", target="topic", epochs=10, **given)
-    train = np.arange(len(faq)) % 2 == 0
-    topics.fit(faq[train])
-    assert topics.score(faq[~train]) > 1.5 * faq["topic"][~train].value_counts(normalize=True).iloc[0]
-    reviews = load_book_reviews()
-    scores = LLMRegressor(minilm, features=["title", "review"], target="score", **given).fit(reviews[:140])
-    found = scores.evaluate(reviews[140:])
-    assert found["r2"] > 0.25
-    assert found["spearman"] > 0.5
+    train, test = faq[::2], faq[1::2]
+    topics = LLMClassifier(minilm, features="question", target="topic", head="linear", epochs=10, **given).fit(train)
+    other = LogisticRegression(C=10, max_iter=1000).fit(vectors(topics, train), train["topic"])
+    assert topics.score(test) >= other.score(vectors(topics, test), test["topic"]) - 0.05
+    assert topics.score(test) > 2 * test["topic"].value_counts(normalize=True).iloc[0]
+    reviews = load_book_reviews().sample(frac=1, random_state=0)
+    train, test = reviews[:140], reviews[140:]
+    scores = LLMRegressor(minilm, features="review", target="score", **given).fit(train)
+    ridge = RidgeCV(np.logspace(-3, 4, 20)).fit(vectors(scores, train), train["score"])
+    found = scores.evaluate(test)
+    assert found["r2"] > ridge.score(vectors(scores, test), test["score"]) - 0.05
+    assert found["spearman"] > 0.2
 
 
 @pytest.mark.real
-def test_lora_on_minilm_learns_more_than_its_head_alone(minilm: str) -> None:
-    reviews = load_book_reviews()
-    given = {"features": ["title", "review"], "target": "score", "random_state": 0, "verbose": 0, "device": "cpu"}
-    adapted = LLMRegressor(minilm, adapter={"r": 8}, learning_rate=2e-3, epochs=4, **given).fit(reviews[:140])
-    assert adapted.evaluate(reviews[140:])["r2"] > 0.4
+def test_lora_on_minilm_fits_more_than_its_head_alone(minilm: str) -> None:
+    reviews = load_book_reviews()[:60]
+    given = {"features": "review", "target": "score", "random_state": 0, "verbose": 0, "device": "cpu", "epochs": 6}
+    alone = LLMRegressor(minilm, adapter=None, **given).fit(reviews)
+    adapted = LLMRegressor(minilm, adapter={"r": 8}, learning_rate=2e-3, **given).fit(reviews)
+    assert 1 - adapted.score(reviews) < 0.5 * (1 - alone.score(reviews))  # of the variance left over
