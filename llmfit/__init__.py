@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from llmfit.base_model import clear_cache
     from llmfit.callbacks import Callback
-    from llmfit.estimators import LLMClassifier, LLMEstimator, LLMGenerator
+    from llmfit.estimators import LLMClassifier, LLMEstimator, LLMGenerator, LLMRegressor
     from llmfit.estimators.saving import load
     from llmfit.quantization import Quantization
 
@@ -60,6 +60,7 @@ __all__ = [
     "LLMClassifier",
     "LLMEstimator",
     "LLMGenerator",
+    "LLMRegressor",
     "LNTuning",
     "LoHa",
     "LoKr",
@@ -108,6 +109,7 @@ _HOMES = {
     "LLMClassifier": "llmfit.estimators",
     "LLMEstimator": "llmfit.estimators",
     "LLMGenerator": "llmfit.estimators",
+    "LLMRegressor": "llmfit.estimators",
     "LoRA": "llmfit.adapters",
     "Quantization": "llmfit.quantization",
     "clear_cache": "llmfit.base_model",

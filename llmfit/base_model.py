@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from llmfit.batching import PAD_STEP
+from llmfit.embeddings import forget_embeddings
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.keeping import Kept
@@ -341,6 +342,7 @@ def clear_cache() -> None:
     with _lock:
         _cache.clear()
         forget_sources()
+    forget_embeddings()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -37,6 +37,9 @@ class Encoded(NamedTuple):
         Weight of each of the row's loss tokens.
     cut : int
         Characters that truncation took from the prompt.
+    target : tuple of float or None
+        What a head is to answer: a class's position, a number, or a 0 or 1 for each label. None where the answer is
+        `completion`.
     """
 
     prompt: tuple[int, ...]
@@ -44,6 +47,7 @@ class Encoded(NamedTuple):
     row: int = 0
     weight: float = 1.0
     cut: int = 0
+    target: tuple[float, ...] | None = None
 
     @property
     def length(self) -> int:

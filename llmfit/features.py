@@ -1,7 +1,7 @@
 """Typed columns: what kind of value a column holds, how a value is written, how an answer is read.
 
 Takes pandas columns; gives :class:`Feature` objects and strings. Knows no torch and no template.
-A kind is one of ``text``, ``category``, ``number`` and ``binary``.
+A kind is one of ``text``, ``category``, ``number``, ``binary`` and ``set`` (several labels in a list, tuple or set).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pandas as pd
 
 from llmfit.exceptions import DataError, ParameterError, check_choice, parameter_error, quoted
 
-__all__ = ["KINDS", "Feature", "infer_kind", "label_text", "resolve_features", "resolve_target"]
+__all__ = ["KINDS", "Feature", "infer_kind", "is_set", "label_text", "resolve_features", "resolve_target"]
 
-KINDS = ("text", "category", "number", "binary")
+KINDS = ("text", "category", "number", "binary", "set")
 MOST_CATEGORIES = 100
 
 
@@ -55,7 +55,9 @@ class Feature:
         values = _values(column)
         if self.kind == "number":
             _check_numbers(column, missing)
-        write = _float_text if self.kind == "number" and not self.whole else label_text if self.whole else _text
+        write = _text_of_set if self.kind == "set" else label_text if self.whole else _text
+        if self.kind == "number" and not self.whole:
+            write = _float_text
         return [na_rep if gone else write(value) for value, gone in zip(values, missing, strict=True)]
 
 
@@ -76,6 +78,19 @@ def _float_text(value: Any) -> str:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_):
         return str(float(value))
     return _text(value)
+
+
+def is_set(cell: Any) -> bool:
+    """Tell several labels in one cell."""
+    return isinstance(cell, list | tuple | set | frozenset | np.ndarray)
+
+
+def _text_of_set(value: Any) -> str:
+    """Write several labels as one text; those of a set, which has no order, are sorted."""
+    if not is_set(value):
+        return _text(value)
+    texts = [label_text(label) for label in value]
+    return ", ".join(sorted(texts) if isinstance(value, set | frozenset) else texts)
 
 
 def _check_numbers(column: pd.Series, missing: np.ndarray) -> None:
@@ -110,9 +125,11 @@ def infer_kind(column: pd.Series) -> str:
 
     Booleans and columns of two distinct whole numbers or words are binary; numbers are numbers, unless they are
     integers of few distinct values; strings that repeat (at most 100 distinct ones, each seen twice
-    or more on average) are categories; everything else is text.
+    or more on average) are categories; lists, tuples and sets are sets; everything else is text.
     """
     known = column.dropna()
+    if known.dtype == object and len(known) and all(map(is_set, known)):
+        return "set"
     distinct = int(known.astype(str).nunique())
     repeats = distinct <= MOST_CATEGORIES and len(known) >= 2 * distinct
     if pd.api.types.is_bool_dtype(column.dtype):

@@ -17,7 +17,17 @@ import torch
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Encoded, Ids
 
-__all__ = ["Batch", "Reading", "collate", "completion_logits", "generation_inputs", "go_on", "keeps_all", "read"]
+__all__ = [
+    "Batch",
+    "Reading",
+    "collate",
+    "completion_logits",
+    "generation_inputs",
+    "go_on",
+    "keeps_all",
+    "look",
+    "read",
+]
 
 
 # Rows whose answers are known -----------------------------------------------------------------------
@@ -51,7 +61,9 @@ class Batch:
     decoder_input_ids: torch.Tensor | None = None
 
 
-def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device, start_ids: Ids = ()) -> Batch:
+def collate(
+    rows: Sequence[Encoded], pad_id: int, device: torch.device, start_ids: Ids = (), *, step: int = PAD_STEP
+) -> Batch:
     """Pad rows of prompt and completion into a batch.
 
     Parameters
@@ -61,14 +73,16 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device, start_id
     device : torch.device
     start_ids : tuple of int
         What the decoder of an encoder-decoder begins from.
+    step : int
+        Widths are multiples of it.
     """
     if start_ids:
         sequences, firsts = [(*start_ids, *row.completion) for row in rows], [len(start_ids)] * len(rows)
-        ids, _ = pad([sequence[:-1] for sequence in sequences], pad_id)
-        prompts, mask = map(torch.from_numpy, pad([row.prompt for row in rows], pad_id))
+        ids, _ = pad([sequence[:-1] for sequence in sequences], pad_id, step=step)
+        prompts, mask = map(torch.from_numpy, pad([row.prompt for row in rows], pad_id, step=step))
     else:
         sequences, firsts = [(*row.prompt, *row.completion) for row in rows], [row.first for row in rows]
-        ids, _ = pad(sequences, pad_id)
+        ids, _ = pad(sequences, pad_id, step=step)
     predicts = torch.zeros(ids.shape, dtype=torch.bool)
     for i, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
         predicts[i, first - 1 : len(sequence) - 1] = True
@@ -102,6 +116,15 @@ def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
     if len(logits) != len(batch.targets):  # a model that does not know logits_to_keep gives all of them
         logits = logits[batch.predicts.reshape(-1)]
     return logits
+
+
+def look(model: Any, batch: Batch) -> torch.Tensor:
+    """Run a batch through a model for what its layers see, whatever comes out."""
+    given: dict[str, Any] = {"input_ids": batch.input_ids}
+    if batch.decoder_input_ids is not None:
+        given |= {"attention_mask": batch.attention_mask, "decoder_input_ids": batch.decoder_input_ids}
+    model(**given)
+    return torch.zeros((), device=batch.input_ids.device)
 
 
 # Prompts that many answers go on from ---------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from llmfit.answers import LOSSES
 from llmfit.encoding import Encoded
 from llmfit.forward import Batch, collate, completion_logits
 
@@ -19,8 +20,8 @@ __all__ = ["OBJECTIVES", "Batch", "collate", "completion_losses", "loss_mass", "
 
 
 def loss_mass(rows: Sequence[Encoded]) -> float:
-    """Sum of weights over the loss tokens: what the summed loss of these rows is divided by."""
-    return sum(row.weight * (row.length - row.first) for row in rows)
+    """Sum of weights over the loss tokens, or a head's answers: what the summed loss of these rows is divided by."""
+    return sum(row.weight * (row.length - row.first if row.target is None else 1) for row in rows)
 
 
 def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
@@ -41,4 +42,4 @@ def supervised(model: Any, batch: Batch) -> torch.Tensor:
     return (losses * batch.weights.to(losses.dtype)).sum()
 
 
-OBJECTIVES: dict[str, Callable[[Any, Batch], torch.Tensor]] = {"supervised": supervised}
+OBJECTIVES: dict[str, Callable[[Any, Any], torch.Tensor]] = {"supervised": supervised, **LOSSES}

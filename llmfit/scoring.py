@@ -1,4 +1,4 @@
-"""Log-probabilities of given answers: class labels over a shared prompt cache, references in full.
+"""Log-probabilities of given answers: class labels over a shared prompt cache, references in full; answers of heads.
 
 Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. The prompt
 of a row goes through the network once; labels that begin alike share their tokens' forward passes. Only a model whose
@@ -22,7 +22,7 @@ from llmfit.forward import Reading, collate, go_on, keeps_all, read
 from llmfit.memory import auto_budget, halved, is_out_of_memory
 from llmfit.objectives import completion_losses
 
-__all__ = ["label_sequences", "reference_losses", "run_batches", "score_labels"]
+__all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels"]
 
 T = TypeVar("T")
 
@@ -210,3 +210,47 @@ def reference_losses(
     for _, losses in run_batches(rows, budget, measure):
         total, count = total + float(losses.cpu().double().sum()), count + len(losses)
     return total, count
+
+
+def head_outputs(
+    model: Any,
+    prompts: Sequence[Ids],
+    *,
+    device: torch.device,
+    pad_id: int,
+    batch_tokens: Any = "auto",
+    progress: Callable[[int], object] = lambda _: None,
+) -> torch.Tensor:
+    """Run what :mod:`llmfit.heads` puts on a model over every prompt.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Called with padded ids and lengths.
+    prompts : sequence of tuple of int, length n
+        Equal prompts are computed once.
+    progress : callable
+        Told the number of prompts done.
+
+    Returns
+    -------
+    Tensor of shape (n, outputs)
+        On the CPU.
+    """
+    times = Counter(prompts)
+    rows = [Encoded(prompt) for prompt in times]
+    done: dict[Ids, torch.Tensor] = {}
+    for positions, values in run_batches(
+        rows, auto_budget(batch_tokens, device), lambda part: _run_head(model, part, device, pad_id)
+    ):
+        done |= {rows[i].prompt: value for i, value in zip(positions, values, strict=True)}
+        progress(sum(times[rows[i].prompt] for i in positions))
+    return torch.stack([done[prompt] for prompt in prompts])
+
+
+@torch.no_grad()
+def _run_head(model: Any, rows: list[Encoded], device: torch.device, pad_id: int) -> torch.Tensor:
+    input_ids = torch.from_numpy(pad([row.prompt for row in rows], pad_id)[0])
+    lengths = torch.tensor([len(row.prompt) for row in rows])
+    out: torch.Tensor = model(input_ids.to(device), lengths.to(device)).cpu()
+    return out

@@ -1,7 +1,7 @@
 """The one training loop.
 
 Takes a lent module, encoded rows and :class:`Settings`; changes the module's trainable weights and gives a
-:class:`~llmfit.callbacks.State`. Knows no pandas and no estimator, and of an adapter only its say in a step. The gradient
+:class:`~llmfit.callbacks.State`. Knows no pandas and no estimator, of an adapter only its say in a step. The gradient
 of a step is that of the summed loss over the summed weights of its rows, however the step is cut into micro-batches;
 order and randomness come from the seed and the step alone, so that training can go on from any step.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from llmfit.adapters import AdapterSpec
+from llmfit.answers import collate_answers
 from llmfit.batching import epoch_order, length_batches, split_step
 from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint
@@ -208,7 +209,7 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     total = 0.0
     for positions in split_step([row.length for row in batch], run.budget):
         micro = [batch[i] for i in positions]
-        padded = collate(micro, run.pad_id, run.device, run.start_ids)
+        padded = _collate(micro, run.pad_id, run.device, run.start_ids)
         loss = OBJECTIVES[run.settings.objective](run.model, padded) / mass
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -219,6 +220,13 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     if penalty is not None:
         penalty.backward()  # type: ignore[no-untyped-call]
     return total
+
+
+def _collate(rows: Sequence[Encoded], pad_id: int, device: torch.device, start_ids: Ids) -> Any:
+    """Pad rows into a batch of tokens to predict, or of rows for a head to answer."""
+    if rows[0].target is not None:
+        return collate_answers(rows, pad_id, device)
+    return collate(rows, pad_id, device, start_ids)
 
 
 def _clip(run: _Run, batch: Sequence[Encoded], state: State) -> float:
@@ -269,7 +277,13 @@ def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks
 
 def _validation_loss(run: _Run, validation: Sequence[Encoded]) -> float:
     return mean_loss(
-        run.model, validation, budget=run.budget, device=run.device, pad_id=run.pad_id, start_ids=run.start_ids
+        run.model,
+        validation,
+        budget=run.budget,
+        device=run.device,
+        pad_id=run.pad_id,
+        start_ids=run.start_ids,
+        objective=run.settings.objective,
     )
 
 
@@ -281,11 +295,18 @@ def _load(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Te
 
 @torch.no_grad()
 def mean_loss(
-    model: Any, rows: Sequence[Encoded], *, budget: int, device: torch.device, pad_id: int, start_ids: Ids = ()
+    model: Any,
+    rows: Sequence[Encoded],
+    *,
+    budget: int,
+    device: torch.device,
+    pad_id: int,
+    start_ids: Ids = (),
+    objective: str = "supervised",
 ) -> float:
-    """Mean negative log-likelihood of the rows' loss tokens, in nats; nothing but the sum is kept."""
+    """Mean of the rows' losses, each weighing what it does in training; nothing but the sum is kept."""
     total = 0.0
     for positions in length_batches(rows, budget):
-        batch = collate([rows[i] for i in positions], pad_id, device, start_ids)
-        total += float(OBJECTIVES["supervised"](model, batch))
+        batch = _collate([rows[i] for i in positions], pad_id, device, start_ids)
+        total += float(OBJECTIVES[objective](model, batch))
     return total / loss_mass(rows)

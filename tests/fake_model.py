@@ -3,8 +3,8 @@
 Exact, deterministic and quick, so that scikit-learn's whole suite of checks can run on the estimators: a row of weight
 two is the row twice, a row of weight zero is no row, no answer depends on the other rows asked about or on an order.
 What it learns lies in the tensors that an estimator keeps, so that pickles and saved folders carry it. It stands in at
-four seams: loading, the training loop, the scoring of labels and generation. Prompts, answers, encoding, label
-sequences, weights, the kept tensors and what is made of scores are llmfit's own.
+five seams: loading, the training loop, the scoring of labels, generation and a head's answers. Prompts, answers,
+encoding, label sequences, weights, the kept tensors and what is made of scores are llmfit's own.
 """
 
 from __future__ import annotations
@@ -49,6 +49,15 @@ class FakeModel(torch.nn.Module):
     def __init__(self, tensors: dict[str, torch.Tensor] | None = None) -> None:
         super().__init__()
         self.learn(tensors or {})
+
+    @property
+    def backbone(self) -> Any:
+        """Where an adapter and a head look for each other: this model is both."""
+        return SimpleNamespace(model=self)
+
+    @property
+    def head(self) -> torch.nn.Module:
+        return torch.nn.Module()
 
     def learn(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -98,11 +107,14 @@ def _number(text: str) -> float:
 
 def train(model: FakeModel, rows: Sequence[Any], settings: Any, **_: Any) -> State:
     longest = max(len(row.completion) for row in rows)
+    targets = [row.target for row in rows if row.target is not None]
     model.learn(
         {
             "numbers": torch.tensor(np.stack([numbers(row.prompt) for row in rows])),
             "answers": torch.tensor([[*row.completion, *[-1] * (longest - len(row.completion))] for row in rows]),
             "weights": torch.tensor([row.weight for row in rows], dtype=torch.float64),
+            "targets": torch.tensor(targets, dtype=torch.float64),
+            "objective": torch.tensor([*map(ord, settings.objective)]),
         }
     )
     record = {"step": 1, "epoch": 1, "loss": 0.5, "learning_rate": settings.learning_rate, "tokens": len(rows)}
@@ -119,6 +131,20 @@ def score_labels(model: FakeModel, prompts: Sequence[Any], labels: Sequence[Any]
         of_label = similarity[:, mine] if mine.any() else np.full((len(prompts), 1), -np.inf)
         columns.append(np.logaddexp(np.logaddexp.reduce(of_label, axis=1), -600.0))
     return np.stack(columns, axis=1)
+
+
+def head_outputs(model: FakeModel, prompts: Sequence[Any], **_: Any) -> torch.Tensor:
+    """The similar rows' mean number, or the logits of their mean classes or labels: (P, K)."""
+    similarity = model.log_similarity(prompts)
+    shares = np.exp(similarity - np.logaddexp.reduce(similarity, axis=1, keepdims=True))
+    targets, objective = model.targets.numpy(), bytes(model.objective.tolist()).decode()
+    if objective == "classes":
+        targets = np.eye(int(targets.max()) + 1)[targets[:, 0].astype(int)]
+    means = (shares[:, :, None] * targets[None]).sum(1)
+    if objective == "number":
+        return torch.from_numpy(means)
+    chances = means.clip(1e-12, 1 - 1e-12)
+    return torch.from_numpy(np.log(chances) - (np.log(1 - chances) if objective == "sets" else 0.0))
 
 
 def generate(model: FakeModel, prompts: Sequence[Any], settings: Any, **_: Any) -> tuple[list[Any], int]:
@@ -144,5 +170,6 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmfit.base_model.load_base_model", lambda *_, **__: FakeBase())
     monkeypatch.setattr("llmfit.estimators.fitting.train", train)
     monkeypatch.setattr("llmfit.scoring.score_labels", score_labels)
+    monkeypatch.setattr("llmfit.scoring.head_outputs", head_outputs)
     monkeypatch.setattr("llmfit.scoring.reference_losses", reference_losses)
     monkeypatch.setattr("llmfit.inference.generate", generate)

@@ -56,7 +56,6 @@ NUMBERS: dict[str, tuple[list[Any], str]] = {
     "validation_fraction": ([-0.1, 1.1, float("nan"), None, "half"], "a finite number >= 0 and <= 1"),
 }
 CHOICES: dict[str, tuple[list[Any], str]] = {
-    "head": (["linear", None], "one of 'lm'"),
     "truncation": (["cut", None, True], "one of 'error', 'prompt'"),
     "schedule": (["cosin", 3], "one of 'cosine', 'linear', 'constant'"),
     "warm_start": ([2, None, "yes"], "one of True, False"),
@@ -166,8 +165,8 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"features": {"size": "nummer"}},
-        "The \"features['size']\" parameter of LLMClassifier must be one of 'text', 'category', 'number', 'binary'. "
-        "Got 'nummer' instead. Did you mean 'number'?",
+        "The \"features['size']\" parameter of LLMClassifier must be one of 'text', 'category', 'number', 'binary', "
+        "'set'. Got 'nummer' instead. Did you mean 'number'?",
     ),
     (
         {"target": ["label", "size"]},

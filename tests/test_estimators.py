@@ -21,7 +21,7 @@ from sklearn import metrics
 
 import llmfit
 from llmfit import LLMClassifier, LLMEstimator, LLMGenerator
-from llmfit.exceptions import DataError, DataWarning, ParameterError, TruncationWarning
+from llmfit.exceptions import DataWarning, ParameterError, TruncationWarning
 from llmfit.training import train
 
 FAKE: dict[str, Any] = {"base_model": NAME, "adapter": "full", "verbose": 0}
@@ -421,10 +421,9 @@ def test_target_decides_the_estimator(y: Any, kind: Any, chosen: Any) -> None:
     [
         (
             [0.5 * i for i in range(N)],
-            {},
-            DataError,
-            "The target 'label' holds numbers, and LLMEstimator answers with classes or text. "
-            "Say which with target={'label': 'category'} or 'text'.",
+            {"class_weight": "balanced"},
+            ParameterError,
+            "The 'class_weight' parameter has no meaning here: the target is numbers.",
         ),
         (
             list("abcdefgh"),

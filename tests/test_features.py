@@ -47,7 +47,8 @@ INFERRED = {
     "categorical of three": (pd.Series(["a", "b", "c"], dtype="category"), "category"),
     "categorical of two": (pd.Series(["a", "b"], dtype="category"), "binary"),
     "missing values do not count": (pd.Series(["yes", None, "no", None, "no", "yes"]), "binary"),
-    "lists": (pd.Series([[1], [2], [3]]), "text"),
+    "lists": (pd.Series([[1], [2], [3]]), "set"),
+    "lists and one that is none": (pd.Series([[1], [2], 3]), "text"),
 }
 
 
@@ -108,7 +109,7 @@ def test_every_spelling_of_target(target: Any, settings: dict[str, Any]) -> None
 
 
 WANTED = "None, a column name, a list of column names or a dict of column name to kind"
-CHOICES = "'text', 'category', 'number', 'binary'"
+CHOICES = "'text', 'category', 'number', 'binary', 'set'"
 MISSPELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no features": (
         {"features": []},

@@ -39,6 +39,7 @@ PUBLIC = {
     "LLMClassifier",
     "LLMEstimator",
     "LLMGenerator",
+    "LLMRegressor",
     "LoRA",
     "Quantization",
     "__version__",
@@ -67,7 +68,9 @@ def test_every_name_in_all_exists(name: str) -> None:
     assert [n for n in getattr(module, "__all__", []) if not hasattr(module, n)] == []
 
 
-@pytest.mark.parametrize("estimator", [llmfit.LLMClassifier, llmfit.LLMGenerator, llmfit.LLMEstimator])
+@pytest.mark.parametrize(
+    "estimator", [llmfit.LLMClassifier, llmfit.LLMRegressor, llmfit.LLMGenerator, llmfit.LLMEstimator]
+)
 def test_every_parameter_and_public_method_is_documented(estimator: type) -> None:
     documented = inspect.getdoc(estimator) or ""
     for parameter in estimator._get_param_names():

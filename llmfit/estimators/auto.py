@@ -1,4 +1,4 @@
-"""One estimator for any target: it chooses classification or generation from the target's kind."""
+"""One estimator for any target: it chooses classification, regression or generation from the target's kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from llmfit.estimators.base import BaseLLM, all_or_nothing
 from llmfit.estimators.classifier import LLMClassifier
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_fit
-from llmfit.exceptions import DataError, ParameterError, check_keys
+from llmfit.estimators.regressor import LLMRegressor
+from llmfit.estimators.targets import indicator_form, one_column
+from llmfit.exceptions import ParameterError, check_keys
 from llmfit.features import infer_kind, resolve_target
 from llmfit.params import Nested
 
@@ -22,12 +24,12 @@ __all__ = ["LLMEstimator"]
 BY_KIND: dict[str, type[BaseLLM]] = {
     "category": LLMClassifier,
     "binary": LLMClassifier,
+    "set": LLMClassifier,
+    "number": LLMRegressor,
     "text": LLMGenerator,
 }
-OWN: dict[type[BaseLLM], tuple[str, str]] = {
-    LLMClassifier: ("class_weight", "the target is text"),
-    LLMGenerator: ("generation", "the target is classes"),
-}
+WORDS: dict[type[BaseLLM], str] = {LLMClassifier: "classes", LLMRegressor: "numbers", LLMGenerator: "text"}
+OWN = ("class_weight", "generation")  # parameters that not all of them have
 
 
 def _is_classifier(self: LLMEstimator) -> bool:
@@ -37,26 +39,27 @@ def _is_classifier(self: LLMEstimator) -> bool:
 
 
 class LLMEstimator(BaseLLM):
-    """Answer the rows of a frame with a language model, classes or text as the target wants it.
+    """Answer the rows of a frame with a language model: classes, numbers or text, as the target wants it.
 
-    Words and whole numbers that repeat are classes, other words are text; ``target={"column": "text"}`` (or "category",
-    "binary") decides it.
+    Words and whole numbers that repeat are classes, lists are several classes a row, other numbers are numbers and
+    other words text; ``target={"column": "text"}`` (or "category", "binary", "set", "number") decides it.
 
     Parameters
     ----------
+    head : "auto", "lm", "linear" or dict, default="auto"
+        As in :class:`LLMClassifier`; "auto" answers in words, but for numbers and several classes a row.
     class_weight
-        As in :class:`LLMClassifier`; refused where the target is text.
+        As in :class:`LLMClassifier`; refused where the target is text or numbers.
     generation
         As in :class:`LLMGenerator`; refused where the target is classes.
-    base_model, features, target, template, adapter, quantization, head, epochs, learning_rate, batch_size, \
-batch_tokens, gradient_checkpointing, max_length, truncation, warmup, schedule, optimizer, weight_decay, \
-max_grad_norm, validation_fraction, early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, \
-callbacks, verbose
+    base_model, features, target, template, adapter, quantization, epochs, learning_rate, batch_size, batch_tokens, \
+gradient_checkpointing, max_length, truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, \
+validation_fraction, early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
         As in :class:`LLMClassifier`.
 
     Attributes
     ----------
-    estimator_ : LLMClassifier or LLMGenerator
+    estimator_ : LLMClassifier, LLMRegressor or LLMGenerator
         The fitted estimator that answers. Its attributes can be read here too.
 
     Examples
@@ -80,7 +83,7 @@ callbacks, verbose
         template: Any = None,
         adapter: Any = "lora",
         quantization: Any = None,
-        head: str = "lm",
+        head: Any = "auto",
         epochs: int = 3,
         learning_rate: float | str = "auto",
         batch_size: int | str = "auto",
@@ -139,28 +142,31 @@ callbacks, verbose
         """
         super().set_params(**params)
         if "estimator_" in vars(self):
-            known = self.estimator_._get_param_names()
-            own = {name: value for name, value in self.get_params(deep=False).items() if name in known}
-            self.estimator_.set_params(**own)
+            head = "lm" if self.estimator_._head is None else "linear"
+            self.estimator_.set_params(**self._own_params(type(self.estimator_), head))
         return self
+
+    def _own_params(self, chosen: type[BaseLLM], auto: str) -> dict[str, Any]:
+        """Take the parameters that the chosen estimator has; `auto` is what "auto" means for its head."""
+        params = self.get_params(deep=False)
+        if isinstance(self.head, str) and self.head == "auto":
+            params["head"] = auto
+        return {name: value for name, value in params.items() if name in chosen._get_param_names()}
+
+    def _one_column(self, y: Any, *, fitting: bool = False) -> Any:
+        return one_column(y, indicator_form(y))
 
     def _choose(self, X: Any, y: Any) -> BaseLLM:
         """Make the estimator that the target's kind wants, with the parameters of this one."""
         name, kind = resolve_target(self.target, type(self).__name__)
         _, target = read_fit(self, X, y, self._default_target)
         kind = kind or infer_kind(target)
-        if kind not in BY_KIND:
-            raise DataError(
-                f"The target {target.name!r} holds numbers, and {type(self).__name__} answers with classes or text. "
-                f"Say which with target={{{target.name!r}: 'category'}} or 'text'."
-            )
         chosen = BY_KIND[kind]
-        for other, (parameter, reason) in OWN.items():
-            if other is not chosen and getattr(self, parameter) is not None:
-                raise ParameterError(f"The {parameter!r} parameter has no meaning here: {reason}.")
-        params = self.get_params(deep=False)
-        known = chosen._get_param_names()
-        return chosen(**{key: value for key, value in params.items() if key in known} | {"target": name})
+        for parameter in OWN:
+            if parameter not in chosen._get_param_names() and getattr(self, parameter) is not None:
+                raise ParameterError(f"The {parameter!r} parameter has no meaning here: the target is {WORDS[chosen]}.")
+        auto = "linear" if kind in ("set", "number") else "lm"
+        return chosen(**self._own_params(chosen, auto) | {"target": {name: kind} if name and kind == "set" else name})
 
     def predict(self, X: Any) -> Any:
         """Answer every row. See :meth:`LLMClassifier.predict` and :meth:`LLMGenerator.predict`.
@@ -207,7 +213,7 @@ callbacks, verbose
         return self.estimator_.predict_log_proba(X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy of classes, or share of texts that are exactly the true ones.
+        """Accuracy of classes, R squared of numbers, or share of texts that are exactly the true ones.
 
         Parameters
         ----------
@@ -217,7 +223,7 @@ callbacks, verbose
         Returns
         -------
         float
-            Between 0 and 1.
+            At most 1.
         """
         check_is_fitted(self)
         return float(self.estimator_.score(X, y, sample_weight))
@@ -268,4 +274,6 @@ callbacks, verbose
         fitted = vars(self).get("estimator_")
         if isinstance(fitted, LLMClassifier) or (fitted is None and kinds in (["category"], ["binary"])):
             return LLMClassifier().__sklearn_tags__()
+        if isinstance(fitted, LLMRegressor) or (fitted is None and kinds == ["number"]):
+            return LLMRegressor().__sklearn_tags__()
         return tags

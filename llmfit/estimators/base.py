@@ -1,7 +1,7 @@
 """The mechanism that all estimators share: fit, the lent model, preview, save.
 
 Takes frames; keeps what was learned: prompts, the adapter's tensors, the history. A concrete estimator says how targets
-become answers (the methods under "what a concrete estimator says") and how the model answers (`predict`).
+become answers (:class:`~llmfit.estimators.hooks.Hooks`) and how the model answers (`predict`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from llmfit.estimators.exporting import Exported
+from llmfit.estimators.hooks import Hooks
 from llmfit.estimators.reading import naming, read_eval_set, read_fit, read_table, read_weights
 from llmfit.exceptions import LLMFitWarning, ModelLoadError, ParameterError, warn
 from llmfit.frames import Table
@@ -38,6 +39,12 @@ def _quantization_defaults(given: Any) -> dict[str, Any]:
     from llmfit.quantization import quantization_defaults
 
     return quantization_defaults(given)
+
+
+def _head_defaults(given: Any) -> dict[str, Any]:
+    from llmfit.heads import head_defaults
+
+    return head_defaults(given)
 
 
 def _template_defaults(_: Any) -> dict[str, Any]:
@@ -64,22 +71,26 @@ def all_or_nothing(estimator: Any) -> Iterator[None]:
         raise
 
 
-class BaseLLM(Exported, NestedParams, BaseEstimator):
+class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
     """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
 
     _nested: ClassVar[dict[str, Nested]] = {
         "adapter": Nested("type", _adapter_defaults, off=(None,)),
         "quantization": Nested("bits", _quantization_defaults),
+        "head": Nested("type", _head_defaults),
         "template": Nested("template", _template_defaults),
         "early_stopping": Nested("patience", _early_stopping_defaults, off=(False,)),
     }
     _default_target: ClassVar[str] = "label"
+    _heads: ClassVar[tuple[str, ...]] = ("lm", "linear")
+    _head: Any = None  # the head of the fit; None where it answers in words
 
     # Parameters, stored untouched by __init__; attributes of a fit end in an underscore.
     base_model: Any
     features: Any
     adapter: Any
     quantization: Any
+    head: Any
     max_length: Any
     random_state: Any
     truncation: Any
@@ -95,42 +106,6 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
         """Store the parameters of ``__init__`` untouched."""
         for name in self._get_param_names():
             setattr(self, name, given[name])
-
-    # What a concrete estimator says -------------------------------------------------------------
-
-    def _check(self) -> None:
-        """Check the parameters that only this estimator has."""
-
-    def _check_target_kind(self, kind: str | None) -> None:
-        """Refuse a declared kind of target that this estimator cannot answer."""
-
-    def _learn_answers(self, y: pd.Series) -> None:
-        """Learn from the target what prediction needs to know of it."""
-
-    def _answer_texts(self, y: pd.Series) -> list[str]:
-        """Write every target as the text to be answered."""
-        return [str(value) for value in y]
-
-    def _check_truth(self, y: pd.Series) -> None:
-        """Refuse true answers, of rows to validate on, that the fitted rows do not know."""
-
-    def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
-        """Weights of this estimator's own, beside the user's; None where it has none."""
-        return None
-
-    def _default_task(self) -> str | None:
-        """Words for the task where the user gives none."""
-        return None
-
-    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
-        """Tokens to keep free for an answer that is not known."""
-        return 1
-
-    def _generation_config(self, base: Any) -> Any:
-        """How transformers generates such answers; None leaves it as the base model has it."""
-
-    def _check_prompts(self, encoder: Any) -> None:
-        """Refuse what the tokens of the answers cannot tell apart, before anything is trained."""
 
     # fit ----------------------------------------------------------------------------------------
 
@@ -184,7 +159,9 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
         self._learn_answers(target)
         kept, held = self._split(checked, target, eval_set)
         self._learn(checked, base, table, target, kept)
-        rows = self._encode_known(base, table, target, self._all_weights(target, sample_weight, kept))
+        weights = self._all_weights(target, sample_weight, kept)
+        checked = self._with_task(checked, target.iloc[list(kept)], weights[list(kept)])
+        rows = self._encode_known(base, table, target, weights)
         validation = [rows[i] for i in held]
         if eval_set is not None:
             held_table, truth = read_eval_set(self, eval_set)
@@ -214,25 +191,38 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
         """With warm_start, the weights of the last fit; the adapter must be the one they belong to."""
         if not (self.warm_start and getattr(self, "_tensors", None)):
             return None
-        if checked.adapter != self._adapter:
-            raise ParameterError(
-                f"warm_start continues the adapter of the last fit, {self._adapter!r}. Got {checked.adapter!r} "
-                "instead. Set warm_start=False to begin anew."
-            )
+        for part, now, then in (("adapter", checked.adapter, self._adapter), ("head", checked.head, self._head)):
+            if now != then:
+                raise ParameterError(
+                    f"warm_start continues the {part} of the last fit, {then!r}. Got {now!r} "
+                    "instead. Set warm_start=False to begin anew."
+                )
         return self._tensors
+
+    def _with_task(self, checked: Any, y: pd.Series, weights: np.ndarray) -> Any:
+        """Say what a head is to learn, from the rows that it learns from."""
+        self._learn_units(y, weights)
+        if checked.head is None:
+            return checked
+        objective, outputs = self._head_task()
+        return replace(checked, outputs=outputs, settings=replace(checked.settings, objective=objective))
 
     def _learn(
         self, checked: Any, base: Any, table: Table, target: pd.Series, kept: Sequence[int] | None = None
     ) -> None:
         """Learn features, template and limits, few-shot examples from the rows at `kept` (None: all) only."""
         from llmfit.encoding import Limit
+        from llmfit.estimators.heads import check_base, own_template
         from llmfit.estimators.prompts import learn_prompts, with_examples
 
+        check_base(base, checked.head, self.base_model)
+        self._head = checked.head
+        config = own_template(base, checked.head, checked.template)
         self.target_, self.target_dtype_ = str(target.name), target.dtype
         limit = Limit(self._max_length(base, checked.adapter), self.truncation, apart=len(base.start_ids))
         prompts = learn_prompts(
             base,
-            checked.template,
+            config,
             self.features,
             table.frame,
             self.target_,
@@ -244,15 +234,17 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
         prompts = with_examples(
             base,
             prompts,
-            checked.template,
+            config,
             table.frame.iloc[shown],
             [answers[i] for i in shown],
             balanced=hasattr(self, "classes_"),
         )
-        reserve = self._reserve(prompts.encoder(base), [prompts.template.completion(a) for a in answers])
+        wanted = [prompts.template.completion(a) for a in answers]
+        reserve = self._reserve(prompts.encoder(base), wanted) if self._head is None else 0
         self._prompts = replace(prompts, limit=replace(limit, reserve=reserve, alike=hasattr(self, "classes_")))
         self.max_length_ = limit.max_length
-        self._check_prompts(prompts.encoder(base))
+        if self._head is None:
+            self._check_prompts(prompts.encoder(base))
         self.base_model_ = {
             "name": str(self.base_model),
             "fingerprint": base.source.fingerprint,
@@ -300,9 +292,11 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
     def _encode_known(self, base: Any, table: Table, target: pd.Series, weights: Any = None) -> list[Any]:
         """Encode rows with their answers."""
         frame = self._prompts.select(table.frame, type(self).__name__)
-        return self._prompts.encode(
-            base, frame, self._answer_texts(target), None if weights is None else weights.tolist()
-        )
+        weights = None if weights is None else weights.tolist()
+        if self._head is None:
+            return self._prompts.encode(base, frame, self._answer_texts(target), weights)
+        rows = self._prompts.encode(base, frame, None, weights)
+        return [row._replace(target=own) for row, own in zip(rows, self._head_targets(target), strict=True)]
 
     # prediction ---------------------------------------------------------------------------------
 
@@ -313,6 +307,14 @@ class BaseLLM(Exported, NestedParams, BaseEstimator):
         else:  # a RandomState is not moved on by predicting; None draws other answers every time
             seed = int(check_random_state(deepcopy(self.random_state)).randint(2**31 - 1))
         return base.attach(self._adapter, self._tensors or None, seed=seed, longest=longest)
+
+    def _head_answers(self, frame: pd.DataFrame) -> np.ndarray:
+        """Answer rows with the fitted head: (n_rows, outputs)."""
+        from llmfit.estimators.heads import answer
+
+        base = self._fitted_base()
+        answers: np.ndarray = answer(self, base, self._prompts.encode(base, frame))
+        return answers
 
     def _load_base(self) -> Any:
         from llmfit.base_model import load_base_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def model_card(estimator: Any, form: str = "saved", loader: str = "AutoModelForC
     return f"""\
 ---
 library_name: {library}
-{_on_the_hub(base)}tags: [llmfit, {"text-classification" if hasattr(estimator, "classes_") else "text-generation"}]
+{_on_the_hub(base)}tags: [llmfit, {_task(estimator)}]
 ---
 
 # {name}: {", ".join(estimator.features_)} to {estimator.target_}
@@ -69,6 +69,11 @@ Fitted with [llmfit](https://pypi.org/project/llmfit/).
 def _on_the_hub(base: str) -> str:
     """Link the base model, where it is one of the hub's; a card that names another is refused there."""
     return f"base_model: {base}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else ""
+
+
+def _task(estimator: Any) -> str:
+    words = "text-regression" if hasattr(estimator, "target_scale_") else "text-generation"
+    return "text-classification" if hasattr(estimator, "classes_") else words
 
 
 def _rows(facts: dict[str, Any]) -> str:
@@ -114,24 +119,30 @@ def _part_text(part: Any) -> str:
 
 
 def _training(estimator: Any) -> dict[str, Any]:
-    adapter, history = estimator._adapter, estimator.history_
-    if adapter is None or not len(history):
+    adapter, head, history = estimator._adapter, estimator._head, estimator.history_
+    if (adapter is None and head is None) or not len(history):
         return {"adapter": "none: the base model answers as it is" if adapter is None else f"{adapter.type}, untrained"}
-    settings = ", ".join(f"{key}={value!r}" for key, value in asdict(adapter).items())
+    unit = " nats per token" if head is None else ""
     facts = {
-        "adapter": f"{adapter.type} ({settings})" if settings else adapter.type,
+        "adapter": "none: the head alone is trained" if adapter is None else _spelled(adapter),
+        **({"head": _spelled(replace(head, cache=None))} if head is not None else {}),
         "trained parameters": f"{estimator.trainable_parameters_:,}",
         "weights on disk": f"{sum(t.numel() * t.element_size() for t in estimator._tensors.values()) / 1e6:.1f} MB",
         "optimiser steps": len(history),
         "tokens seen": f"{int(history['tokens'].sum()):,}",
         "peak learning rate": estimator.learning_rate_,
-        "loss of the last step": f"{history['loss'].iloc[-1]:.4f} nats per token",
+        "loss of the last step": f"{history['loss'].iloc[-1]:.4f}{unit}",
         "seconds": f"{history['seconds'].sum():.0f}",
     }
     losses = history["validation_loss"].dropna()
     if len(losses):
-        facts["lowest validation loss"] = f"{losses.min():.4f} nats per token"
+        facts["lowest validation loss"] = f"{losses.min():.4f}{unit}"
     return facts
+
+
+def _spelled(spec: Any) -> str:
+    settings = ", ".join(f"{key}={value!r}" for key, value in asdict(spec).items())
+    return f"{spec.type} ({settings})" if settings else str(spec.type)
 
 
 USES: dict[str, tuple[str, str]] = {

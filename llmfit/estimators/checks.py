@@ -13,6 +13,7 @@ from typing import Any
 from llmfit.adapters import AdapterSpec, resolve_adapter
 from llmfit.callbacks import Callback, EarlyStopping, resolve_callbacks, resolve_early_stopping
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error
+from llmfit.heads import LinearHead, check_use, resolve_head
 from llmfit.optim import SCHEDULES, resolve_optimizer
 from llmfit.quantization import check_quantizable, resolve_quantization
 from llmfit.templates import TemplateConfig, resolve_template
@@ -32,11 +33,13 @@ class Checked:
     callbacks: list[Callback]
     seed: int
     gradient_checkpointing: bool = False
+    head: LinearHead | None = None
+    outputs: int = 0  # of the head, once the target is known
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train: without an adapter, the base model answers in words as it is."""
-        return self.adapter is not None
+        """Whether there is anything to train: without adapter and head, the base model answers in words as it is."""
+        return self.adapter is not None or self.head is not None
 
 
 def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
@@ -54,7 +57,7 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
         For the first parameter that cannot be used.
     """
     owner = type(estimator).__name__
-    check_choice("head", owner, estimator.head, ["lm"])
+    head = resolve_head(estimator.head, owner, estimator._heads)
     _check_numbers(estimator, owner)
     check_choice("truncation", owner, estimator.truncation, ["error", "prompt"])
     check_choice("schedule", owner, estimator.schedule, list(SCHEDULES))
@@ -63,6 +66,7 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
     adapter = resolve_adapter(estimator.adapter)
     check_quantizable(adapter, resolve_quantization(estimator.quantization))
     _check_recomputable(estimator, adapter, owner)
+    check_use(head, adapter)
     stopping = resolve_early_stopping(estimator.early_stopping)
     if stopping is not None and not (estimator.validation_fraction or validated):
         raise ParameterError("early_stopping needs validation_fraction > 0, or an eval_set passed to fit.")
@@ -70,11 +74,12 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
     return Checked(
         adapter=adapter,
         template=resolve_template(estimator.template),
-        settings=_settings(estimator, adapter, stopping, seed),
+        settings=_settings(estimator, adapter or head, stopping, seed),
         early_stopping=stopping,
         callbacks=resolve_callbacks(estimator.callbacks),
         seed=seed,
         gradient_checkpointing=estimator.gradient_checkpointing,
+        head=head,
     )
 
 
@@ -129,10 +134,11 @@ def _draw_seed(estimator: Any, owner: str) -> int:
         raise ParameterError(f"The 'random_state' parameter of {owner} cannot be used: {error}") from error
 
 
-def _settings(estimator: Any, adapter: AdapterSpec | None, stopping: EarlyStopping | None, seed: int) -> Settings:
+def _settings(estimator: Any, trained: Any, stopping: EarlyStopping | None, seed: int) -> Settings:
+    """Resolve how to train; `trained` is the adapter, the head where there is none, or None."""
     rate = estimator.learning_rate
     if rate == "auto":
-        rate = adapter.learning_rate if adapter else 0.0
+        rate = trained.learning_rate if trained else 0.0
     return Settings(
         epochs=int(estimator.epochs),
         batch_size=estimator.batch_size,

@@ -1,20 +1,20 @@
-"""Classification: labels are scored as answers, never guessed from generated text."""
+"""Classification: labels are scored as answers, never guessed from generated text, or answered by a head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
 
+from llmfit.estimators import targets
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
-from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted
-from llmfit.features import label_text, resolve_target, row_name
+from llmfit.exceptions import ParameterError
+from llmfit.features import infer_kind, label_text, resolve_target
+from llmfit.heads import resolve_head
 
 __all__ = ["LLMClassifier"]
 
@@ -25,7 +25,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     """Classify the rows of a frame with a language model.
 
     A row becomes a prompt, each class an answer; the answer's log-probability behind the prompt, normalised over the
-    classes, is the class's probability.
+    classes, is the class's probability. With ``head="linear"`` a new layer on the model's last hidden states answers.
 
     Parameters
     ----------
@@ -36,19 +36,23 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         Columns of the prompt; None takes those of the template, or all but the target. Kinds are "text", "category",
         "number" and "binary"; those not given are inferred.
     target : None, str or dict of str to kind, default=None
-        The column to predict; None where `y` is passed.
+        The column to predict; None where `y` is passed. With ``head="linear"``, cells may be lists of labels (the
+        kind "set"), and `y` may be a 2-d indicator.
     template : None, str or dict, default=None
         How a row becomes a prompt: text with ``{column}`` fields (``{price:.2f}`` for numbers, ``{{`` and ``}}`` for
         braces), or a dict of "task", "template", "system", "chat" ("auto", True, False), "few_shot" ({"k", "seed"})
         and "na_rep" (what a missing value reads as). None lists the features as ``name: value``.
     adapter : None, str, dict or spec, default="lora"
         What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), "full", or None for zero-shot
-        and few-shot, where `fit` only learns the labels and what concerns training has no part.
+        and few-shot, where `fit` only learns the labels and what concerns training has no part. None with a linear head
+        trains the head alone, on vectors that are computed once.
     quantization : None, 4, 8, dict or Quantization, default=None
         Bits in which the frozen base model's linear layers are stored: 4 (or {"bits": 4, "type": "nf4" or "fp4",
         "double_quant", "compute_dtype"}), 8 (or {"bits": 8, "threshold"}). Not with adapter="full".
-    head : "lm", default="lm"
-        Answer in words.
+    head : "lm", "linear" or dict, default="lm"
+        Answer in words, or by a linear layer on a row's pooled hidden states: {"type": "linear", "pooling": "auto"
+        ("last" for a decoder, "mean" for an encoder), "last", "mean" or "first", "dropout", "cache"}; see
+        :class:`llmfit.heads.LinearHead`. Encoders such as BERT need "linear".
     epochs : int, default=3
         Passes over the rows.
     learning_rate : float or "auto", default="auto"
@@ -104,7 +108,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The labels, sorted.
+        The labels, sorted; of a 2-d `y`, its columns.
     history_ : DataFrame
         One row an optimiser step: step, epoch, loss (nats per token), learning_rate, grad_norm, tokens, seconds,
         validation_loss.
@@ -131,6 +135,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
     classes_: np.ndarray
     _default_target = "label"
+    _form: dict[str, Any] | None = None  # of several labels a row; None where each has one
 
     def __init__(
         self,
@@ -141,7 +146,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         template: Any = None,
         adapter: Any = "lora",
         quantization: Any = None,
-        head: str = "lm",
+        head: Any = "lm",
         epochs: int = 3,
         learning_rate: float | str = "auto",
         batch_size: int | str = "auto",
@@ -172,83 +177,54 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     # What base.py asks for ----------------------------------------------------------------------
 
     def _check(self) -> None:
-        owner, given = type(self).__name__, self.class_weight
-        if not (given is None or isinstance(given, dict) or (isinstance(given, str) and given == "balanced")):
-            raise parameter_error("class_weight", owner, "None, 'balanced' or a dict", given)
-        for label, weight in given.items() if isinstance(given, dict) else ():
-            check_number(f"class_weight[{label!r}]", owner, weight, least=0)
+        targets.check_class_weight(self.class_weight, type(self).__name__)
 
     def _check_target_kind(self, kind: str | None) -> None:
-        if kind not in (None, "category", "binary"):
+        if kind not in (None, "category", "binary", "set"):
             raise ParameterError(f"{type(self).__name__} predicts categories; its target is declared as {kind!r}.")
 
+    def _one_column(self, y: Any, *, fitting: bool = False) -> Any:
+        form = targets.indicator_form(y)
+        if fitting:
+            self._form = form
+        return targets.one_column(y, form)
+
     def _learn_answers(self, y: pd.Series) -> None:
-        values = _label_values(y)
-        if values.dtype.kind in "mM" or isinstance(values[0], np.datetime64 | np.timedelta64 | date | timedelta):
-            raise DataError(
-                f"The labels of {y.name!r} are dates or times ({y.dtype}). Make them text first, for example with "
-                f"df[{y.name!r}].astype(str)."
+        owner = type(self).__name__
+        if self._form is None and (infer_kind(y) == "set" or self._target_kind() == "set"):
+            self._form = {}
+        if self._form is not None and resolve_head(self.head, owner, self._heads) is None:
+            raise ParameterError(
+                f"{owner} answers with one label a row in words, but {y.name!r} holds several. Set head='linear'."
             )
-        try:
-            classes = np.unique(values)
-        except TypeError:
-            kinds = sorted({type(value).__name__ for value in values})
-            raise DataError(
-                f"The labels of {y.name!r} are of kinds that cannot be sorted: {', '.join(kinds)}."
-            ) from None
-        try:
-            check_classification_targets(values)
-        except ValueError as error:
-            raise DataError(f"The labels of {y.name!r} are no classes: {error}") from None
+        classes = targets.learn_classes(y, self._form)
         if self.warm_start and hasattr(self, "classes_"):
-            if y.dtype != self.target_dtype_:
-                raise DataError(
-                    f"warm_start goes on with labels of dtype {self.target_dtype_}, but {y.name!r} is {y.dtype}."
-                )
-            classes = np.union1d(self.classes_, classes)
-        if len(classes) < 2:
-            raise DataError(
-                f"{type(self).__name__} needs at least two classes in {y.name!r}, but every row is {classes[0]!r}: "
-                "only one class."
-            )
-        _, kind = resolve_target(self.target, type(self).__name__)
-        if kind == "binary" and len(classes) > 2:
-            raise DataError(f"The target {y.name!r} is declared as 'binary', but has {len(classes)} classes.")
-        texts = [label_text(value) for value in classes]
-        if len(set(texts)) < len(texts) or "" in texts:
-            raise DataError(f"Each class of {y.name!r} needs a text of its own that is not empty. Got {quoted(texts)}.")
+            classes = targets.join_classes(self.classes_, classes, y, self.target_dtype_)
+        targets.check_classes(classes, y, self._form, owner, binary=self._target_kind() == "binary")
         self.classes_ = classes
 
+    def _target_kind(self) -> str | None:
+        return resolve_target(self.target, type(self).__name__)[1]
+
     def _answer_texts(self, y: pd.Series) -> list[str]:
-        return [label_text(value) for value in _label_values(y)]
+        return [label_text(value) for value in targets.label_values(y)] if self._form is None else targets.set_texts(y)
+
+    def _head_task(self) -> tuple[str, int]:
+        return "classes" if self._form is None else "sets", len(self.classes_)
+
+    def _head_targets(self, y: pd.Series) -> list[tuple[float, ...]]:
+        if self._form is not None:
+            return [tuple(map(float, row)) for row in targets.to_indicator(y, self.classes_)]
+        place = {label: (float(i),) for i, label in enumerate(self.classes_.tolist())}
+        return [place[label] for label in targets.label_values(y).tolist()]
 
     def _check_truth(self, y: pd.Series) -> None:
-        known = {label_text(label) for label in self.classes_}
-        for row, label in enumerate(_label_values(y).tolist()):
-            if label_text(label) not in known:  # by their texts, which are what is trained on: True is no 1
-                raise DataError(
-                    f"{row_name(row, y.index)} has the label {label!r}, which no fitted row has. "
-                    f"The classes are {quoted(self.classes_.tolist())}."
-                )
+        targets.check_known(y, self.classes_, self._form)
 
     def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
         if self.class_weight is None:
             return None
-        values = _label_values(y)
-        present = np.unique(values)
-        if isinstance(self.class_weight, dict):
-            for label in self.class_weight:
-                if label not in self.classes_.tolist():
-                    raise ParameterError(
-                        f"class_weight names the label {label!r}; the classes are {quoted(self.classes_.tolist())}."
-                    )
-            weights = {label: float(self.class_weight.get(label, 1.0)) for label in present.tolist()}
-        else:
-            from sklearn.utils.class_weight import compute_class_weight
-
-            balanced = compute_class_weight("balanced", classes=present, y=values)
-            weights = dict(zip(present.tolist(), balanced.tolist(), strict=True))
-        return np.array([weights[value] for value in values.tolist()])
+        return targets.class_weights(self.class_weight, y, self.classes_, self._form)
 
     def _default_task(self) -> str | None:
         texts = [label_text(value) for value in self.classes_]
@@ -269,8 +245,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
         texts = [label_text(value) for value in self.classes_]
         ids = encoder.completions([self._prompts.template.completion(text) for text in texts])
-        if len(set(ids)) < len(ids):
-            raise DataError(f"Two of the classes {quoted(texts)} are the same tokens to this model. Rename one.")
+        targets.check_apart(ids, texts)
         return label_sequences(ids, encoder.end_id)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -291,6 +266,10 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         _, frame = self._read_rows(X)
         if not len(frame):
             return np.empty((0, len(self.classes_)))
+        if self._form is not None:
+            return np.asarray(-np.logaddexp(0.0, -self._head_answers(frame)))
+        if self._head is not None:
+            return targets.log_normalised(self._head_answers(frame))
         base = self._fitted_base()
         rows = self._prompts.encode(base, frame)
         labels = self._label_ids(self._prompts.encoder(base))
@@ -306,8 +285,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
                 batch_tokens=self.batch_tokens,
                 progress=bar.update,
             )
-        log_proba: np.ndarray = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
-        return log_proba
+        return targets.log_normalised(scores)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict the probability of every class.
@@ -320,7 +298,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         Returns
         -------
         ndarray of shape (n_rows, n_classes)
-            Columns in the order of `classes_`; rows sum to 1.
+            Columns in the order of `classes_`; rows sum to 1, but for several labels a row.
         """
         proba: np.ndarray = np.exp(self.predict_log_proba(X))
         return proba
@@ -336,14 +314,17 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         Returns
         -------
         Series of shape (n_rows,)
-            With the index of `X` and the dtype of the target; an ndarray where `X` is an array.
+            With the index of `X` and the dtype of the target; an ndarray where `X` is an array. Several labels a row
+            come as lists, or as the indicator that `fit` was given.
         """
         table, _ = self._read_rows(X)
+        if self._form is not None:
+            return targets.answer_sets(table, self._chosen_sets(X), self._form, self.target_)
         labels = self.classes_[self.predict_log_proba(X).argmax(axis=1)]
         return table.answer(labels, self.target_, self.target_dtype_)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy of the predictions.
+        """Accuracy of the predictions; of several labels a row, the share of rows with all of them right.
 
         Parameters
         ----------
@@ -358,16 +339,19 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             Between 0 and 1.
         """
         table, _ = self._read_rows(X)
-        truth = _label_values(read_target(self, table, y))
-        predicted = _label_values(pd.Series(self.predict(X)))
-        known = set(self.classes_.tolist())
-        unseen = [label for label in truth.tolist() if label not in known]
-        if unseen:
-            from llmfit.metrics import warn_unseen
-
-            warn_unseen(unseen, "score", "")
-        hits = truth.astype(object) == predicted.astype(object)
+        target = read_target(self, table, y)
+        if self._form is not None:
+            pairs = zip(targets.set_values(target), self._chosen_sets(X), strict=True)
+            return mean_hit(table, [set(a) == set(b) for a, b in pairs], sample_weight)
+        truth = targets.label_values(target)
+        targets.warn_of_unseen(truth, self.classes_)
+        hits = truth.astype(object) == targets.label_values(pd.Series(self.predict(X))).astype(object)
         return mean_hit(table, hits, sample_weight)
+
+    def _chosen_sets(self, X: Any) -> list[list[Any]]:
+        """List the labels that are likelier than not."""
+        chosen = self.predict_log_proba(X) >= np.log(0.5)
+        return [[label for label, has in zip(self.classes_.tolist(), row, strict=True) if has] for row in chosen]
 
     def evaluate(self, X: Any, y: Any = None, *, metrics: Any = (), per_class: bool = False) -> dict[str, Any]:
         """Measure the predictions.
@@ -386,16 +370,21 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         -------
         dict
             accuracy, balanced_accuracy, f1_macro, f1_weighted, precision_macro, recall_macro, log_loss (nats),
-            roc_auc, confusion_matrix (a DataFrame, true by predicted).
+            roc_auc, confusion_matrix (a DataFrame, true by predicted). Of several labels a row: subset_accuracy,
+            hamming_loss, f1_micro, f1_macro, f1_samples, jaccard.
         """
-        from llmfit.metrics import classification_metrics, extra_metrics, metric_list
+        from llmfit.metrics import classification_metrics, extra_metrics, metric_list, set_metrics
 
         metrics = metric_list(metrics)
         table, _ = self._read_rows(X)
-        truth = _label_values(read_target(self, table, y))
-        proba = self.predict_proba(X)
-        predicted = self.classes_[proba.argmax(axis=1)]
-        result = classification_metrics(truth, predicted, proba, self.classes_, per_class=per_class)
+        if self._form is not None:
+            truth: Any = targets.set_values(read_target(self, table, y))
+            predicted: Any = self._chosen_sets(X)
+            result = set_metrics(truth, predicted, self.classes_, per_class=per_class)
+        else:
+            truth, proba = targets.label_values(read_target(self, table, y)), self.predict_proba(X)
+            predicted = self.classes_[proba.argmax(axis=1)]
+            result = classification_metrics(truth, predicted, proba, self.classes_, per_class=per_class)
         return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
 
     def __sklearn_tags__(self) -> Any:
@@ -404,14 +393,3 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         # blobs of numbers are for models of numbers.
         tags.classifier_tags.poor_score = True
         return tags
-
-
-def _label_values(y: pd.Series) -> np.ndarray:
-    """Take labels as NumPy values of their own kind: nullable and categorical types undone."""
-    dtype = y.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        return _label_values(pd.Series(y.astype(object).to_numpy()))
-    if pd.api.types.is_extension_array_dtype(dtype) and hasattr(dtype, "numpy_dtype"):
-        kind = dtype.numpy_dtype
-        return np.asarray(y.to_numpy(dtype=kind if kind.kind in "biuf" else object))
-    return np.asarray(y.infer_objects().to_numpy())

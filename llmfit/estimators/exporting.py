@@ -67,6 +67,11 @@ class Exported:
         inner = vars(self).get("estimator_", self)
         check_choice("merge", "export", merge, [True, False])
         check_choice("dtype", "export", dtype, ["auto", *DTYPES])
+        if inner._head is not None:
+            raise ParameterError(
+                "export writes models that answer in words, and this one answers with a linear head, which would be "
+                "lost. Use save()."
+            )
         if merge:
             check_mergeable(inner._adapter)
         elif inner._adapter is None or inner._adapter.type == "full":

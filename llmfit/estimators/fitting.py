@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from llmfit.adapters import AdapterSpec, Plan, Planned, Tensors, count_parameters
 from llmfit.base_model import BaseModel
@@ -21,8 +22,10 @@ from llmfit.callbacks import Progress
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
+from llmfit.estimators.heads import embed
 from llmfit.exceptions import DataError, ParameterError
-from llmfit.forward import collate
+from llmfit.forward import collate, look
+from llmfit.heads import LinearHead, OnVectors, WithHead, check_outputs
 from llmfit.objectives import OBJECTIVES, loss_mass
 from llmfit.training import Settings, total_steps, train
 
@@ -110,13 +113,15 @@ def fit_adapter(
     if checked.settings.batch_size == "auto":
         rows_a_step = auto_batch_size(len(rows))
         checked = replace(checked, settings=replace(checked.settings, batch_size=rows_a_step))
-    if checked.adapter is None:
+    if checked.adapter is None and checked.head is None:
         return Fitted(None, checked.settings)
-    if base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
+    if checked.adapter is not None and base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
         raise ParameterError(
             "The 'dtype' parameter must be 'bfloat16', 'float32' or 'float64' to train. Got 'float16', whose gradients "
             "underflow."
         )
+    if checked.head is not None and before is not None:
+        check_outputs(before, checked.outputs)
     if not rows:
         raise DataError("Every row to train on has weight zero: look at sample_weight and class_weight.")
     checkpoint = None
@@ -124,9 +129,9 @@ def fit_adapter(
         checkpoint = Checkpoint(checkpoint_dir, _fit_key(checked, base, rows, validation, before))
     stopping = [checked.early_stopping] if checked.early_stopping is not None else []
     longest = max(row.length for row in (*rows, *validation))
-    planned = Planned(checked.adapter, _plan(checked.settings, base, rows))
+    adapter, rows, validation = _onto(checked, base, rows, validation, label)
     with base.attach(
-        planned,
+        adapter,
         before,
         seed=checked.seed,
         training=True,
@@ -142,26 +147,29 @@ def fit_adapter(
             device=base.device,
             pad_id=base.pad_id,
             start_ids=base.start_ids,
-            adapter=checked.adapter,
+            adapter=adapter if checked.adapter is not None else None,
             validation=validation,
             callbacks=[*progress, *stopping, *checked.callbacks],
             checkpoint=checkpoint,
         )
-        tensors = checked.adapter.tensors(model)
+        tensors = adapter.tensors(model)
     if checkpoint is not None:
         checkpoint.remove()
     history = pd.DataFrame(state.history, columns=COLUMNS)
     return Fitted(checked.adapter, checked.settings, tensors, trainable, history, state.best_epoch)
 
 
-def _plan(settings: Settings, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
+def _plan(checked: Checked, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
     """Tell an adapter of the fit to come: its steps, and its first rows one by one."""
+    settings = checked.settings
     chosen = [rows[i] for i in epoch_order(len(rows), settings.seed, 1)[:PLAN_ROWS]]
 
     def batches() -> Iterator[Any]:
-        return (collate([row], base.pad_id, base.device, base.start_ids) for row in chosen if loss_mass([row]))
+        return (collate([row], base.pad_id, base.device, base.start_ids, step=1) for row in chosen if loss_mass([row]))
 
     def loss(model: Any, batch: Any) -> Any:
+        if checked.head is not None:
+            return look(model, batch)  # a head's loss is not of the words
         return OBJECTIVES[settings.objective](model, batch) / batch.weights.sum()
 
     return Plan(total_steps(len(rows), settings), batches, loss)
@@ -170,6 +178,24 @@ def _plan(settings: Settings, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
 def _heading(trained: int, every: int) -> str:
     """Say how much is trained, in the form that peft gives the sentence."""
     return f"trainable params: {trained:,} || all params: {every:,} || trainable%: {100 * trained / every:.4f}"
+
+
+def _onto(
+    checked: Checked, base: BaseModel, rows: Sequence[Encoded], validation: Sequence[Encoded], label: str
+) -> tuple[Any, Sequence[Encoded], Sequence[Encoded]]:
+    """Say what is installed, and what rows look like to it: where a head is all that learns, places among vectors."""
+    if checked.adapter is not None:
+        planned = Planned(checked.adapter, _plan(checked, base, rows))
+        return (WithHead(planned, checked.head, checked.outputs) if checked.head else planned), rows, validation
+    head = checked.head or LinearHead()
+    prompts = list(dict.fromkeys(row.prompt for row in (*rows, *validation)))  # those to learn from come first
+    place = {prompt: (i,) for i, prompt in enumerate(prompts)}
+    learned = len({row.prompt for row in rows})
+    with tqdm(total=len(prompts), desc=f"{label}: vectors", unit="row", disable=not label, delay=2.0) as bar:
+        vectors = embed(base, head, prompts, batch_tokens=checked.settings.batch_tokens, progress=bar.update)
+    spec = OnVectors(head, checked.outputs, vectors, learned)
+    here, held = ([row._replace(prompt=place[row.prompt]) for row in part] for part in (rows, validation))
+    return spec, here, held
 
 
 def _fit_key(
@@ -181,11 +207,13 @@ def _fit_key(
 ) -> str:
     """Digest all that decides the result of a fit, to the last bit."""
     settings = asdict(checked.settings)
-    if not base.has_dropout and not (checked.adapter and checked.adapter.has_dropout):
+    drawn = [base, checked.adapter, checked.head]
+    if not any(getattr(part, "has_dropout", False) or getattr(part, "dropout", 0) for part in drawn):
         del settings["batch_tokens"]  # decides which numbers dropout draws, and nothing else
     parts = [
         settings,
         [checked.adapter.type, asdict(checked.adapter)] if checked.adapter else None,
+        [checked.head.type, asdict(replace(checked.head, cache=None)), checked.outputs] if checked.head else None,
         asdict(checked.early_stopping) if checked.early_stopping else None,
         [base.source.fingerprint, str(base.dtype), base.device.type, repr(base.quantization)],
         [list(rows), list(validation)],

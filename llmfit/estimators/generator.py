@@ -66,6 +66,7 @@ batch_size_, max_length_, memory_footprint_
         "generation": Nested("max_new_tokens", _generation_defaults),
     }
     _default_target = "answer"
+    _heads: ClassVar[tuple[str, ...]] = ("lm",)
 
     def __init__(
         self,
@@ -152,11 +153,15 @@ batch_size_, max_length_, memory_footprint_
         TruncationWarning
             If answers reached ``max_new_tokens_`` without an end.
         """
+        table, frame = self._read_rows(X)
+        return table.answer(np.array(self._generated(frame), dtype=object), self.target_, "str")
+
+    def _generated(self, frame: pd.DataFrame) -> list[str]:
+        """Generate the text of every answer."""
         from llmfit.inference import check_least, generate, resolve_generation
 
-        table, frame = self._read_rows(X)
         if not len(frame):
-            return table.answer([], self.target_, "str")
+            return []
         base = self._fitted_base()
         encoder, rows = self._prompts.encoder(base), self._prompts.encode(base, frame)
         settings = resolve_generation(self.generation)
@@ -182,7 +187,7 @@ batch_size_, max_length_, memory_footprint_
         if cut:
             sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={most} without an end."
             warn(TruncationWarning(sentence))
-        return table.answer(np.array(texts, dtype=object), self.target_, "str")
+        return texts
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the rows whose generated answer is the true one, white space at the ends aside.

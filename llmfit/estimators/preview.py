@@ -32,11 +32,12 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
         estimator._learn(checked, base, table, target, kept)
     else:
         table = read_table(estimator, X)
-        known = y is not None or (estimator.target_ in table.frame and table.frame[estimator.target_].notna().all())
-        target = read_target(estimator, table, y) if known and len(table.frame) else None
+        given = y is not None or (estimator.target_ in table.frame and table.frame[estimator.target_].notna().all())
+        target = read_target(estimator, table, y) if given and len(table.frame) else None
     prompts = estimator._prompts
     frame = prompts.select(table.frame, type(estimator).__name__).iloc[:n]
-    answers = None if target is None else estimator._answer_texts(target.iloc[:n])
+    known = target is not None and estimator._head is None  # a head's answer is no text
+    answers = estimator._answer_texts(target.iloc[:n]) if known else None
     rows = prompts.encode(base, frame, answers)
     decode = base.tokenizer.decode
     values = [

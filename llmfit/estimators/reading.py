@@ -54,6 +54,7 @@ def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, 
     name, kind = resolve_target(estimator.target, owner)
     estimator._check_target_kind(kind)
     table = read_table(estimator, X, fitting=True)
+    y = estimator._one_column(y, fitting=True)
     if y is None:
         target = _target_column(table.frame, name, owner)
     else:
@@ -78,7 +79,7 @@ def read_target(estimator: Any, table: Table, y: Any) -> pd.Series:
     if y is None:
         target = _target_column(table.frame, estimator.target_, owner)
     else:
-        target = as_column(y, len(table.frame), estimator.target_)
+        target = as_column(estimator._one_column(y), len(table.frame), estimator.target_)
     if len(target) == 0:
         raise DataError(f"{owner} needs at least one row to compare with its target, but the frame has none.")
     return _without_gaps(target, table.frame.index)

@@ -24,8 +24,10 @@ from llmfit.estimators.classifier import LLMClassifier
 from llmfit.estimators.fitting import COLUMNS
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.prompts import Prompts
+from llmfit.estimators.regressor import LLMRegressor
 from llmfit.exceptions import DataError, ModelLoadError
 from llmfit.features import Feature
+from llmfit.heads import head_from_folder, resolve_head, save_head, split_tensors
 from llmfit.persistence import from_json, read_folder, to_json, write_folder
 from llmfit.templates import PLAIN, Example, Field, Frame, Part, Segment, Template
 
@@ -45,9 +47,12 @@ LEARNED = (
     "base_model_",
     "n_features_in_",
     "max_new_tokens_",
+    "target_mean_",
+    "target_scale_",
 )
 ESTIMATORS: dict[str, type[BaseLLM]] = {
     "LLMClassifier": LLMClassifier,
+    "LLMRegressor": LLMRegressor,
     "LLMGenerator": LLMGenerator,
     "LLMEstimator": LLMEstimator,
 }
@@ -65,10 +70,13 @@ def save(estimator: BaseLLM, path: Any) -> None:
 
     def fill(folder: Path) -> None:
         (folder / HISTORY).write_text(_history_to_json(inner.history_), encoding="utf-8")
+        own, rest = split_tensors(inner._tensors)
         if inner._adapter is not None:
             (folder / ADAPTER).mkdir()
             kind = inner.base_model_.get("kind", "decoder")  # a fit of an earlier version knew decoders alone
-            inner._adapter.save(folder / ADAPTER, inner._tensors, inner.base_model_["name"], kind)
+            inner._adapter.save(folder / ADAPTER, rest, inner.base_model_["name"], kind)
+        if own:
+            save_head(folder, own)
         (folder / "README.md").write_text(model_card(inner), encoding="utf-8")
 
     write_folder(path, content, fill)
@@ -88,7 +96,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
 
     Returns
     -------
-    LLMClassifier, LLMGenerator or LLMEstimator
+    LLMClassifier, LLMRegressor, LLMGenerator or LLMEstimator
         Fitted as it was saved.
 
     Raises
@@ -113,8 +121,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
         inner: Any = outer
         if isinstance(outer, LLMEstimator):
             chosen = ESTIMATORS[manifest["fitted_class"]]
-            known = chosen._get_param_names()
-            inner = chosen(**{k: v for k, v in outer.get_params(deep=False).items() if k in known})
+            inner = chosen(**outer._own_params(chosen, "linear" if manifest["fitted"].get("head") else "lm"))
         _restore(inner, folder, from_json(manifest["fitted"]))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, ModelLoadError):
@@ -166,6 +173,8 @@ def _fitted_to_json(estimator: Any) -> dict[str, Any]:
     prompts = estimator._prompts
     fitted["prompts"] = to_json({**asdict(prompts), "template": _template_to_json(prompts.template)})
     fitted["adapter"] = _adapter_to_json(estimator._adapter)
+    fitted["head"] = None if estimator._head is None else to_json(_head_to_dict(estimator._head))
+    fitted["form"] = getattr(estimator, "_form", None)
     fitted["target_dtype"] = _dtype_to_json(estimator.target_dtype_)
     fitted["has_names"] = hasattr(estimator, "feature_names_in_")
     if hasattr(estimator, "classes_"):
@@ -192,9 +201,14 @@ def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
     if "classes" in fitted:
         estimator.classes_ = np.array(fitted["classes"]["values"], dtype=fitted["classes"]["dtype"])
     estimator._adapter = resolve_adapter(fitted["adapter"])
+    estimator._head = resolve_head(fitted.get("head") or "lm", type(estimator).__name__, ["lm", "linear"])
+    if hasattr(estimator, "_form"):
+        estimator._form = fitted.get("form")
     estimator._tensors = (
         adapter_from_folder(folder / ADAPTER, estimator._adapter) if estimator._adapter is not None else {}
     )
+    if estimator._head is not None:
+        estimator._tensors |= head_from_folder(folder)
     records = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     estimator.history_ = pd.DataFrame(records, columns=COLUMNS)
 
@@ -207,6 +221,11 @@ def _history_to_json(history: pd.DataFrame) -> str:
 
 def _adapter_to_json(adapter: Any) -> Any:
     return None if adapter is None else to_json({"type": adapter.type, **asdict(adapter)})
+
+
+def _head_to_dict(head: Any) -> dict[str, Any]:
+    cache = None if head.cache is None else os.fspath(head.cache)
+    return {"type": head.type, **asdict(head), "cache": cache}
 
 
 def _template_to_json(template: Template) -> dict[str, Any]:

@@ -5,5 +5,14 @@ Takes true and answered labels or texts, and the class probabilities; gives dict
 
 from llmfit.metrics.builtin import classification_metrics, text_metrics, warn_unseen
 from llmfit.metrics.extra import extra_metrics, metric_list
+from llmfit.metrics.heads import regression_metrics, set_metrics
 
-__all__ = ["classification_metrics", "extra_metrics", "metric_list", "text_metrics", "warn_unseen"]
+__all__ = [
+    "classification_metrics",
+    "extra_metrics",
+    "metric_list",
+    "regression_metrics",
+    "set_metrics",
+    "text_metrics",
+    "warn_unseen",
+]

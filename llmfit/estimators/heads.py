@@ -1,0 +1,97 @@
+"""Answers of a head: vectors of a model that is not trained, outputs of one that is.
+
+Takes a base model, a head's spec and encoded rows; gives what a head answers. Knows no target and no frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from llmfit import embeddings, scoring
+from llmfit.base_model import BaseModel
+from llmfit.encoding import Encoded
+from llmfit.exceptions import ParameterError
+from llmfit.heads import LinearHead, Pooled, WithHead, split_tensors
+from llmfit.templates import SAMPLE, TemplateConfig
+
+__all__ = ["answer", "check_base", "embed", "own_template"]
+
+
+def check_base(base: BaseModel, head: LinearHead | None, name: object) -> None:
+    """Refuse answers in words of a model that has none."""
+    if head is None and base.kind == "encoder":
+        raise ParameterError(
+            f"The base model {str(name)!r} is an encoder, which has no words to answer in. Set head='linear'."
+        )
+
+
+def own_template(base: BaseModel, head: LinearHead | None, config: TemplateConfig) -> TemplateConfig:
+    """Take the values alone as the default prompt where a head reads all of it at once: nobody answers in words."""
+    if head is None or base.kind == "decoder" or config.template is not None or config.task is not None:
+        return config
+    return replace(config, template=f"{{{SAMPLE}}}")
+
+
+def embed(
+    base: BaseModel,
+    head: LinearHead,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    batch_tokens: Any = "auto",
+    progress: Callable[[int], object] = lambda _: None,
+) -> torch.Tensor:
+    """Give the vector of every prompt, computed once for as long as it is kept.
+
+    Returns
+    -------
+    Tensor of shape (n_prompts, hidden)
+        On the CPU, in float32 or wider.
+    """
+    pooling = head.pooling_of(base.kind)
+
+    def compute(missing: list[tuple[int, ...]]) -> torch.Tensor:
+        with base.attach(Pooled(pooling), longest=max(map(len, missing))) as model:
+            return scoring.head_outputs(
+                model,
+                missing,
+                device=base.device,
+                pad_id=base.pad_id,
+                batch_tokens=batch_tokens,
+                progress=progress,
+            )
+
+    space = embeddings.space_name(base.source.fingerprint, base.dtype, pooling)
+    return embeddings.look_up(space, prompts, compute, head.cache)
+
+
+def answer(estimator: Any, base: BaseModel, rows: Sequence[Encoded]) -> Any:
+    """Answer encoded rows with the head of a fitted estimator.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, outputs), float64
+    """
+    prompts, head = [row.prompt for row in rows], estimator._head
+    own, _ = split_tensors(estimator._tensors)
+    with estimator._bar(len(rows), "predict") as bar:
+        if estimator._adapter is None:
+            vectors = embed(base, head, prompts, batch_tokens=estimator.batch_tokens, progress=bar.update)
+            out = functional.linear(vectors, own["weight"].to(vectors.dtype), own["bias"].to(vectors.dtype))
+        else:
+            longest = max(row.length for row in rows)
+            spec = WithHead(estimator._adapter, head, len(own.get("bias", ())))
+            with base.attach(spec, estimator._tensors, longest=longest) as model:
+                out = scoring.head_outputs(
+                    model,
+                    prompts,
+                    device=base.device,
+                    pad_id=base.pad_id,
+                    batch_tokens=estimator.batch_tokens,
+                    progress=bar.update,
+                )
+    return out.double().numpy()

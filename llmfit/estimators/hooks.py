@@ -1,0 +1,68 @@
+"""What a concrete estimator says of its answers, and the defaults of one that answers with any text.
+
+Takes targets as Series; gives texts, numbers and weights. :class:`~llmfit.estimators.base.BaseLLM` asks, in this order,
+while it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["Hooks"]
+
+
+class Hooks:
+    """Answers of one kind: hooks that say nothing unless an estimator overrides them."""
+
+    def _check(self) -> None:
+        """Check the parameters that only this estimator has."""
+
+    def _one_column(self, y: Any, *, fitting: bool = False) -> Any:
+        """Turn a target of several columns into one, for an estimator that can have it."""
+        return y
+
+    def _check_target_kind(self, kind: str | None) -> None:
+        """Refuse a declared kind of target that this estimator cannot answer."""
+
+    def _learn_answers(self, y: pd.Series) -> None:
+        """Learn from the target what prediction needs to know of it."""
+
+    def _learn_units(self, y: pd.Series, weights: np.ndarray) -> None:
+        """Learn from the rows trained on, and their weights, in which units answers come."""
+
+    def _head_task(self) -> tuple[str, int]:
+        """Name the objective of a head, and count its outputs."""
+        raise AttributeError(f"{type(self).__name__} has no head")  # pragma: no cover
+
+    def _head_targets(self, y: pd.Series) -> list[tuple[float, ...]]:
+        """Write every target as the numbers that a head answers."""
+        raise AttributeError(f"{type(self).__name__} has no head")  # pragma: no cover
+
+    def _answer_texts(self, y: pd.Series) -> list[str]:
+        """Write every target as the text to be answered."""
+        return [str(value) for value in y]
+
+    def _check_truth(self, y: pd.Series) -> None:
+        """Refuse true answers, of rows to validate on, that the fitted rows do not know."""
+
+    def _row_weights(self, y: pd.Series, sample_weight: np.ndarray | None) -> np.ndarray | None:
+        """Weigh rows beside the user's weights, with which these are multiplied; None for no weights of its own."""
+        return None
+
+    def _default_task(self) -> str | None:
+        """Words for the task where the user gives none."""
+        return None
+
+    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
+        """Tokens to keep free for an answer that is not known."""
+        return 1
+
+    def _generation_config(self, base: Any) -> Any:
+        """How transformers generates such answers; None leaves it as the base model has it."""
+
+    def _check_prompts(self, encoder: Any) -> None:
+        """Refuse what the tokens of the answers cannot tell apart, before anything is trained."""
