@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-real lint types
+.PHONY: adapters demo test test-real lint types
 
 demo: $(VENV)/.demo
 	$(BIN)/llmfit demo
@@ -15,6 +15,9 @@ test: $(VENV)/.dev
 
 test-real: $(VENV)/.dev $(VENV)/.demo
 	$(BIN)/python -m pytest -m real
+
+adapters: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/adapters.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

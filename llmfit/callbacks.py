@@ -93,7 +93,7 @@ class Progress(Callback):
         from tqdm.auto import tqdm
 
         if self.heading:
-            tqdm.write(self.heading)
+            tqdm.write(self.heading, file=sys.stderr)
         self.bar = tqdm(total=state.total_steps, initial=state.step, desc=self.description, unit="step")
 
     def on_step_end(self, state: State) -> None:

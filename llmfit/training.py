@@ -1,9 +1,9 @@
 """The one training loop.
 
 Takes a lent module, encoded rows and :class:`Settings`; changes the module's trainable weights and gives a
-:class:`~llmfit.callbacks.State`. Knows no pandas and no estimator, of an adapter only its say in a step. The gradient
-of a step is that of the summed loss over the summed weights of its rows, however the step is cut into micro-batches;
-order and randomness come from the seed and the step alone, so that training can go on from any step.
+:class:`~llmfit.callbacks.State`. Knows no pandas and no estimator, and of an adapter only its say in a step. The
+gradient of a step is that of the summed loss over the summed weights of its rows, however the step is cut into
+micro-batches; order and randomness come from the seed and the step alone, so that training can go on from any step.
 """
 
 from __future__ import annotations

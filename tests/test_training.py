@@ -572,7 +572,7 @@ def test_a_warm_start_refuses_another_adapter(settings, frame):
     with pytest.raises(ParameterError) as error:
         clf.set_params(adapter__r=8).fit(frame)
     assert re.fullmatch(
-        r"warm_start continues the adapter of the last fit, LoRA\(r=4, .*\)\. Got LoRA\(r=8, .*\) instead\. "
+        r"warm_start continues the adapter of the last fit, LoRA\(.*\br=4, .*\)\. Got LoRA\(.*\br=8, .*\) instead\. "
         r"Set warm_start=False to begin anew\.",
         str(error.value),
     )
@@ -793,6 +793,7 @@ def test_verbose_zero_is_silent_and_one_shows_a_bar(settings, frame, capfd):
     out, err = capfd.readouterr()
     losses = loud.history_["validation_loss"]
     assert out == ""
+    assert "trainable params: 16,384 || all params: 51,680 || trainable%: 31.7028" in err
     told = re.findall(r"epoch \d: validation loss [\d.]+", err)
     assert told == [f"epoch {i}: validation loss {loss:.4f}" for i, loss in enumerate(losses, 1)]
     assert re.search(r"LLMClassifier: 100%.*2/2 .*epoch=2/2", err)

@@ -13,30 +13,14 @@ from dataclasses import fields
 from typing import Any
 
 from llmfit.adapters.adalora import AdaLoRA
+from llmfit.adapters.changes import BOFT, HRA, IA3, OFT, AdaptionPrompt, BitFit, LNTuning
 from llmfit.adapters.full import Full
 from llmfit.adapters.lora import DoRA, LoRA
-from llmfit.adapters.methods import (
-    BOFT,
-    C3A,
-    HRA,
-    IA3,
-    OFT,
-    AdaptionPrompt,
-    BitFit,
-    FourierFT,
-    LNTuning,
-    LoHa,
-    LoKr,
-    RandLoRA,
-    TinyLoRA,
-    VBLoRA,
-    VeRA,
-    WaveFT,
-)
 from llmfit.adapters.other import other_method, other_names
 from llmfit.adapters.peft_spec import merged
 from llmfit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
 from llmfit.adapters.spec import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
+from llmfit.adapters.updates import C3A, FourierFT, LoHa, LoKr, RandLoRA, TinyLoRA, VBLoRA, VeRA, WaveFT
 from llmfit.exceptions import ParameterError, check_keys, parameter_error, quoted, suggest
 
 __all__ = [

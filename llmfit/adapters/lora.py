@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters import lora_starts as starts
+from llmfit.adapters import start_settings as starts
 from llmfit.adapters.peft_spec import WRAPPED, LayerSpec
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import check_choice, parameter_error
@@ -152,8 +152,9 @@ class LoRA(LayerSpec):
             exact = {layer: layer.replace(".", r"\.") for layer in found}
             given["rank_pattern"] = {exact[layer]: rank for layer, rank in found.items()}
             given["alpha_pattern"] = {exact[n]: self.scale_of(n) * root(rank) for n, rank in found.items()}
-        kept = starts.layers_kept(self, tensors)
-        return {**given, **({"target_modules": kept} if kept else {})}
+        if self.init_lora_weights == "eva":  # which may have left some out
+            given["target_modules"] = self.layers_of(tensors)
+        return given
 
     def rank_of(self, layer: str) -> int:
         """Rank that the settings give a layer."""
@@ -171,11 +172,15 @@ class LoRA(LayerSpec):
         """Let peft wrap the layers, from the start that the settings name."""
         if tensors is not None or self.init_lora_weights is True:
             return super().put_in(base, config, tensors, plan)
-        return starts.put_in(self, base, config, plan, super().put_in)
+        from llmfit.adapters.lora_starts import put_in
+
+        return put_in(self, base, config, plan, super().put_in)
 
     def tensors(self, model: Any) -> Tensors:
         """Copy A and B of every adapted layer, relative to the base model's own weights."""
-        return starts.kept(self, model, super().tensors(model))
+        from llmfit.adapters.lora_starts import kept
+
+        return kept(self, model, super().tensors(model))
 
     def rate(self, parameter: str) -> float:
         """With LoRA+, the ratio for every B."""

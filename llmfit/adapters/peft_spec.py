@@ -347,9 +347,8 @@ def merged(model: Any) -> Any:
     """
     if not hasattr(model, "peft_config"):
         return model
-    config = model.peft_config["default"]
     if not hasattr(getattr(model, "base_model", None), "merge_and_unload"):
-        raise ParameterError(f"An adapter of type {config.peft_type.value.lower()!r} cannot be merged into weights.")
+        raise ParameterError("This adapter cannot be merged: it stands beside the weights of the base model.")
     for module in model.modules():
         if hasattr(module, "get_base_layer"):
             for parameter in module.get_base_layer().parameters():
@@ -358,8 +357,7 @@ def merged(model: Any) -> Any:
         with _quiet():
             return model.merge_and_unload()
     except (ValueError, AttributeError, NotImplementedError, TypeError) as error:
-        name = config.peft_type.value.lower()
-        raise ParameterError(f"An adapter of type {name!r} cannot be merged here: {reason(error)}.") from error
+        raise ParameterError(f"This adapter cannot be merged: {reason(error)}.") from error
 
 
 def _settle(model: Any, *, low: bool) -> None:

@@ -1,139 +1,24 @@
 """Methods that put virtual tokens before a prompt: prefix tuning, prompt tuning, P-tuning.
 
-peft makes and keeps the virtual tokens; :class:`VirtualTokens` hides them from whoever calls the model, so that masks,
-positions, caches and logits count real tokens only, in training, scoring and generation alike.
+peft makes and keeps the virtual tokens; :class:`~llmfit.adapters.virtual.VirtualTokens` hides them from whoever calls
+the model. What computes them while they are learned is not kept: they are.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import torch
-from torch import nn
 
 from llmfit.adapters.peft_spec import PeftSpec
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import ParameterError, parameter_error
 
 if TYPE_CHECKING:
+    import torch
+
     from llmfit.base_model import BaseModel
 
-__all__ = ["PTuning", "PrefixTuning", "PromptSpec", "PromptTuning", "VirtualTokens"]
-
-
-class VirtualTokens(nn.Module):
-    """A decoder with virtual tokens before every row, called as if there were none.
-
-    Where the cache is empty, they go in: as keys and values of every layer (`prefix`), or as embeddings before those of
-    the row. Where the cache holds them already, masks and positions are moved behind them. The base model's own
-    ``forward`` is replaced while it is lent, so that its ``generate`` finds them too.
-
-    Parameters
-    ----------
-    peft_model : peft.PeftModel
-        Makes the virtual tokens.
-    prefix : bool
-    """
-
-    def __init__(self, peft_model: Any, *, prefix: bool) -> None:
-        super().__init__()
-        self.peft_model, self.prefix = peft_model, prefix
-        self.peft_config = peft_model.peft_config
-        self.number = peft_model.peft_config["default"].num_virtual_tokens
-        self.base = peft_model.get_base_model().forward
-
-        @functools.wraps(self.base)  # generate looks at the signature
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self.forward(*args, **kwargs)
-
-        peft_model.get_base_model().forward = forward
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.peft_model.device
-        return device
-
-    @property
-    def config(self) -> Any:
-        """The base model's configuration."""
-        return self.peft_model.get_base_model().config
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as the base model does."""
-        return self.peft_model.get_base_model().generate(*args, **kwargs)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        logits_to_keep: Any = 0,
-        **others: Any,
-    ) -> Any:
-        """Call the base model; see :class:`VirtualTokens`.
-
-        Parameters
-        ----------
-        input_ids : Tensor of shape (B, T)
-        attention_mask : Tensor of shape (B, tokens in the cache + T), or None
-        position_ids : Tensor of shape (B, T), or None
-        logits_to_keep : int, or Tensor as the base model takes it
-
-        Returns
-        -------
-        transformers.utils.ModelOutput
-            Logits of real tokens only.
-        """
-        filled = past_key_values is not None and past_key_values.get_seq_length() > 0
-        inputs: dict[str, Any] = {"input_ids": input_ids, "past_key_values": past_key_values}
-        before = 0  # positions of this call that are virtual
-        if not filled and self.prefix:
-            inputs["past_key_values"] = self._prefix(len(input_ids), past_key_values)
-        elif not filled:
-            inputs["input_ids"], before = None, self.number
-            inputs["inputs_embeds"] = self._embedded(input_ids)
-        if attention_mask is not None:
-            inputs["attention_mask"] = self._seen(attention_mask)
-        if position_ids is not None:
-            inputs["position_ids"] = self._moved(position_ids, before)
-        out = self.base(**inputs, logits_to_keep=self._kept(logits_to_keep, before), **others)
-        if before and isinstance(logits_to_keep, int) and logits_to_keep == 0:
-            out.logits = out.logits[:, before:]
-        return out
-
-    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
-        embedded: torch.Tensor = self.peft_model.word_embeddings(input_ids)
-        virtual = self.peft_model.get_prompt(batch_size=len(input_ids))
-        return torch.cat([virtual.to(embedded.dtype), embedded], dim=1)  # (B, V + T, H)
-
-    def _prefix(self, batch_size: int, given: Any) -> Any:
-        """Fill an empty cache, or a new one where none is given."""
-        cache = self.peft_model.get_prompt(batch_size)
-        if given is None:
-            return cache
-        for index, layer in enumerate(cache.layers):
-            given.update(layer.keys, layer.values, index)
-        return given
-
-    def _seen(self, mask: torch.Tensor) -> torch.Tensor:
-        return torch.cat([mask.new_ones(len(mask), self.number), mask], dim=1)
-
-    def _moved(self, positions: torch.Tensor, before: int) -> torch.Tensor:
-        moved = positions + self.number
-        first = torch.arange(before, device=positions.device).expand(len(positions), before)
-        return torch.cat([first.to(positions.dtype), moved], dim=1)
-
-    def _kept(self, chosen: Any, before: int) -> Any:
-        """Shift which positions have logits: the last k, a mask of all, or indices."""
-        if not isinstance(chosen, torch.Tensor) or not before:
-            return chosen
-        if chosen.dtype == torch.bool:
-            return torch.cat([chosen.new_zeros(*chosen.shape[:-1], before), chosen], dim=-1)
-        return chosen + before
+__all__ = ["PTuning", "PrefixTuning", "PromptSpec", "PromptTuning"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +46,8 @@ class PromptSpec(PeftSpec):
 
         What computes them while they are learned is needed no more once there are weights: these are they.
         """
+        from llmfit.adapters.virtual import VirtualTokens
+
         if base.kind != "decoder":
             raise ParameterError(f"The adapter {self.type!r} is for decoder models. Got an {base.kind} model instead.")
         config.inference_mode = tensors is not None
@@ -211,6 +98,8 @@ class PromptTuning(PromptSpec):
         return model
 
     def _first_ids(self, tokenizer: Any, vocabulary: int) -> torch.Tensor:
+        import torch
+
         if self.init_text is None:
             return torch.randint(0, vocabulary, (self.virtual_tokens,))
         ids = tokenizer(self.init_text, add_special_tokens=False)["input_ids"]

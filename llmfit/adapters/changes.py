@@ -1,0 +1,282 @@
+"""Methods that turn or scale what is there, or stand beside it: rotations, vectors, norms, biases, gated prompts.
+
+One small dataclass each. A default that would not go with every model is None and found for the model at hand, as in
+:mod:`llmfit.adapters.updates`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmfit.adapters.peft_spec import LayerSpec, PeftSpec, largest_divisor, sizes
+from llmfit.adapters.some import SomeLayers
+from llmfit.adapters.spec import Plan, Tensors
+from llmfit.exceptions import ParameterError, parameter_error, quoted
+
+if TYPE_CHECKING:
+    from llmfit.base_model import BaseModel
+
+__all__ = ["BOFT", "HRA", "IA3", "OFT", "AdaptionPrompt", "BitFit", "LNTuning"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3(LayerSpec):
+    """(IA)3: keys, values and the inner activations of the feed-forward layers are scaled by learned vectors.
+
+    Parameters
+    ----------
+    target_modules, feedforward_modules : str or list of str, default=None
+        Layers scaled; those of them whose inputs are scaled rather than their outputs. None is peft's choice for the
+        model's family.
+    exclude_modules, modules_to_save : str or list of str, default=None
+
+    References
+    ----------
+    .. [1] Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper. arXiv:2205.05638.
+    """
+
+    type: ClassVar[str] = "ia3"
+    peft_type: ClassVar[str] = "IA3"
+    learning_rate: ClassVar[float] = 5e-3  # the paper: 3e-3 with Adafactor
+
+    target_modules: Any = None
+    feedforward_modules: Any = None
+    exclude_modules: Any = None
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        if (self.target_modules is None) != (self.feedforward_modules is None):
+            raise ParameterError(
+                "The 'target_modules' and 'feedforward_modules' parameters of IA3 belong together: give both, or none."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LNTuning(LayerSpec):
+    """LayerNorm tuning: the weights of the norms are trained, and nothing else.
+
+    Parameters
+    ----------
+    target_modules : str or list of str, default=None
+        The norms. None is peft's choice for the model's family.
+    exclude_modules, modules_to_save : str or list of str, default=None
+
+    References
+    ----------
+    .. [1] Zhao et al. 2023, Tuning LayerNorm in Attention. arXiv:2312.11420.
+    """
+
+    type: ClassVar[str] = "ln_tuning"
+    peft_type: ClassVar[str] = "LN_TUNING"
+    learning_rate: ClassVar[float] = 1e-3
+
+    target_modules: Any = None
+    exclude_modules: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFit(LayerSpec):
+    """Bias tuning: a vector is learned that is added to the outputs of each layer, as its bias or beside it.
+
+    peft's BEFT, on every linear layer. It can be merged where the layers have biases.
+
+    Parameters
+    ----------
+    target_modules : str or list of str, default="all-linear"
+    modules_to_save : str or list of str, default=None
+
+    References
+    ----------
+    .. [1] Ben Zaken et al. 2021, BitFit: Simple Parameter-efficient Fine-tuning. arXiv:2106.10199.
+    """
+
+    type: ClassVar[str] = "bitfit"
+    peft_type: ClassVar[str] = "BEFT"
+    learning_rate: ClassVar[float] = 1e-3  # the paper: 1e-4 to 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class OFT(SomeLayers):
+    """OFT: each layer's weight is turned by a block-diagonal orthogonal matrix.
+
+    Parameters
+    ----------
+    oft_block_size : int or None, default=None
+        Size of a block. None is 32, or the next smaller size that divides the inputs of every layer.
+    module_dropout : float, default=0.0
+    coft : bool, default=False
+        Keep the matrix within `eps` of the identity.
+    eps : float, default=6e-5
+    block_share : bool, default=False
+        One block for the whole layer.
+    use_cayley_neumann : bool, default=True
+        Approximate the matrix by a series of `num_cayley_neumann_terms` terms.
+    num_cayley_neumann_terms : int, default=5
+
+    References
+    ----------
+    .. [1] Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning. arXiv:2306.07280.
+    """
+
+    type: ClassVar[str] = "oft"
+    peft_type: ClassVar[str] = "OFT"
+    learning_rate: ClassVar[float] = 1e-3
+    fixed: ClassVar[dict[str, Any]] = {"r": 0}
+
+    oft_block_size: int | None = None
+    module_dropout: float = 0.0
+    coft: bool = False
+    eps: float = 6e-5
+    block_share: bool = False
+    use_cayley_neumann: bool = True
+    num_cayley_neumann_terms: int = 5
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """Find a block that divides the inputs of every layer."""
+        given = super().fitted(model)
+        if self.oft_block_size is not None:
+            return given
+        inputs = [inputs for inputs, _ in sizes(model, self.config("decoder", **given, oft_block_size=32))]
+        return {**given, "oft_block_size": largest_divisor(inputs, most=32)}
+
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """Read the block off its b (b - 1) / 2 weights."""
+        given = super().learned(tensors)
+        if self.oft_block_size is not None:
+            return given
+        number = next(tensor.shape[-1] for name, tensor in tensors.items() if ".oft_R" in name)
+        return {**given, "oft_block_size": (1 + math.isqrt(1 + 8 * number)) // 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BOFT(SomeLayers):
+    """BOFT: each layer's weight is turned by a product of sparse orthogonal matrices, like a butterfly.
+
+    Parameters
+    ----------
+    boft_block_size : int or None, default=None
+        Size of a block. None is 4, or the next smaller size that divides the inputs of every layer.
+    boft_n_butterfly_factor : int, default=1
+        Number of the matrices.
+    dropout : float, default=0.0
+
+    References
+    ----------
+    .. [1] Liu et al. 2023, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization. arXiv:2311.06243.
+    """
+
+    type: ClassVar[str] = "boft"
+    peft_type: ClassVar[str] = "BOFT"
+    learning_rate: ClassVar[float] = 1e-3
+    names: ClassVar[dict[str, str]] = {"dropout": "boft_dropout"}
+
+    boft_block_size: int | None = None
+    boft_n_butterfly_factor: int = 1
+    dropout: float = 0.0
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """Find a block that divides the inputs of every layer."""
+        given = super().fitted(model)
+        if self.boft_block_size is not None:
+            return given
+        inputs = [inputs for inputs, _ in sizes(model, self.config("decoder", **given))]
+        return {**given, "boft_block_size": largest_divisor(inputs, most=4)}
+
+    def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
+        """Let peft wrap the layers; without a kernel of its own it takes one matrix, whatever it is told."""
+        model = super().put_in(base, config, tensors, plan)
+        made = min(len(p) for n, p in model.named_parameters() if ".boft_R." in n)
+        if made < self.boft_n_butterfly_factor:
+            raise ParameterError(
+                "The 'boft_n_butterfly_factor' parameter of BOFT must be 1 here, where peft cannot build its CUDA "
+                f"extension. Got {self.boft_n_butterfly_factor} instead."
+            )
+        return model
+
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """Read the block off its b by b weights."""
+        size = next(tensor.shape[-1] for name, tensor in tensors.items() if ".boft_R" in name)
+        return {**super().learned(tensors), "boft_block_size": size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRA(SomeLayers):
+    """HRA: each layer's weight is turned by a product of r Householder reflections.
+
+    Parameters
+    ----------
+    r : int, default=8
+        Number of reflections, an even one: pairs begin as the identity.
+    apply_GS : bool, default=False
+        Make their directions orthogonal to each other.
+
+    References
+    ----------
+    .. [1] Yuan et al. 2024, Bridging The Gap between Low-rank and Orthogonal Adaptation. arXiv:2405.17484.
+    """
+
+    type: ClassVar[str] = "hra"
+    peft_type: ClassVar[str] = "HRA"
+    learning_rate: ClassVar[float] = 1e-3
+
+    r: int = 8
+    apply_GS: bool = False  # noqa: N815 - peft's name
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        if self.r % 2:
+            raise parameter_error("r", "HRA", "even", self.r)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptionPrompt(PeftSpec):
+    """LLaMA-Adapter: learned prompts that the upper layers attend to, behind gates that begin closed.
+
+    Parameters
+    ----------
+    adapter_len : int, default=10
+        Learned tokens of a layer.
+    adapter_layers : int or None, default=None
+        Layers that have them, from the top. None is all.
+
+    References
+    ----------
+    .. [1] Zhang et al. 2023, LLaMA-Adapter: Efficient Fine-tuning with Zero-init Attention. arXiv:2303.16199.
+    """
+
+    type: ClassVar[str] = "adaption_prompt"
+    peft_type: ClassVar[str] = "ADAPTION_PROMPT"
+    learning_rate: ClassVar[float] = 9e-3  # the paper
+    mergeable: ClassVar[bool] = False
+
+    adapter_len: int = 10
+    adapter_layers: int | None = None
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """All layers, where no number is given."""
+        layers = model.config.get_text_config().num_hidden_layers
+        return {} if self.adapter_layers is not None else {"adapter_layers": layers}
+
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """As many layers as there are gates."""
+        return {"adapter_layers": sum("adaption_gate" in name for name in tensors)}
+
+    def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
+        """Let peft wrap the attention of the families that it knows."""
+        from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG as FAMILIES
+
+        family, most = base.model.config.model_type, base.model.config.get_text_config().num_hidden_layers
+        if family not in FAMILIES:
+            raise ParameterError(
+                f"The adapter 'adaption_prompt' is for models of the families {quoted(sorted(FAMILIES))}. "
+                f"Got a model of the family {family!r} instead."
+            )
+        if config.adapter_layers > most:
+            raise parameter_error(
+                "adapter_layers", "AdaptionPrompt", f"at most {most} in this model", config.adapter_layers
+            )
+        return super().put_in(base, config, tensors, plan)
