@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the main job on packaged book reviews with a small model; takes a few minutes on a CPU.",
     )
     demo.add_argument("--base-model", default="smollm2", help="hub id, folder, .gguf file or alias (default: smollm2)")
-    demo.add_argument("--rows", type=int, default=160, help="rows to train on, 20 to 190 (default: 160)")
+    demo.add_argument("--rows", type=int, default=190, help="rows to train on, 20 to 190 (default: 190)")
     return parser
 
 

@@ -24,13 +24,13 @@ TEMPLATE = {
 HELD_OUT = 50
 
 
-def run_demo(*, base_model: Any = "smollm2", rows: int = 160) -> None:
+def run_demo(*, base_model: Any = "smollm2", rows: int = 190) -> None:
     """Show prompts, zero-shot and fine-tuned accuracy, predictions, a grid search, a save and a load.
 
     Parameters
     ----------
     base_model : str or path, default="smollm2"
-    rows : int, default=160
+    rows : int, default=190
         Rows to train on, 20 to 190.
 
     Raises
@@ -45,7 +45,7 @@ def run_demo(*, base_model: Any = "smollm2", rows: int = 160) -> None:
     test, train = reviews[:HELD_OUT], reviews[HELD_OUT : HELD_OUT + rows]
     started = time.perf_counter()
     settings: dict[str, Any] = {"base_model": base_model, "target": "score", "template": TEMPLATE, "random_state": 0}
-    model = llmfit.LLMClassifier(**settings, learning_rate=5e-4, epochs=3)
+    model = llmfit.LLMClassifier(**settings, learning_rate=5e-4, epochs=6, batch_size=8)
     _show_prompts(model, train)
     _compare(model, train, test)
     _show_predictions(model, test)
