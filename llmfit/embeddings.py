@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmfit.exceptions import DataWarning, reason
+from llmfit.exceptions import DataWarning, reason, warn
 
 __all__ = ["forget_embeddings", "look_up", "space_name"]
 
@@ -130,7 +129,7 @@ def _read_file(path: Path) -> dict[bytes, torch.Tensor]:
                 raise ValueError("its digest is not that of its contents")
     except Exception as error:  # safetensors raises its own error, which is not exported
         sentence = f"The file {str(path)!r} of kept vectors is damaged ({reason(error)}): they are computed again."
-        warnings.warn(DataWarning(sentence), stacklevel=6)
+        warn(DataWarning(sentence))
         path.unlink(missing_ok=True)
         return {}
     return {bytes(key): vector for key, vector in zip(keys.numpy(), vectors, strict=True)}

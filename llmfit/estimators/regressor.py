@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ from sklearn.base import RegressorMixin
 
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_target, read_weights
-from llmfit.exceptions import DataError, DataWarning, ParameterError, quoted
+from llmfit.exceptions import DataError, DataWarning, ParameterError, quoted, warn
 from llmfit.features import label_text, row_name
 from llmfit.heads import resolve_head
 
@@ -34,9 +33,9 @@ class LLMRegressor(RegressorMixin, LLMGenerator):
         As in :class:`LLMClassifier`.
     generation : None or dict, default=None
         As in :class:`LLMGenerator`; for ``head="lm"``.
-    base_model, features, target, template, adapter, epochs, learning_rate, batch_size, batch_tokens, max_length, \
-truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, validation_fraction, early_stopping, device, \
-dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
+    base_model, features, target, template, adapter, quantization, epochs, learning_rate, batch_size, batch_tokens, \
+gradient_checkpointing, max_length, truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, \
+validation_fraction, early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
         As in :class:`LLMClassifier`.
 
     Attributes
@@ -50,7 +49,7 @@ dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
     max_new_tokens_ : int
         With ``head="lm"``: longest answer that is generated, in tokens.
     features_, target_, feature_names_in_, n_features_in_, best_epoch_, trainable_parameters_, learning_rate_, \
-batch_size_, max_length_
+batch_size_, max_length_, memory_footprint_
         As in :class:`LLMClassifier`.
 
     Examples
@@ -76,11 +75,13 @@ batch_size_, max_length_
         target: Any = None,
         template: Any = None,
         adapter: Any = "lora",
+        quantization: Any = None,
         head: Any = "linear",
         epochs: int = 3,
         learning_rate: float | str = "auto",
         batch_size: int | str = "auto",
         batch_tokens: int | str = "auto",
+        gradient_checkpointing: bool = False,
         max_length: int | None = None,
         truncation: str = "error",
         warmup: float = 0.1,
@@ -243,7 +244,7 @@ def _warn_unread(texts: list[str], unread: np.ndarray) -> None:
     if unread.any():
         odd = dict.fromkeys(text for text, gone in zip(texts, unread, strict=True) if gone)
         sentence = f"{int(unread.sum())} of {len(texts)} answers are no number, and missing: {quoted(odd, most=3)}."
-        warnings.warn(DataWarning(sentence), stacklevel=3)
+        warn(DataWarning(sentence))
 
 
 def _numbers(y: pd.Series) -> np.ndarray:
