@@ -28,7 +28,7 @@ FILES = "vectors-*.safetensors"
 
 _known: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 _size = 0
-_lock = threading.RLock()
+_lock = threading.Lock()
 
 
 def space_name(*parts: object) -> str:
@@ -70,14 +70,15 @@ def look_up(
     prompt_of = dict(zip(keys, prompts, strict=True))
     with _lock:
         found = {key: _known[key] for key in prompt_of if key in _known}
-        if folder is not None and len(found) < len(prompt_of):
-            found |= _read(Path(folder) / space, prompt_of.keys() - found.keys())
-        missing = [key for key in prompt_of if key not in found]
-        if missing:
-            vectors = compute([prompt_of[key] for key in missing])
-            found |= dict(zip(missing, vectors.unbind(0), strict=True))
-            if folder is not None:
-                _write(Path(folder) / space, missing, vectors)
+    if folder is not None and len(found) < len(prompt_of):
+        found |= _read(Path(folder) / space, prompt_of.keys() - found.keys())
+    missing = [key for key in prompt_of if key not in found]
+    if missing:  # without the lock: what computes waits for the model, whose holder may ask for vectors here
+        vectors = compute([prompt_of[key] for key in missing])
+        found |= dict(zip(missing, vectors.unbind(0), strict=True))
+        if folder is not None:
+            _write(Path(folder) / space, missing, vectors)
+    with _lock:
         _keep(found)
     return torch.stack([found[key] for key in keys])
 
@@ -142,7 +143,7 @@ def _write(folder: Path, keys: Sequence[bytes], vectors: torch.Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"vectors-{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
     places = torch.from_numpy(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1).copy())
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
     tensors = {"keys": places, "vectors": vectors.contiguous()}
     save_file(tensors, temporary, metadata={"digest": _digest(places, vectors)})
     temporary.replace(path)

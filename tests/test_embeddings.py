@@ -125,14 +125,30 @@ def test_a_damaged_file_is_computed_again_and_replaced(damage: str, tmp_path: Pa
     assert len(compute.asked) == 8
 
 
-def test_threads_compute_each_once() -> None:
-    compute = Counted()
-    threads = [threading.Thread(target=look_up, args=("s", PROMPTS, compute)) for _ in range(8)]
+def test_threads_may_ask_at_once_and_one_that_computes_keeps_none_from_asking(tmp_path: Path) -> None:
+    """The model is lent to one thread at a time: its holder may ask for vectors while another waits for the model."""
+    model, waiting = threading.Lock(), threading.Event()
+    found: list[torch.Tensor] = []
+
+    def compute(prompts: list[tuple[int, ...]]) -> torch.Tensor:
+        waiting.set()
+        with model:
+            return Counted()(prompts)
+
+    with model:
+        threads = [
+            threading.Thread(target=lambda: found.append(look_up("s", PROMPTS, compute, tmp_path)), daemon=True)
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        assert waiting.wait(10)
+        assert look_up("other", [(7,)], Counted()).tolist() == [[1, 7, 0.5]]
     for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(compute.asked) == 4
+        thread.join(10)
+    assert len(found) == 4
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert len(list(tmp_path.rglob("vectors-*"))) == 1
 
 
 def test_a_space_is_named_by_contents() -> None:
@@ -250,3 +266,17 @@ def test_a_frozen_head_is_that_of_a_plain_loop_on_scaled_vectors(frame: pd.DataF
 class Scaled:
     def __init__(self, vectors: torch.Tensor) -> None:
         self.vectors = (vectors - vectors.mean(0)) / (32**0.5 * vectors.std(0, correction=0))
+
+
+def test_a_base_in_fewer_bits_has_vectors_of_its_own(rows_read: Any, frame: pd.DataFrame, settings: Any) -> None:
+    from llmfit.base_model import load_base_model
+
+    headed(settings | {"adapter": None}).fit(frame)
+    base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
+    before = vars(base).get("quantization")
+    base.quantization = "four bits"
+    try:
+        headed(settings | {"adapter": None}).fit(frame)
+    finally:
+        base.quantization = before
+    assert len(rows_read) == 16

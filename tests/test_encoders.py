@@ -94,7 +94,8 @@ def test_other_decoders_take_a_head(kind: str, tiny: str, frame: pd.DataFrame, s
     folder = make_other(tmp_path / kind, tiny, kind)
     given = settings | {"base_model": folder, "epochs": 20, "warmup": 0}
     for adapter in (None, {"r": 4}):
-        clf = headed(given, adapter=adapter, head={"pooling": "mean"}).fit(frame)
+        rate = {"learning_rate": 0.3} if adapter is None else {}
+        clf = headed(given | rate, adapter=adapter, head={"pooling": "mean"}).fit(frame)
         assert clf.history_["loss"].iloc[-1] < 0.4
 
 

@@ -85,7 +85,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "check_methods_subset_invariance": TEXT,
         "check_sample_weight_equivalence_on_dense_data": TEXT,
     },
-    "LLMEstimator": {"check_fit2d_1sample": "one number is no class yet: the sentence asks for the target's kind"},
+    "LLMEstimator": {},
     "LLMEstimator of classes": {
         "check_requires_y_none": "its target has a name, so that y may be None: the sentence names the missing column"
     },

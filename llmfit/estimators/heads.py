@@ -65,7 +65,8 @@ def embed(
                 progress=progress,
             )
 
-    space = embeddings.space_name(base.source.fingerprint, base.dtype, pooling)
+    stored = getattr(base, "quantization", None)  # weights in fewer bits give other vectors
+    space = embeddings.space_name(base.source.fingerprint, base.dtype, stored, pooling)
     return embeddings.look_up(space, prompts, compute, head.cache)
 
 
