@@ -528,7 +528,7 @@ def test_what_is_no_set_is_named(frame, settings):
     with pytest.raises(DataError) as error:
         headed(settings | {"adapter": None}).fit(frame[["text"]], SETS, eval_set=(frame[["text"]], [["new"]] * 8))
     assert str(error.value) == (
-        "Row 0 (index 'r0') of eval_set has the label 'new', which no fitted row has. The classes are 'fruit', 'sweet'."
+        "eval_set: Row 0 (index 'r0') has the label 'new', which no fitted row has. The classes are 'fruit', 'sweet'."
     )
 
 

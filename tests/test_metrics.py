@@ -643,7 +643,15 @@ def test_evaluate_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_public_names() -> None:
-    assert metrics.__all__ == ["classification_metrics", "extra_metrics", "metric_list", "text_metrics", "warn_unseen"]
+    assert metrics.__all__ == [
+        "classification_metrics",
+        "extra_metrics",
+        "metric_list",
+        "regression_metrics",
+        "set_metrics",
+        "text_metrics",
+        "warn_unseen",
+    ]
 
 
 def test_the_examples_run() -> None:

@@ -170,7 +170,7 @@ def test_memory_that_does_not_hold_the_model_is_one_sentence(tiny: str, monkeypa
     with pytest.raises(OutOfMemoryError, match=r"^Memory does not hold the base model\. Choose a smaller base_model"):
         LLMClassifier(tiny, target="label", adapter=None).fit(pd.DataFrame({"a": ["x", "y"], "label": ["u", "v"]}))
     with pytest.raises(RuntimeError, match="can't allocate"):
-        _read(find_source(tiny), torch.float32)
+        _read(find_source(tiny), torch.float32, torch.device("cpu"), None)
 
 
 def test_an_alias_that_is_misspelt_is_suggested() -> None:

@@ -335,7 +335,7 @@ def test_a_quantized_base_is_left_as_it_was(name, adapter, bits, bases, settings
     model = base_of(bases[name], bits).model
     before = everything(model)
     own = {**settings, "base_model": bases[name], "quantization": bits, "gradient_checkpointing": name == "qwen2"}
-    clf = classifier(own, adapter=adapter).fit(frame, eval_set=frame)
+    clf = classifier(own, adapter=adapter).fit(frame, eval_set=frame if adapter is not None else None)
     assert base_of(bases[name], bits).model is model
     assert everything(model) == before
     clf.predict(frame)

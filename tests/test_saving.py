@@ -490,7 +490,8 @@ def refusal(folder: Any, **params: Any) -> str:
 def edit(folder: Path, change: Any) -> None:
     """Change a manifest as somebody would who knows of its digest."""
     manifest = change(json.loads((folder / "llmfit.json").read_text(encoding="utf-8")))
-    manifest["digest"] = _digest_of(manifest)
+    if isinstance(manifest, dict):
+        manifest["digest"] = _digest_of(manifest)
     (folder / "llmfit.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from llmfit.batching import PAD_STEP
 from llmfit.estimators.exporting import Exported
 from llmfit.estimators.hooks import Hooks
 from llmfit.estimators.reading import naming, read_eval_set, read_fit, read_table, read_weights
@@ -258,7 +259,7 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
     def _max_length(self, base: Any, adapter: Any) -> int:
         """Resolve `max_length`: what the adapter leaves of the model's context, and never more than that."""
         taken = adapter.virtual_tokens if adapter else 0
-        most = base.context_length - taken
+        most = base.context_length - -(-taken // PAD_STEP) * PAD_STEP  # rows are padded in whole steps
         if most < 2:
             raise ParameterError(
                 f"The adapter {adapter.type!r} takes {taken} tokens of a context of {base.context_length}, which "
