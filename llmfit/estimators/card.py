@@ -92,7 +92,7 @@ def _training(estimator: Any) -> dict[str, Any]:
     adapter, history = estimator._adapter, estimator.history_
     if adapter is None or not len(history):
         return {"adapter": "none: the base model answers as it is" if adapter is None else f"{adapter.type}, untrained"}
-    settings = ", ".join(f"{key}={value!r}" for key, value in asdict(adapter).items())
+    settings = ", ".join(f"{key}={value!r}" for key, value in asdict(adapter).items() if value is not None)
     facts = {
         "adapter": f"{adapter.type} ({settings})" if settings else adapter.type,
         "trained parameters": f"{estimator.trainable_parameters_:,}",
