@@ -181,14 +181,14 @@ def test_what_computes_virtual_tokens_is_needed_in_fit_only(changed, settings, f
 @pytest.mark.parametrize("name", METHODS)
 def test_virtual_tokens_take_room_of_the_context(name, settings, frame):
     clf = classifier(settings, adapter=adapter(name)).fit(frame)
-    assert clf.max_length_ == 2048 - N
+    assert clf.max_length_ == 2032  # rows are padded in steps of 16
     with pytest.raises(ParameterError) as error:
         classifier(settings, adapter=adapter(name), max_length=2044).fit(frame)
     assert str(error.value) == (
-        f"The 'max_length' parameter of LLMClassifier must be at most 2043, the context length of "
-        f"{settings['base_model']!r} less the {N} virtual tokens of the adapter {name!r}. Got 2044 instead."
+        f"The 'max_length' parameter of LLMClassifier must be at most 2032, the context length of "
+        f"{settings['base_model']!r} less the {N} virtual tokens of {name!r}, in steps of 16. Got 2044 instead."
     )
-    assert classifier(settings, adapter=adapter(name), max_length=2043).fit(frame).max_length_ == 2043
+    assert classifier(settings, adapter=adapter(name), max_length=2032).fit(frame).max_length_ == 2032
 
 
 def test_no_room_is_one_sentence(settings, frame):
@@ -213,7 +213,7 @@ def test_a_row_as_long_as_the_room_is_answered(settings, tiny, tmp_path):
     )
     with pytest.warns(TruncationWarning):
         gen.fit(rows)
-    assert gen.max_length_ == 512 - N
+    assert gen.max_length_ == 496
     with pytest.warns(TruncationWarning):
         assert len(gen.predict(rows)) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from fake_model import NAME, put_in_place
 from sklearn.exceptions import NotFittedError
 
-from llmfit import LLMClassifier, LLMEstimator, LLMGenerator
+from llmfit import LLMClassifier, LLMEstimator, LLMGenerator, LoRA
+from llmfit.adapters import METHODS
 from llmfit.exceptions import DataError, DataWarning, ModelLoadError, ParameterError, TemplateError, TrainingError
 from llmfit.templates import FewShot, TemplateConfig
 
@@ -79,8 +81,8 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"adapter": "lorra"},
-        "The 'adapter' parameter of the estimator must be one of 'lora', 'full'. Got 'lorra' instead. "
-        "Did you mean 'lora'?",
+        f"The 'adapter' parameter of the estimator must be one of {', '.join(map(repr, METHODS))}, or another method "
+        "of peft's. Got 'lorra' instead. Did you mean 'lora'?",
     ),
     (
         {"adapter": 3},
@@ -88,8 +90,8 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"adapter": {"type": "lora", "rank": 4}},
-        "The adapter 'lora' has no parameter 'rank'. It has 'alpha', 'bias', 'dropout', 'init_lora_weights', 'r', "
-        "'target_modules', 'use_dora', 'use_rslora'.",
+        "The adapter 'lora' has no parameter 'rank'. It has "
+        f"{', '.join(sorted(repr(f.name) for f in dataclasses.fields(LoRA)))}.",
     ),
     ({"adapter": {"r": 0}}, "The 'r' parameter of LoRA must be an int >= 1. Got 0 instead."),
     ({"adapter": {"dropout": 1}}, "The 'dropout' parameter of LoRA must be a number >= 0 and < 1. Got 1 instead."),

@@ -28,7 +28,24 @@ LORA = {
     "use_rslora": False,
     "use_dora": False,
     "init_lora_weights": True,
+    **dict.fromkeys(
+        (
+            "alpha_pattern",
+            "corda_config",
+            "eva_config",
+            "exclude_modules",
+            "layers_pattern",
+            "layers_to_transform",
+            "loftq_config",
+            "lora_ga_config",
+            "loraplus_lr_ratio",
+            "modules_to_save",
+            "rank_pattern",
+            "trainable_token_indices",
+        )
+    ),
 }
+KEYS = ", ".join(repr(key) for key in sorted(LORA))
 TEMPLATE = {"task": None, "template": None, "system": None, "chat": "auto", "few_shot": None, "na_rep": ""}
 
 
@@ -164,13 +181,11 @@ def test_the_users_dict_is_copied_and_never_written_to() -> None:
         ({"foo__r": 4}, "Invalid parameter 'foo__r' for estimator {cls}. Valid parameters are: {names!r}."),
         (
             {"adapter__rank": 4},
-            "The 'adapter' parameter of {cls} has no parameter 'rank'. It has 'alpha', 'bias', 'dropout', "
-            "'init_lora_weights', 'r', 'target_modules', 'type', 'use_dora', 'use_rslora'.",
+            "The 'adapter' parameter of {cls} has no parameter 'rank'. It has " + KEYS + ".",
         ),
         (
             {"adapter__droput": 0.1},
-            "The 'adapter' parameter of {cls} has no parameter 'droput'. It has 'alpha', 'bias', 'dropout', "
-            "'init_lora_weights', 'r', 'target_modules', 'type', 'use_dora', 'use_rslora'. Did you mean 'dropout'?",
+            "The 'adapter' parameter of {cls} has no parameter 'droput'. It has " + KEYS + ". Did you mean 'dropout'?",
         ),
         ({"adapter": "full", "adapter__r": 4}, "The 'adapter' parameter of {cls} has no parameter 'r'. It has 'type'."),
         (

@@ -289,7 +289,7 @@ def test_model_card_says_what_was_fitted_and_how(
         "text (text), size (number)",
         "| classes | fruit, vehicle |",
         "Fruit or vehicle? {text} | {size:.1f} =",
-        "lora (r=2, ",
+        "| lora (target_modules='all-linear', r=2, ",
         f"| trained parameters | {model.trainable_parameters_:,} |",
         "| optimiser steps | 1 |",
         f"| tokens seen | {last['tokens']:,.0f} |",

@@ -572,7 +572,7 @@ def test_a_warm_start_refuses_another_adapter(settings, frame):
     with pytest.raises(ParameterError) as error:
         clf.set_params(adapter__r=8).fit(frame)
     assert re.fullmatch(
-        r"warm_start continues the adapter of the last fit, LoRA\(.*\br=4, .*\)\. Got LoRA\(.*\br=8, .*\) instead\. "
+        r"warm_start continues the adapter of the last fit, LoRA\(r=4\)\. Got LoRA\(r=8\) instead\. "
         r"Set warm_start=False to begin anew\.",
         str(error.value),
     )

@@ -23,7 +23,7 @@ __all__ = ["AdaLoRA"]
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what peft's allocator remembers of earlier steps
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AdaLoRA(LayerSpec):
     """Adaptive budget: ranks begin at `init_r` and fall to `target_r` in the mean, where they matter least.
 

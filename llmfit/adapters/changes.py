@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["BOFT", "HRA", "IA3", "OFT", "AdaptionPrompt", "BitFit", "LNTuning"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class IA3(LayerSpec):
     """(IA)3: keys, values and the inner activations of the feed-forward layers are scaled by learned vectors.
 
@@ -54,7 +54,7 @@ class IA3(LayerSpec):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LNTuning(LayerSpec):
     """LayerNorm tuning: the weights of the norms are trained, and nothing else.
 
@@ -77,7 +77,7 @@ class LNTuning(LayerSpec):
     exclude_modules: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BitFit(LayerSpec):
     """Bias tuning: a vector is learned that is added to the outputs of each layer, as its bias or beside it.
 
@@ -98,7 +98,7 @@ class BitFit(LayerSpec):
     learning_rate: ClassVar[float] = 1e-3  # the paper: 1e-4 to 1e-3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class OFT(SomeLayers):
     """OFT: each layer's weight is turned by a block-diagonal orthogonal matrix.
 
@@ -151,7 +151,7 @@ class OFT(SomeLayers):
         return {**given, "oft_block_size": (1 + math.isqrt(1 + 8 * number)) // 2}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BOFT(SomeLayers):
     """BOFT: each layer's weight is turned by a product of sparse orthogonal matrices, like a butterfly.
 
@@ -202,7 +202,7 @@ class BOFT(SomeLayers):
         return {**super().learned(tensors), "boft_block_size": size}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class HRA(SomeLayers):
     """HRA: each layer's weight is turned by a product of r Householder reflections.
 
@@ -232,7 +232,7 @@ class HRA(SomeLayers):
             raise parameter_error("r", "HRA", "even", self.r)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AdaptionPrompt(PeftSpec):
     """LLaMA-Adapter: learned prompts that the upper layers attend to, behind gates that begin closed.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Full"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Full(AdapterSpec):
     """Full fine-tuning: every weight of a private copy of the base model is trained.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DoRA", "LoRA"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoRA(LayerSpec):
     """Low-rank adaptation: a frozen weight W plus a trained product B A of rank r.
 
@@ -188,7 +188,7 @@ class LoRA(LayerSpec):
         return float(self.loraplus_lr_ratio) if self.loraplus_lr_ratio and is_b else 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DoRA(LoRA):
     """LoRA with its update's direction and magnitude apart: :class:`LoRA` with ``use_dora=True``."""
 

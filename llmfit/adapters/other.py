@@ -28,7 +28,7 @@ REFUSED = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class OtherSpec(PeftSpec):
     """Base of the specs made of peft's configurations."""
 
@@ -77,6 +77,7 @@ def other_method(name: str) -> type[OtherSpec]:
         namespace={"type": name, "peft_type": name.upper()},
         frozen=True,
         kw_only=True,
+        repr=False,
     )
     return made
 

@@ -55,7 +55,7 @@ APART = ("prompt_embeddings",)  # peft writes them into the model by itself
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PeftSpec(AdapterSpec):
     """Base of the specs that peft puts into a model.
 
@@ -216,7 +216,7 @@ class PeftSpec(AdapterSpec):
             ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LayerSpec(PeftSpec):
     """Base of the methods that adapt layers by name.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PTuning", "PrefixTuning", "PromptSpec", "PromptTuning"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PromptSpec(PeftSpec):
     """Base of the methods with virtual tokens.
 
@@ -64,7 +64,7 @@ class PromptSpec(PeftSpec):
         return super().tensors(model.peft_model)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PromptTuning(PromptSpec):
     """Prompt tuning: embeddings of virtual tokens before the prompt.
 
@@ -108,7 +108,7 @@ class PromptTuning(PromptSpec):
         return torch.tensor((ids * (self.virtual_tokens // len(ids) + 1))[: self.virtual_tokens])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PrefixTuning(PromptSpec):
     """Prefix tuning: keys and values of virtual tokens in every layer.
 
@@ -140,7 +140,7 @@ class PrefixTuning(PromptSpec):
         return {"prefix_projection": False}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PTuning(PromptSpec):
     """P-tuning: embeddings of virtual tokens, computed by a small network while they are learned.
 

@@ -10,7 +10,7 @@ from llmfit.adapters.peft_spec import LayerSpec
 __all__ = ["SomeBlocks", "SomeLayers"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SomeLayers(LayerSpec):
     """Base of the methods that can leave layers out.
 
@@ -31,7 +31,7 @@ class SomeLayers(LayerSpec):
     layers_pattern: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SomeBlocks(LayerSpec):
     """Base of the methods that can leave blocks out; see :class:`SomeLayers`."""
 

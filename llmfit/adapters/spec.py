@@ -55,7 +55,7 @@ class Plan:
     loss: Callable[[Any, Any], torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdapterSpec:
     """Base of the adapter specs: settings of one method, checked when `fit` resolves them."""
 
@@ -64,6 +64,12 @@ class AdapterSpec:
     quantizable: ClassVar[bool] = True  # works beside a base model that is stored in few bits
     recomputable: ClassVar[bool] = True  # works where layers are computed again for their gradients
     mergeable: ClassVar[bool] = True  # can be written into the weights of the base model
+
+    def __repr__(self) -> str:
+        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in given if value != usual)})"
+        )
 
     @property
     def virtual_tokens(self) -> int:

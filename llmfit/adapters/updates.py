@@ -17,7 +17,7 @@ from llmfit.exceptions import check_choice, parameter_error
 __all__ = ["C3A", "FourierFT", "LoHa", "LoKr", "RandLoRA", "TinyLoRA", "VBLoRA", "VeRA", "WaveFT"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class VeRA(SomeBlocks):
     """VeRA: two random matrices that all layers share, and learned vectors that scale them.
 
@@ -47,7 +47,7 @@ class VeRA(SomeBlocks):
     projection_prng_key: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoHa(SomeLayers):
     """LoHa: an update that is the elementwise product of two low-rank matrices.
 
@@ -83,7 +83,7 @@ class LoHa(SomeLayers):
         return {"alpha": int(self.r), **super().settings()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoKr(LoHa):
     """LoKr: an update that is the Kronecker product of two matrices, the larger of them of low rank.
 
@@ -111,7 +111,7 @@ class LoKr(LoHa):
     rank_dropout_scale: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FourierFT(SomeLayers):
     """FourierFT: an update whose spectrum has few coefficients, at places drawn once, that are learned.
 
@@ -162,7 +162,7 @@ class FourierFT(SomeLayers):
         return {**given, **({"n_frequency": tensors[plain[0]].shape[-1]} if plain else {})}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class WaveFT(FourierFT):
     """WaveFT: as :class:`FourierFT`, with wavelets.
 
@@ -196,7 +196,7 @@ class WaveFT(FourierFT):
     proportional_parameters: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class VBLoRA(SomeLayers):
     """VB-LoRA: low-rank updates put together from the vectors of one bank that all layers share.
 
@@ -251,7 +251,7 @@ class VBLoRA(SomeLayers):
         return {**super().learned(tensors), "vector_length": bank.shape[-1]}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class C3A(SomeBlocks):
     """C3A: an update made of blocks that are circulant, one learned row each.
 
@@ -303,7 +303,7 @@ class C3A(SomeBlocks):
         return {**given, **({"block_size": tensors[plain[0]].shape[-1]} if plain else {})}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TinyLoRA(SomeBlocks):
     """TinyLoRA: a few learned numbers, spread over the largest directions of each weight by fixed random matrices.
 
@@ -333,7 +333,7 @@ class TinyLoRA(SomeBlocks):
     dropout: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RandLoRA(SomeBlocks):
     """RandLoRA: an update of full rank, a sum of random low-rank matrices that are scaled by learned vectors.
 

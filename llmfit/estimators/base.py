@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,42 +22,13 @@ from sklearn.utils.validation import check_is_fitted
 from llmfit.batching import PAD_STEP
 from llmfit.estimators.exporting import Exported
 from llmfit.estimators.hooks import Hooks
+from llmfit.estimators.nested import NESTED
 from llmfit.estimators.reading import naming, read_eval_set, read_fit, read_table, read_weights
 from llmfit.exceptions import LLMFitWarning, ModelLoadError, ParameterError, warn
 from llmfit.frames import Table
 from llmfit.params import Nested, NestedParams
 
 __all__ = ["BaseLLM", "all_or_nothing"]
-
-
-def _adapter_defaults(given: Any) -> dict[str, Any]:
-    from llmfit.adapters import adapter_defaults
-
-    return adapter_defaults(given)
-
-
-def _quantization_defaults(given: Any) -> dict[str, Any]:
-    from llmfit.quantization import quantization_defaults
-
-    return quantization_defaults(given)
-
-
-def _head_defaults(given: Any) -> dict[str, Any]:
-    from llmfit.heads import head_defaults
-
-    return head_defaults(given)
-
-
-def _template_defaults(_: Any) -> dict[str, Any]:
-    from llmfit.templates import TemplateConfig
-
-    return {field.name: field.default for field in fields(TemplateConfig)}
-
-
-def _early_stopping_defaults(_: Any) -> dict[str, Any]:
-    from llmfit.callbacks import EarlyStopping
-
-    return asdict(EarlyStopping())
 
 
 @contextmanager
@@ -75,13 +46,7 @@ def all_or_nothing(estimator: Any) -> Iterator[None]:
 class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
     """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
 
-    _nested: ClassVar[dict[str, Nested]] = {
-        "adapter": Nested("type", _adapter_defaults, off=(None,)),
-        "quantization": Nested("bits", _quantization_defaults),
-        "head": Nested("type", _head_defaults),
-        "template": Nested("template", _template_defaults),
-        "early_stopping": Nested("patience", _early_stopping_defaults, off=(False,)),
-    }
+    _nested: ClassVar[dict[str, Nested]] = NESTED
     _default_target: ClassVar[str] = "label"
     _heads: ClassVar[tuple[str, ...]] = ("lm", "linear")
     _head: Any = None  # the head of the fit; None where it answers in words
@@ -259,19 +224,24 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
     def _max_length(self, base: Any, adapter: Any) -> int:
         """Resolve `max_length`: what the adapter leaves of the model's context, and never more than that."""
         taken = adapter.virtual_tokens if adapter else 0
-        most = base.context_length - -(-taken // PAD_STEP) * PAD_STEP  # rows are padded in whole steps
+        most = self._context(base, adapter)
         if most < 2:
             raise ParameterError(
                 f"The adapter {adapter.type!r} takes {taken} tokens of a context of {base.context_length}, which "
                 "leaves no room for a prompt. Lower num_virtual_tokens."
             )
         if self.max_length is not None and self.max_length > most:
-            less = f" less the {taken} virtual tokens of the adapter {adapter.type!r}" if taken else ""
+            less = f" less the {taken} virtual tokens of {adapter.type!r}, in steps of {PAD_STEP}" if taken else ""
             raise ParameterError(
                 f"The 'max_length' parameter of {type(self).__name__} must be at most {most}, the "
                 f"context length of {str(self.base_model)!r}{less}. Got {self.max_length} instead."
             )
         return int(self.max_length or most)
+
+    def _context(self, base: Any, adapter: Any) -> int:
+        """Tokens of context that an adapter leaves for rows, which are padded in whole steps."""
+        taken = adapter.virtual_tokens if adapter else 0
+        return int(base.context_length - -(-taken // PAD_STEP) * PAD_STEP)
 
     def _split(self, checked: Any, target: pd.Series, eval_set: Any) -> tuple[Sequence[int], Sequence[int]]:
         """Part the positions of rows to train on from those held out for validation."""

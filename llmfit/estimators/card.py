@@ -141,7 +141,7 @@ def _training(estimator: Any) -> dict[str, Any]:
 
 
 def _spelled(spec: Any) -> str:
-    settings = ", ".join(f"{key}={value!r}" for key, value in asdict(spec).items())
+    settings = ", ".join(f"{key}={value!r}" for key, value in asdict(spec).items() if value is not None)
     return f"{spec.type} ({settings})" if settings else str(spec.type)
 
 

@@ -175,7 +175,7 @@ batch_size_, max_length_, memory_footprint_
                 settings,
                 end_ids=encoder.end_ids,
                 max_new_tokens=most,
-                context_length=base.context_length - (self._adapter.virtual_tokens if self._adapter else 0),
+                context_length=self._context(base, self._adapter),
                 device=base.device,
                 pad_id=base.pad_id,
                 start_ids=base.start_ids,
