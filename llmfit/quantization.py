@@ -187,7 +187,7 @@ def check_quantizable(adapter: Any, quantization: Quantization | None) -> None:
     ------
     ParameterError
     """
-    if adapter is not None and quantization is not None and not adapter.quantizable:
+    if adapter is not None and quantization is not None and not getattr(adapter, "quantizable", True):
         raise ParameterError(
             f"adapter={adapter.type!r} trains the base model's own weights, and weights stored in {quantization.bits} "
             "bits cannot be trained. Set quantization=None, or choose an adapter such as 'lora'."

@@ -317,7 +317,7 @@ def test_saved_heads_come_back_bit_for_bit(kind, adapter, bases, frame, settings
         assert loaded.get_params() == model.get_params()
         assert (tmp_path / name / "head.safetensors").is_file()
         card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
-        assert "| head | linear (pooling='auto', dropout=0.0, cache=None) |" in card
+        assert "| head | linear (pooling='auto', dropout=0.0) |" in card
 
 
 def test_the_adapter_of_a_saved_head_is_a_peft_folder(bases, frame, settings, tmp_path):

@@ -202,6 +202,11 @@ class WithHead:
     head: LinearHead
     outputs: int
 
+    @property
+    def quantizable(self) -> bool:
+        """Whether the adapter works beside a base model in few bits."""
+        return bool(self.adapter.quantizable)
+
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, **given: Any) -> Any:
         """Put a tap before the model's words, then the adapter, to which the words are no layer any more.
 
