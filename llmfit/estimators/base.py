@@ -67,6 +67,7 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
     checkpoint_dir: Any
     verbose: Any
     history_: pd.DataFrame
+    evaluation_: dict[str, Any]
 
     def _store(self, given: dict[str, Any]) -> None:
         """Store the parameters of ``__init__`` untouched."""
@@ -314,6 +315,12 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
         from tqdm.auto import tqdm
 
         return tqdm(total=total, desc=what, unit="row", disable=not self.verbose, delay=2.0)
+
+    def _evaluated(self, result: dict[str, Any], n_rows: int) -> dict[str, Any]:
+        """Remember the plain numbers of an evaluation: the model card tells them."""
+        numbers_alone = {name: float(value) for name, value in result.items() if isinstance(value, numbers.Real)}
+        self.evaluation_ = {"rows": n_rows, **numbers_alone}
+        return result
 
     # the rest -----------------------------------------------------------------------------------
 

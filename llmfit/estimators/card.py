@@ -63,7 +63,17 @@ Fitted with [llmfit](https://pypi.org/project/llmfit/).
 | | |
 |---|---|
 {_rows(_training(estimator))}
-"""
+{_evaluation(estimator)}"""
+
+
+def _evaluation(estimator: Any) -> str:
+    """Tell the measures of the last ``evaluate``, if there was one."""
+    measured = dict(getattr(estimator, "evaluation_", {}))
+    if not measured:
+        return ""
+    rows = f"{int(measured.pop('rows')):,}"
+    figures = _rows({name: f"{value:.4g}" for name, value in measured.items()})
+    return f"\n## Evaluation on {rows} rows\n\n| | |\n|---|---|\n{figures}\n"
 
 
 def _on_the_hub(base: str) -> str:

@@ -122,6 +122,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     trainable_parameters_, batch_size_, max_length_, n_features_in_ : int
     memory_footprint_ : int
         Bytes of the base model's weights as `fit` stored them.
+    evaluation_ : dict
+        The plain numbers of the last `evaluate`, and of how many rows: what the model card tells.
 
     Examples
     --------
@@ -385,7 +387,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             truth, proba = targets.label_values(read_target(self, table, y)), self.predict_proba(X)
             predicted = self.classes_[proba.argmax(axis=1)]
             result = classification_metrics(truth, predicted, proba, self.classes_, per_class=per_class)
-        return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
+        return self._evaluated({**result, **extra_metrics(metrics, truth, predicted, taken=result)}, len(truth))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

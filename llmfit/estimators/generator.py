@@ -234,7 +234,7 @@ batch_size_, max_length_, memory_footprint_
         metrics = metric_list(metrics)
         truth, predicted = self._truth_and_answers(X, y)
         result = text_metrics(truth, predicted, perplexity=self._perplexity(X, y))
-        return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
+        return self._evaluated({**result, **extra_metrics(metrics, truth, predicted, taken=result)}, len(truth))
 
     def _perplexity(self, X: Any, y: Any) -> float:
         from llmfit.scoring import reference_losses

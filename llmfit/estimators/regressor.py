@@ -215,7 +215,7 @@ batch_size_, max_length_, memory_footprint_
         truth = _numbers(read_target(self, table, y))
         answers = np.asarray(self.predict(X), dtype=float)
         result = regression_metrics(truth, answers, mean=self.target_mean_)
-        return {**result, **extra_metrics(metrics, truth, answers, taken=result)}
+        return self._evaluated({**result, **extra_metrics(metrics, truth, answers, taken=result)}, len(truth))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

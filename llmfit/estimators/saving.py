@@ -45,6 +45,7 @@ LEARNED = (
     "memory_footprint_",
     "best_epoch_",
     "base_model_",
+    "evaluation_",
     "n_features_in_",
     "max_new_tokens_",
     "target_mean_",
