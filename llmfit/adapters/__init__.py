@@ -17,7 +17,6 @@ from llmfit.adapters.changes import BOFT, HRA, IA3, OFT, AdaptionPrompt, BitFit,
 from llmfit.adapters.full import Full
 from llmfit.adapters.lora import DoRA, LoRA
 from llmfit.adapters.other import other_method, other_names
-from llmfit.adapters.peft_spec import merged
 from llmfit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
 from llmfit.adapters.spec import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
 from llmfit.adapters.updates import C3A, FourierFT, LoHa, LoKr, RandLoRA, TinyLoRA, VBLoRA, VeRA, WaveFT
@@ -55,7 +54,6 @@ __all__ = [
     "adapter_defaults",
     "adapter_from_folder",
     "count_parameters",
-    "merged",
     "resolve_adapter",
 ]
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmfit.adapters.peft_spec import quiet
 from llmfit.adapters.spec import AdapterSpec
-from llmfit.exceptions import ParameterError
+from llmfit.exceptions import ParameterError, reason
 
 __all__ = ["check_mergeable", "merge"]
 
@@ -39,11 +40,22 @@ def merge(model: Any) -> Any:
     -------
     transformers.PreTrainedModel
         Without any adapter.
+
+    Raises
+    ------
+    ParameterError
+        If the method cannot be merged into this model.
     """
     if not hasattr(model, "merge_and_unload"):
         return model  # full fine-tuning put its weights there itself
     tied = _untie(model.get_base_model())
-    plain = model.merge_and_unload()
+    try:
+        with quiet():
+            plain = model.merge_and_unload()
+    except (ValueError, AttributeError, NotImplementedError, TypeError) as error:  # of peft, method by method
+        raise ParameterError(
+            f"The adapter cannot be merged: {reason(error)}. Use merge=False, which writes a PEFT folder."
+        ) from error
     if tied:
         _tie_again(plain)
     return plain

@@ -30,7 +30,6 @@ __all__ = [
     "config_class",
     "is_packed",
     "largest_divisor",
-    "merged",
     "size_of",
     "sizes",
     "target_layers",
@@ -101,7 +100,7 @@ class PeftSpec(AdapterSpec):
     def config(self, kind: str, base_name: str | None = None, **settings: Any) -> Any:
         """Build peft's configuration."""
         base_id, revision = public_name(base_name) if base_name else (None, None)
-        with _quiet():
+        with quiet():
             return config_class(self.peft_type)(
                 task_type=TASK_TYPES[kind],
                 base_model_name_or_path=base_id,
@@ -153,7 +152,7 @@ class PeftSpec(AdapterSpec):
         """Copy the adapter's weights, under the names that peft gives them in files."""
         import peft
 
-        with _quiet():
+        with quiet():
             state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
@@ -204,7 +203,7 @@ class PeftSpec(AdapterSpec):
     def _one_sentence(self, model: Any) -> Iterator[None]:
         """Turn what peft says of settings that do not go with a model into one sentence."""
         try:
-            with _quiet():
+            with quiet():
                 yield
         except ParameterError:
             raise
@@ -325,41 +324,6 @@ def largest_divisor(numbers_: list[int], most: int) -> int:
     return max((n for n in range(1, min(common, most) + 1) if common % n == 0), default=1)
 
 
-def merged(model: Any) -> Any:
-    """Write an installed adapter into the weights that it adapts, and return the plain transformers model.
-
-    The weights written to are copies; the lent model's own tensors stay as they are. Call it inside the loan, and
-    take what is needed of the result there: the module tree is put back when the loan ends.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        As :meth:`llmfit.base_model.BaseModel.attach` lends it.
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-
-    Raises
-    ------
-    ParameterError
-        If the method has no weights to merge into.
-    """
-    if not hasattr(model, "peft_config"):
-        return model
-    if not hasattr(getattr(model, "base_model", None), "merge_and_unload"):
-        raise ParameterError("This adapter cannot be merged: it stands beside the weights of the base model.")
-    for module in model.modules():
-        if hasattr(module, "get_base_layer"):
-            for parameter in module.get_base_layer().parameters():
-                parameter.data = parameter.data.clone()
-    try:
-        with _quiet():
-            return model.merge_and_unload()
-    except (ValueError, AttributeError, NotImplementedError, TypeError) as error:
-        raise ParameterError(f"This adapter cannot be merged: {reason(error)}.") from error
-
-
 def _settle(model: Any, *, low: bool) -> None:
     """Hold what is trained in float32 or wider; beside a base of fewer bits, let autocast choose what is multiplied."""
     import torch
@@ -384,7 +348,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=f"(?s).*({'|'.join(HARMLESS)}).*")
         yield

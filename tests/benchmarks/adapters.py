@@ -15,15 +15,17 @@ from typing import Any
 
 import pandas as pd
 import torch
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conftest import make_model
 
 import llmfit
-from llmfit.adapters import METHODS, merged
+from llmfit.adapters import METHODS
 from llmfit.base_model import load_base_model
 from llmfit.exceptions import ParameterError
+from llmfit.sources import quiet_loading
 
 IDS = torch.tensor([[1, 70, 80, 90, 100, 41, 42, 43]])
 ROWS = pd.DataFrame(
@@ -72,14 +74,17 @@ def fit(base_model: str, name: str, **settings: Any) -> llmfit.LLMClassifier:
 
 @torch.no_grad()
 def merged_distance(clf: Any) -> float | None:
-    """Largest difference of the logits after merging; None where the method has nothing to merge into."""
+    """Largest difference of the exported model's logits; None where the method has nothing to merge into."""
     base = load_base_model(clf.base_model, device="cpu", dtype="float32")
     with base.attach(clf._adapter, clf._tensors) as model:
         adapted = model(input_ids=IDS).logits
+    with tempfile.TemporaryDirectory() as folder, quiet_loading():
         try:
-            return float((merged(model)(input_ids=IDS).logits - adapted).abs().max())
+            clf.export(folder, dtype="float32")
         except ParameterError:
             return None
+        plain = AutoModelForCausalLM.from_pretrained(folder)
+        return float((plain(input_ids=IDS).logits - adapted).abs().max())
 
 
 def line(base_model: str, name: str, folder: Path) -> str:
