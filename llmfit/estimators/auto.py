@@ -141,7 +141,7 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         """
         with all_or_nothing(self):
             before = vars(self).get("estimator_")
-            chosen = self._choose(X, y)
+            chosen: Any = self._choose(X, y)
             if chosen is None:
                 if before is not None:
                     del self.estimator_
@@ -182,7 +182,7 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
     def _choose(self, X: Any, y: Any) -> BaseLLM | None:
         """Make the estimator that the target's kind wants, with the parameters of this one; None for several."""
         named = resolve_targets(self.target, type(self).__name__) or _columns_of(y)
-        self._targets = named if len(named) > 1 else None
+        self._targets = dict(named) if len(named) > 1 else None
         _, target = read_fit(self, X, y, self._default_target)
         if self._targets is not None:
             self._targets = {name: kind or infer_kind(target[name]) for name, kind in named.items()}

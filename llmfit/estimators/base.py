@@ -33,7 +33,7 @@ __all__ = ["BaseLLM", "all_or_nothing"]
 
 @contextmanager
 def all_or_nothing(estimator: Any, *, undone: bool = False) -> Iterator[None]:
-    """Undo what was set on an estimator where the block fails, or ends (`undone`): a failed fit leaves the one before."""
+    """Undo what was set on an estimator where the block fails, or in any case: a failed fit leaves the one before."""
     kept = dict(vars(estimator))
     try:
         yield

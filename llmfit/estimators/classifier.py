@@ -380,18 +380,17 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
         metrics = metric_list(metrics)
         table, frame = self._read_rows(X)
-        result: dict[str, Any] = self._measure(read_target(self, table, y), self._respond(frame), metrics, per_class)
-        return result
+        return self._measure(read_target(self, table, y), self._respond(frame), metrics, per_class)
 
-    def _measure(self, target: pd.Series, answers: Any, metrics: Any = (), per_class: bool = False, **_: Any) -> Any:
+    def _measure(self, y: Any, answers: Any, metrics: Any = (), per_class: bool = False, **_: Any) -> dict[str, Any]:
         from llmfit.metrics import classification_metrics, extra_metrics, set_metrics
 
         if self._form is not None:
-            truth: Any = targets.set_values(target)
+            truth: Any = targets.set_values(y)
             predicted: Any = targets.chosen_sets(answers, self.classes_)
             result = set_metrics(truth, predicted, self.classes_, per_class=per_class)
         else:
-            truth, predicted = targets.label_values(target), self.classes_[answers.argmax(axis=1)]
+            truth, predicted = targets.label_values(y), self.classes_[answers.argmax(axis=1)]
             result = classification_metrics(truth, predicted, np.exp(answers), self.classes_, per_class=per_class)
         return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
 

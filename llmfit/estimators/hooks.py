@@ -7,10 +7,13 @@ while it fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from llmfit.estimators.prompts import Prompts
 
 __all__ = ["Hooks"]
 
@@ -36,7 +39,8 @@ class Hooks:
 
     def _name_target(self, y: Any) -> None:
         """Keep name and dtype of the target."""
-        self.target_, self.target_dtype_ = str(y.name), y.dtype
+        self.target_: Any = str(y.name)
+        self.target_dtype_ = y.dtype
 
     def _shares(self) -> tuple[float, ...]:
         """Say what the loss of each of several targets weighs; () for one."""
@@ -84,7 +88,7 @@ class Hooks:
     # How a fitted estimator answers: raw answers, which `predict` and every measure read.
 
     _head: Any
-    _prompts: Any
+    _prompts: Prompts
     _fitted_base: Callable[[], Any]
 
     def _respond(self, frame: pd.DataFrame) -> Any:

@@ -52,7 +52,7 @@ def check_loss_weights(given: Any, targets: Collection[str], owner: str) -> None
 class Several(BaseLLM):
     """What :class:`~llmfit.LLMEstimator` does where it has several targets."""
 
-    _targets: dict[str, Any]
+    _targets: Any
     estimators_: dict[str, Any]
     class_weight: Any
     generation: Any
@@ -72,7 +72,8 @@ class Several(BaseLLM):
 
     def _for_target(self, name: str) -> Any:
         """Make the estimator of one target."""
-        chosen, kinds = BY_KIND[self._targets[name]], self._targets
+        kinds = self._targets
+        chosen = BY_KIND[kinds[name]]
         return chosen(**self._own_params(chosen, auto_head(kinds.values())) | {"target": {name: kinds[name]}})
 
     def _check(self) -> None:
@@ -100,7 +101,8 @@ class Several(BaseLLM):
             )
 
     def _learn_answers(self, y: pd.DataFrame) -> None:
-        before, self.estimators_ = vars(self).get("estimators_", {}) if self.warm_start else {}, {}
+        before = vars(self).get("estimators_", {}) if self.warm_start else {}
+        self.estimators_, self.answer_tokens_ = {}, {}
         for name in self._targets:
             inner = self._for_target(name)
             if name in before:
@@ -111,7 +113,7 @@ class Several(BaseLLM):
             self.estimators_[name] = inner
 
     def _name_target(self, y: pd.DataFrame) -> None:
-        self.target_ = list(self._targets)
+        self.target_: Any = list(self._targets)
 
     def _learn_units(self, y: pd.DataFrame, weights: np.ndarray) -> None:
         for name, inner in self.estimators_.items():
@@ -147,7 +149,6 @@ class Several(BaseLLM):
         return " Then p".join([tasks[0], *(task[1:] for task in tasks[1:])])
 
     def _reserve(self, encoder: Any, prompts: Any, answers: Sequence[tuple[str, ...]]) -> int:
-        self.answer_tokens_ = {}
         for k, (name, inner) in enumerate(self.estimators_.items()):
             cue = encoder.cue(prompts.turns[k].cue) if k else ()
             own = inner._reserve(encoder, prompts, [row[k] for row in answers])
@@ -201,7 +202,9 @@ class Several(BaseLLM):
         table, frame = self._read_rows(X)
         answers = self._respond(frame)
         columns = {name: inner._column(table, answers[name]) for name, inner in self.estimators_.items()}
-        return pd.DataFrame(columns).to_numpy() if table.as_array else pd.DataFrame(columns, index=table.frame.index)
+        arrays = {name: getattr(column, "array", column) for name, column in columns.items()}
+        answered = pd.DataFrame(arrays, index=table.frame.index)
+        return answered.to_numpy() if table.as_array else answered
 
     def predict_log_proba(self, X: Any) -> Any:
         """Predict the logarithms of the classes' probabilities, for each target that is classes."""
