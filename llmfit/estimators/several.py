@@ -54,6 +54,7 @@ class Several(BaseLLM):
 
     _targets: Any
     estimators_: dict[str, Any]
+    answer_tokens_: dict[str, int]
     class_weight: Any
     generation: Any
     loss_weights: Any
