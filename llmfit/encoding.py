@@ -304,8 +304,8 @@ class Encoder:
 
     def _answers(self, completions: Sequence[str] | Sequence[Answer]) -> list[Answer]:
         """Encode answers that are still texts."""
-        texts = self.closed([text for text in completions if isinstance(text, str)])
-        return [answer for answer in completions if isinstance(answer, Answer)] or [Answer(ids) for ids in texts]
+        closed = iter(self.closed([text for text in completions if isinstance(text, str)]))
+        return [answer if isinstance(answer, Answer) else Answer(next(closed)) for answer in completions]
 
     def _cut(
         self, segments: Sequence[Segment], length: int, room: int, limit: Limit, name: str
