@@ -478,6 +478,8 @@ def test_measures_are_those_of_each_target(learned: LLMEstimator, table: pd.Data
     assert found["label"]["accuracy"] == 0.5
     assert found["note"]["exact_match"] == 0.25
     assert found["price"]["mae"] == 0.0
+    assert learned.evaluation_["rows"] == 8
+    assert learned.evaluation_["label: accuracy"] == 0.5
     assert learned.score(wrong) == pytest.approx((0.5 + 1.0 + 0.25) / 3)
     learned.set_params(loss_weights={"label": 2.0, "note": 4.0})
     assert learned.score(wrong) == pytest.approx((2 * 0.5 + 1.0 + 4 * 0.25) / 7)
@@ -524,18 +526,19 @@ def test_saved_pickled_and_cloned_it_answers_alike(head: str, table: Any, settin
     model.fit(table)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        answers = model.predict(table)
+        answers, found = model.predict(table), model.evaluate(table)
         model.save(tmp_path / "model")
         loaded = llmfit.load(tmp_path / "model", batch_tokens=64)
         for other in (loaded, pickle.loads(pickle.dumps(model)), clone(model).fit(table)):
             assert same(other, model)
             assert other.predict(table).equals(answers)
-            assert other.evaluate(table).keys() == model.evaluate(table).keys()
+            assert other.evaluate(table)["label"]["log_loss"] == found["label"]["log_loss"]
     assert loaded.get_params() == model.get_params() | {"batch_tokens": 64}
     assert {inner.batch_tokens for inner in loaded.estimators_.values()} == {64}
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert f"| target | {', '.join(model.target_)} |" in card
     assert "| classes of label | fruit, vehicle |" in card
+    assert f"| label: accuracy | {model.evaluation_['label: accuracy']:.4g} |" in card
     assert (tmp_path / "model" / "adapter").is_dir() == (head != "frozen")
 
 
@@ -621,7 +624,8 @@ def test_predicting_changes_nothing(learned: LLMEstimator, table: pd.DataFrame) 
     before = pickle.dumps({name: vars(inner) for name, inner in learned.estimators_.items()})
     names = sorted(vars(learned))
     learned.predict(table)
-    learned.evaluate(table)
+    learned.predict_proba(table)
+    learned.score(table)
     assert sorted(vars(learned)) == names
     assert pickle.dumps({name: vars(inner) for name, inner in learned.estimators_.items()}) == before
 

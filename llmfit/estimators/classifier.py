@@ -244,8 +244,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
     def _label_ids(self, encoder: Any) -> list[Ids]:
         """Token ids of every class as an answer."""
-        ids: list[Ids] = encoder.completions([self._prompts.template.completion(label_text(c)) for c in self.classes_])
-        return ids
+        return list(encoder.completions([self._prompts.template.completion(label_text(c)) for c in self.classes_]))
 
     def _no_answers(self) -> np.ndarray:
         return np.empty((0, len(self.classes_)))
@@ -288,8 +287,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         ndarray of shape (n_rows, n_classes), in nats
             Columns in the order of `classes_`.
         """
-        log_proba: np.ndarray = self._respond(self._read_rows(X)[1])
-        return log_proba
+        return np.asarray(self._respond(self._read_rows(X)[1]))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict the probability of every class.
@@ -392,7 +390,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         else:
             truth, predicted = targets.label_values(y), self.classes_[answers.argmax(axis=1)]
             result = classification_metrics(truth, predicted, np.exp(answers), self.classes_, per_class=per_class)
-        return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
+        return self._evaluated({**result, **extra_metrics(metrics, truth, predicted, taken=result)}, len(truth))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

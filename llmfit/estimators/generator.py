@@ -242,7 +242,7 @@ batch_size_, max_length_, memory_footprint_
 
         truth, predicted = self._answer_texts(target), list(answers)
         result = text_metrics(truth, predicted, perplexity=self._perplexity(**known))
-        return {**result, **extra_metrics(metrics, truth, predicted, taken=result)}
+        return self._evaluated({**result, **extra_metrics(metrics, truth, predicted, taken=result)}, len(truth))
 
     def _perplexity(self, base: Any, rows: Sequence[Any]) -> float:
         from llmfit.scoring import reference_losses

@@ -230,10 +230,14 @@ class Several(BaseLLM):
         table, frame = self._read_rows(X)
         target, answers, base = read_target(self, table, y), self._respond(frame), self._fitted_base()
         known = self._known_rows(base, frame, target) if self._head is None else {}
-        return {
+        found = {
             name: inner._measure(target[name], answers[name], base=base, rows=known.get(name))
             for name, inner in self.estimators_.items()
         }
+        self._evaluated(
+            {f"{name}: {key}": value for name, own in found.items() for key, value in own.items()}, len(target)
+        )
+        return found
 
     def _known_rows(self, base: Any, frame: pd.DataFrame, y: pd.DataFrame) -> dict[str, list[Any]]:
         """Encode each target's true answers, behind the true ones before."""
