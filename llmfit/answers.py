@@ -7,8 +7,8 @@ weighing what it weighs. Knows no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -16,7 +16,7 @@ from torch.nn import functional
 from llmfit.batching import pad
 from llmfit.encoding import Encoded
 
-__all__ = ["LOSSES", "Answers", "classes", "collate_answers", "number", "sets"]
+__all__ = ["LOSSES", "Answers", "Part", "classes", "collate_answers", "number", "sets", "several"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,42 @@ def number(model: Any, batch: Answers) -> torch.Tensor:
     """Weighted sum of the rows' squared errors, a scalar in the squared units of the targets."""
     answers = model(batch.input_ids, batch.lengths)  # (B, 1)
     return _weighted((answers - batch.targets.to(answers.dtype)).square().sum(-1), batch)
+
+
+class Part(NamedTuple):
+    """One of several targets that a head answers side by side.
+
+    Parameters
+    ----------
+    loss : str
+        A name in `LOSSES`.
+    outputs : int
+        Of the head, for this target.
+    columns : int
+        Of what it is to answer.
+    weight : float
+        Of its loss beside the others'.
+    """
+
+    loss: str
+    outputs: int
+    columns: int
+    weight: float
+
+
+def several(parts: Sequence[Part]) -> Callable[[Any, Answers], torch.Tensor]:
+    """Compose the losses of targets whose outputs stand side by side: their weighted sum, a scalar."""
+
+    def loss(model: Any, batch: Answers) -> torch.Tensor:
+        outputs = torch.split(model(batch.input_ids, batch.lengths), [part.outputs for part in parts], dim=1)
+        truths = torch.split(batch.targets, [part.columns for part in parts], dim=1)
+        losses = [
+            part.weight * LOSSES[part.loss](lambda *_, own=own: own, replace(batch, targets=truth))
+            for part, own, truth in zip(parts, outputs, truths, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    return loss
 
 
 LOSSES: dict[str, Callable[[Any, Answers], torch.Tensor]] = {"classes": classes, "sets": sets, "number": number}

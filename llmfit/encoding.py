@@ -16,10 +16,25 @@ from typing import Any, NamedTuple
 from llmfit.exceptions import ModelLoadError, TemplateError
 from llmfit.templates import PLAIN, Segment, segments_text
 
-__all__ = ["Encoded", "Encoder", "Ids", "Limit", "cut_text"]
+__all__ = ["Answer", "Encoded", "Encoder", "Ids", "Limit", "cut_text"]
 
 Ids = tuple[int, ...]
 BEFORE = ("\n", "\t", "|", ".")  # texts that tokenizers seldom join with what follows
+
+
+class Answer(NamedTuple):
+    """An answer as token ids.
+
+    Parameters
+    ----------
+    ids : tuple of int
+        The closing token included.
+    shares : tuple of float or None
+        See :class:`Encoded`.
+    """
+
+    ids: Ids
+    shares: tuple[float, ...] | None = None
 
 
 class Encoded(NamedTuple):
@@ -40,6 +55,9 @@ class Encoded(NamedTuple):
     target : tuple of float or None
         What a head is to answer: a class's position, a number, or a 0 or 1 for each label. None where the answer is
         `completion`.
+    shares : tuple of float or None
+        What the loss of each token of the completion weighs, beside `weight`; 0 for one that is given, not answered.
+        None where each weighs 1.
     """
 
     prompt: tuple[int, ...]
@@ -48,6 +66,7 @@ class Encoded(NamedTuple):
     weight: float = 1.0
     cut: int = 0
     target: tuple[float, ...] | None = None
+    shares: tuple[float, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -58,6 +77,15 @@ class Encoded(NamedTuple):
     def first(self) -> int:
         """First position that carries loss; the very first token of a text has nothing to be predicted from."""
         return max(len(self.prompt), 1)
+
+    @property
+    def mass(self) -> float:
+        """What the row's loss tokens, or a head's answer to it, weigh together, before `weight`."""
+        if self.target is not None:
+            return 1
+        if self.shares is not None:
+            return sum(self.shares[self.first - len(self.prompt) :])
+        return self.length - self.first
 
 
 @dataclass(frozen=True)
@@ -201,6 +229,15 @@ class Encoder:
         """Encode answers, without special tokens and without the closing token."""
         return self._joined([self._pieces([Segment(text, PLAIN)]) for text in texts], inner=not self._whole)
 
+    def closed(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode answers, each with the token that closes it."""
+        return [(*ids, self.end_id) for ids in self.completions(texts)]
+
+    def cue(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+        """Encode what stands between an answer and the next one, without the token that closes an answer."""
+        (ids,) = self._joined([self._pieces(segments)], inner=True)
+        return ids[ids.index(self.end_id) + 1 :] if self.end_id in ids else ids
+
     def _joined(self, rows: list[list[str]], *, inner: bool = False) -> list[tuple[int, ...]]:
         """Encode the pieces of every row in one call, and join the ids of each row.
 
@@ -227,7 +264,7 @@ class Encoder:
     def encode(
         self,
         rows: Sequence[Sequence[Segment]],
-        completions: Sequence[str] | None,
+        completions: Sequence[str] | Sequence[Answer] | None,
         limit: Limit,
         *,
         weights: Sequence[float] | None = None,
@@ -238,7 +275,7 @@ class Encoder:
         Parameters
         ----------
         rows : sequence of sequences of Segment, length n
-        completions : sequence of str, length n, or None where answers are to be predicted
+        completions : sequence of str or of Answer, length n, or None where answers are to be predicted
         limit : Limit
         weights : sequence of float, length n, default=None
         names : sequence, length n, default=None
@@ -254,16 +291,21 @@ class Encoder:
             If a row does not fit, and may not or cannot be cut.
         """
         prompts = self.prompts(rows)
-        answers = [(*ids, self.end_id) for ids in self.completions(completions)] if completions else None
+        answers = self._answers(completions) if completions else [Answer(())] * len(rows)
         encoded = []
         for row, (prompt, segments) in enumerate(zip(prompts, rows, strict=True)):
-            answer = answers[row] if answers else ()
-            room, cut = limit.room(len(answer)), 0
+            answer, weight = answers[row], weights[row] if weights is not None else 1.0
+            room, cut = limit.room(len(answer.ids)), 0
             if len(prompt) > room:
                 name = f"Row {row} (index {names[row] if names is not None else row!r})"
                 prompt, cut = self._cut(segments, len(prompt), room, limit, name)
-            encoded.append(Encoded(prompt, answer, row, weights[row] if weights is not None else 1.0, cut))
+            encoded.append(Encoded(prompt, answer.ids, row, weight, cut, shares=answer.shares))
         return encoded
+
+    def _answers(self, completions: Sequence[str] | Sequence[Answer]) -> list[Answer]:
+        """Encode answers that are still texts."""
+        closed = iter(self.closed([text for text in completions if isinstance(text, str)]))
+        return [answer if isinstance(answer, Answer) else Answer(next(closed)) for answer in completions]
 
     def _cut(
         self, segments: Sequence[Segment], length: int, room: int, limit: Limit, name: str

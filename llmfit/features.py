@@ -7,7 +7,7 @@ A kind is one of ``text``, ``category``, ``number``, ``binary`` and ``set`` (sev
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,16 @@ import pandas as pd
 
 from llmfit.exceptions import DataError, ParameterError, check_choice, parameter_error, quoted
 
-__all__ = ["KINDS", "Feature", "infer_kind", "is_set", "label_text", "resolve_features", "resolve_target"]
+__all__ = [
+    "KINDS",
+    "Feature",
+    "infer_kind",
+    "is_set",
+    "label_text",
+    "resolve_features",
+    "resolve_target",
+    "resolve_targets",
+]
 
 KINDS = ("text", "category", "number", "binary", "set")
 MOST_CATEGORIES = 100
@@ -149,7 +158,9 @@ def _has_fractions(known: pd.Series) -> bool:
     return bool(pd.api.types.is_float_dtype(known.dtype) and (known.to_numpy(dtype=float) % 1 != 0).any())
 
 
-def resolve_features(given: Any, frame: pd.DataFrame, target: str | None, owner: str) -> tuple[Feature, ...]:
+def resolve_features(
+    given: Any, frame: pd.DataFrame, target: str | Sequence[str] | None, owner: str
+) -> tuple[Feature, ...]:
     """Turn every accepted spelling of `features` into typed features that the frame has.
 
     Parameters
@@ -157,8 +168,8 @@ def resolve_features(given: Any, frame: pd.DataFrame, target: str | None, owner:
     given : None, str, list of str, or dict of str to kind
         None stands for every column but the target.
     frame : pandas.DataFrame
-    target : str or None
-        Name of the target column; it may not be a feature.
+    target : str, sequence of str or None
+        Names of target columns; they may not be features.
     owner : str
         Name of the estimator, for the sentences.
 
@@ -170,12 +181,15 @@ def resolve_features(given: Any, frame: pd.DataFrame, target: str | None, owner:
         If a column is missing, named twice, or is the target.
     """
     kinds = _spelled("features", given, owner)
+    targets = [target] if isinstance(target, str) else list(target or ())
     if kinds is None:
-        kinds = {name: None for name in frame.columns if name != target}
+        kinds = {name: None for name in frame.columns if name not in targets}
         if not kinds:
-            raise DataError(f"{owner} needs at least one feature column beside the target {target!r}.")
-    if target is not None and target in kinds:
-        raise DataError(f"The target column {target!r} is among the features. Leave it out of 'features'.")
+            beside = quoted(targets or [None])
+            raise DataError(f"{owner} needs at least one feature column beside the target {beside}.")
+    for name in targets:
+        if name in kinds:
+            raise DataError(f"The target column {name!r} is among the features. Leave it out of 'features'.")
     check_columns(kinds, frame, owner)
     return tuple(
         Feature(name, kind or _feature_kind(frame[name]), _is_whole(frame[name])) for name, kind in kinds.items()
@@ -230,17 +244,22 @@ def _spelled(parameter: str, given: Any, owner: str) -> dict[str, str | None] | 
     return dict(zip(names, kinds, strict=True))
 
 
+def resolve_targets(given: Any, owner: str) -> dict[str, str | None]:
+    """Turn the accepted spellings of `target` into names with their kinds; {} where none is named."""
+    return _spelled("target", given, owner) or {}
+
+
 def resolve_target(given: Any, owner: str) -> tuple[str | None, str | None]:
     """Turn the accepted spellings of `target` into (name, kind), either of which may be None.
 
     Raises
     ------
     ParameterError
-        If more than one target is named: an estimator here has one.
+        If more than one target is named.
     """
-    kinds = _spelled("target", given, owner)
-    if kinds is None:
-        return None, None
+    kinds = resolve_targets(given, owner)
     if len(kinds) > 1:
-        raise ParameterError(f"The 'target' parameter of {owner} must be one column. Got {quoted(kinds)}.")
-    return next(iter(kinds.items()))
+        raise ParameterError(
+            f"The 'target' parameter of {owner} must be one column. Got {quoted(kinds)}. LLMEstimator answers several."
+        )
+    return next(iter(kinds.items()), (None, None))

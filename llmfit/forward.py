@@ -84,11 +84,14 @@ def collate(
         sequences, firsts = [(*row.prompt, *row.completion) for row in rows], [row.first for row in rows]
         ids, _ = pad(sequences, pad_id, step=step)
     predicts = torch.zeros(ids.shape, dtype=torch.bool)
-    for i, (sequence, first) in enumerate(zip(sequences, firsts, strict=True)):
-        predicts[i, first - 1 : len(sequence) - 1] = True
-    known = [sequence[first:] for sequence, first in zip(sequences, firsts, strict=True)]
-    targets = torch.tensor([token for tokens in known for token in tokens])
-    weights = torch.tensor([row.weight for row, tokens in zip(rows, known, strict=True) for _ in tokens])
+    known: list[tuple[int, float]] = []
+    for i, (row, sequence, first) in enumerate(zip(rows, sequences, firsts, strict=True)):
+        tokens = sequence[first:]
+        shares = row.shares[len(row.shares) - len(tokens) :] if row.shares is not None else (1.0,) * len(tokens)
+        predicts[i, first - 1 : len(sequence) - 1] = torch.tensor(shares) != 0
+        known += [(token, row.weight * share) for token, share in zip(tokens, shares, strict=True) if share]
+    targets = torch.tensor([token for token, _ in known])
+    weights = torch.tensor([weight for _, weight in known])
     read = torch.from_numpy(ids)
     tensors = [prompts, predicts, targets, weights, mask, read] if start_ids else [read, predicts, targets, weights]
     return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from llmfit.answers import LOSSES
+from llmfit.answers import LOSSES, several
 from llmfit.encoding import Encoded
 from llmfit.forward import Batch, collate, completion_logits
 
-__all__ = ["OBJECTIVES", "Batch", "collate", "completion_losses", "loss_mass", "supervised"]
+__all__ = ["OBJECTIVES", "Batch", "collate", "completion_losses", "loss_mass", "objective_of", "supervised"]
 
 
 def loss_mass(rows: Sequence[Encoded]) -> float:
     """Sum of weights over the loss tokens, or a head's answers: what the summed loss of these rows is divided by."""
-    return sum(row.weight * (row.length - row.first if row.target is None else 1) for row in rows)
+    return sum(row.weight * row.mass for row in rows)
 
 
 def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
@@ -40,6 +40,11 @@ def supervised(model: Any, batch: Batch) -> torch.Tensor:
     """Weighted sum of the completion tokens' negative log-likelihoods, a scalar in nats."""
     losses = completion_losses(model, batch)
     return (losses * batch.weights.to(losses.dtype)).sum()
+
+
+def objective_of(given: Any) -> Callable[[Any, Any], torch.Tensor]:
+    """Take the loss of a name, or compose that of several :class:`~llmfit.answers.Part`."""
+    return OBJECTIVES[given] if isinstance(given, str) else several(given)
 
 
 OBJECTIVES: dict[str, Callable[[Any, Any], torch.Tensor]] = {"supervised": supervised, **LOSSES}

@@ -25,7 +25,7 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import TrainingError, quoted
 from llmfit.forward import collate
 from llmfit.memory import auto_budget, halved, is_out_of_memory, one_memory_error
-from llmfit.objectives import OBJECTIVES, loss_mass
+from llmfit.objectives import loss_mass, objective_of
 from llmfit.optim import by_rate, learning_rate_at, make_optimizer, set_rate
 
 __all__ = ["Settings", "mean_loss", "total_steps", "train"]
@@ -50,6 +50,8 @@ class Settings:
     seed : int
     restore_best : bool
         End with the weights of the epoch of lowest validation loss.
+    objective : str or tuple of Part
+        See :func:`llmfit.objectives.objective_of`.
     """
 
     epochs: int
@@ -63,7 +65,7 @@ class Settings:
     max_grad_norm: float | None = 1.0
     seed: int = 0
     restore_best: bool = False
-    objective: str = "supervised"
+    objective: Any = "supervised"
 
 
 @dataclass
@@ -210,7 +212,7 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     for positions in split_step([row.length for row in batch], run.budget):
         micro = [batch[i] for i in positions]
         padded = _collate(micro, run.pad_id, run.device, run.start_ids)
-        loss = OBJECTIVES[run.settings.objective](run.model, padded) / mass
+        loss = objective_of(run.settings.objective)(run.model, padded) / mass
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"The loss is {value}", micro, state)
@@ -302,11 +304,11 @@ def mean_loss(
     device: torch.device,
     pad_id: int,
     start_ids: Ids = (),
-    objective: str = "supervised",
+    objective: Any = "supervised",
 ) -> float:
     """Mean of the rows' losses, each weighing what it does in training; nothing but the sum is kept."""
     total = 0.0
     for positions in length_batches(rows, budget):
         batch = _collate([rows[i] for i in positions], pad_id, device, start_ids)
-        total += float(OBJECTIVES[objective](model, batch))
+        total += float(objective_of(objective)(model, batch))
     return total / loss_mass(rows)

@@ -172,7 +172,8 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"target": ["label", "size"]},
-        "The 'target' parameter of LLMClassifier must be one column. Got 'label', 'size'.",
+        "The 'target' parameter of LLMClassifier must be one column. Got 'label', 'size'. LLMEstimator answers "
+        "several.",
     ),
     (
         {"target": {"label": "number"}},

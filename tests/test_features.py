@@ -161,7 +161,7 @@ MISSPELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "two targets": (
         {"target": ["a", "label"]},
         ParameterError,
-        "The 'target' parameter of LLMClassifier must be one column. Got 'a', 'label'.",
+        "The 'target' parameter of LLMClassifier must be one column. Got 'a', 'label'. LLMEstimator answers several.",
     ),
     "no target in the list": (
         {"target": []},

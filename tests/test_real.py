@@ -11,6 +11,7 @@ import llmfit
 from llmfit import LLMClassifier, LLMGenerator
 from llmfit.base_model import load_base_model
 from llmfit.datasets import load_book_reviews, load_support_faq
+from llmfit.scoring import label_sequences
 
 pytestmark = pytest.mark.real
 
@@ -43,7 +44,7 @@ def test_labels_scored_over_the_cache_equal_a_full_forward_per_label() -> None:
     )
     base = load_base_model("smollm2", dtype="float32")
     encoder = model._prompts.encoder(base)
-    labels = model._label_ids(encoder)
+    labels = label_sequences(model._label_ids(encoder), encoder.end_id)
     rows = model._prompts.encode(base, model._prompts.select(reviews, ""))
     naive = np.empty((6, 6))
     with torch.inference_mode():

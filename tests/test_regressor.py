@@ -262,7 +262,7 @@ def test_answers_that_are_no_numbers_are_counted_once_and_measured_as_the_mean(
 ) -> None:
     model = LLMRegressor(target="price", features="text", head="lm", **settings).fit(priced)
     texts = ["12.5", "many", "40.25", "", "19", "1", "27.5", "many"]
-    monkeypatch.setattr(LLMRegressor, "_generated", lambda *_: texts)
+    monkeypatch.setattr(LLMGenerator, "_in_words", lambda *_: (texts, [()] * len(texts)))
     with pytest.warns(DataWarning) as warned:
         answers = model.predict(priced)
     assert [str(w.message) for w in warned] == ["3 of 8 answers are no number, and missing: 'many', ''."]

@@ -1,4 +1,4 @@
-"""One estimator for any target: it chooses classification, regression or generation from the target's kind."""
+"""One estimator for any target, or several: it chooses classification, regression or generation from their kinds."""
 
 from __future__ import annotations
 
@@ -14,45 +14,56 @@ from llmfit.estimators.classifier import LLMClassifier
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_fit
 from llmfit.estimators.regressor import LLMRegressor
+from llmfit.estimators.several import BY_KIND, Several, auto_head, check_loss_weights
 from llmfit.estimators.targets import indicator_form, one_column
 from llmfit.exceptions import ParameterError, check_keys
-from llmfit.features import infer_kind, resolve_target
+from llmfit.features import infer_kind, resolve_targets
+from llmfit.frames import to_table
 from llmfit.params import Nested
 
 __all__ = ["LLMEstimator"]
 
-BY_KIND: dict[str, type[BaseLLM]] = {
-    "category": LLMClassifier,
-    "binary": LLMClassifier,
-    "set": LLMClassifier,
-    "number": LLMRegressor,
-    "text": LLMGenerator,
-}
 WORDS: dict[type[BaseLLM], str] = {LLMClassifier: "classes", LLMRegressor: "numbers", LLMGenerator: "text"}
 OWN = ("class_weight", "generation")  # parameters that not all of them have
 
 
 def _is_classifier(self: LLMEstimator) -> bool:
-    if not hasattr(self, "estimator_"):
+    if not self.__sklearn_is_fitted__():
         return True  # not known yet: check_is_fitted speaks first
-    return isinstance(self.estimator_, LLMClassifier)
+    return any(isinstance(inner, LLMClassifier) for inner in self._inner())
 
 
-class LLMEstimator(BaseLLM):
-    """Answer the rows of a frame with a language model: classes, numbers or text, as the target wants it.
+def _columns_of(y: Any) -> dict[str, str | None]:
+    """Name the targets that y alone names: the columns of a frame of several, unless it says which labels a row has."""
+    if not hasattr(y, "columns") or len(y.columns) < 2 or indicator_form(y) is not None:
+        return {}
+    return dict.fromkeys(to_table(y).frame.columns)
+
+
+class LLMEstimator(Several):
+    """Answer the rows of a frame with a language model: classes, numbers or text, as the target wants it, or targets.
 
     Words and whole numbers that repeat are classes, lists are several classes a row, other numbers are numbers and
     other words text; ``target={"column": "text"}`` (or "category", "binary", "set", "number") decides it.
 
+    Several targets are one fit of one adapter. In words they are answered left to right, in one sequence a row: each
+    answer is given behind the prompt and the answers before it. With ``head="linear"`` one layer answers them side by
+    side.
+
     Parameters
     ----------
+    target : None, str, list of str or dict of str to kind, default=None
+        The columns to predict. None where `y` is passed, or a frame of several columns (of zeros and ones, it is one
+        target: several labels a row).
     head : "auto", "lm", "linear" or dict, default="auto"
-        As in :class:`LLMClassifier`; "auto" answers in words, but for numbers and several classes a row.
+        As in :class:`LLMClassifier`; "auto" answers in words, but for numbers alone and several classes a row.
+    loss_weights : None or dict of target to float, default=None
+        Of several targets: what each one's loss weighs, and its part of the score; 1 where none is given.
     class_weight
-        As in :class:`LLMClassifier`; refused where the target is text or numbers.
+        As in :class:`LLMClassifier`; refused where the target is text or numbers, or there are several.
     generation
-        As in :class:`LLMGenerator`; refused where the target is classes.
-    base_model, features, target, template, adapter, quantization, epochs, learning_rate, batch_size, batch_tokens, \
+        As in :class:`LLMGenerator`; refused where no answer is generated.
+    base_model, features, template, adapter, quantization, epochs, learning_rate, batch_size, batch_tokens, \
 gradient_checkpointing, max_length, truncation, warmup, schedule, optimizer, weight_decay, max_grad_norm, \
 validation_fraction, early_stopping, device, dtype, random_state, warm_start, checkpoint_dir, callbacks, verbose
         As in :class:`LLMClassifier`.
@@ -60,7 +71,11 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
     Attributes
     ----------
     estimator_ : LLMClassifier, LLMRegressor or LLMGenerator
-        The fitted estimator that answers. Its attributes can be read here too.
+        The fitted estimator that answers one target. Its attributes can be read here too.
+    estimators_ : dict of str to LLMClassifier, LLMRegressor or LLMGenerator
+        Of several targets: what was learned of each, such as ``classes_``; they answer together, not alone.
+    answer_tokens_ : dict of str to int
+        Of several targets in words: tokens of a row kept free for each answer, and what asks for it.
 
     Examples
     --------
@@ -98,6 +113,7 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         max_grad_norm: float | None = 1.0,
         validation_fraction: float = 0.0,
         early_stopping: Any = None,
+        loss_weights: Any = None,
         class_weight: Any = None,
         generation: Any = None,
         device: str = "auto",
@@ -115,16 +131,25 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
 
         Parameters
         ----------
-        X, y, sample_weight, eval_set
+        X, sample_weight, eval_set
             As for :meth:`LLMClassifier.fit`.
+        y : as for :meth:`LLMClassifier.fit`, or DataFrame of shape (n_rows, n_targets)
 
         Returns
         -------
         self
         """
         with all_or_nothing(self):
-            chosen = self._choose(X, y)
             before = vars(self).get("estimator_")
+            chosen: Any = self._choose(X, y)
+            if chosen is None:
+                if before is not None:
+                    del self.estimator_
+                self._fit(X, y, sample_weight, eval_set)
+                self._hand_down()
+                return self
+            for name in set(vars(self)) - {*self._get_param_names(), "n_features_in_", "feature_names_in_"}:
+                delattr(self, name)
             if self.warm_start and type(before) is type(chosen):
                 vars(chosen).update({**vars(before), **vars(chosen)})
             self.estimator_ = chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set)
@@ -141,32 +166,36 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         self
         """
         super().set_params(**params)
-        if "estimator_" in vars(self):
-            head = "lm" if self.estimator_._head is None else "linear"
-            self.estimator_.set_params(**self._own_params(type(self.estimator_), head))
+        for inner in self._inner():
+            own = self._own_params(type(inner), "lm" if inner._head is None else "linear")
+            inner.set_params(**own | ({"target": inner.target} if "estimators_" in vars(self) else {}))
         return self
 
-    def _own_params(self, chosen: type[BaseLLM], auto: str) -> dict[str, Any]:
-        """Take the parameters that the chosen estimator has; `auto` is what "auto" means for its head."""
-        params = self.get_params(deep=False)
-        if isinstance(self.head, str) and self.head == "auto":
-            params["head"] = auto
-        return {name: value for name, value in params.items() if name in chosen._get_param_names()}
+    def _inner(self) -> list[Any]:
+        """List the fitted estimators inside."""
+        fitted = vars(self)
+        return [fitted["estimator_"]] if "estimator_" in fitted else list(fitted.get("estimators_", {}).values())
 
     def _one_column(self, y: Any, *, fitting: bool = False) -> Any:
         return one_column(y, indicator_form(y))
 
-    def _choose(self, X: Any, y: Any) -> BaseLLM:
-        """Make the estimator that the target's kind wants, with the parameters of this one."""
-        name, kind = resolve_target(self.target, type(self).__name__)
+    def _choose(self, X: Any, y: Any) -> BaseLLM | None:
+        """Make the estimator that the target's kind wants, with the parameters of this one; None for several."""
+        named = resolve_targets(self.target, type(self).__name__) or _columns_of(y)
+        self._targets = dict(named) if len(named) > 1 else None
         _, target = read_fit(self, X, y, self._default_target)
+        if self._targets is not None:
+            self._targets = {name: kind or infer_kind(target[name]) for name, kind in named.items()}
+            return None
+        check_loss_weights(self.loss_weights, [target.name], type(self).__name__)
+        name, kind = next(iter(named.items()), (None, None))
         kind = kind or infer_kind(target)
         chosen = BY_KIND[kind]
         for parameter in OWN:
             if parameter not in chosen._get_param_names() and getattr(self, parameter) is not None:
                 raise ParameterError(f"The {parameter!r} parameter has no meaning here: the target is {WORDS[chosen]}.")
-        auto = "linear" if kind in ("set", "number") else "lm"
-        return chosen(**self._own_params(chosen, auto) | {"target": {name: kind} if name and kind == "set" else name})
+        own = self._own_params(chosen, auto_head([kind]))
+        return chosen(**own | {"target": {name: kind} if name and kind == "set" else name})
 
     def predict(self, X: Any) -> Any:
         """Answer every row. See :meth:`LLMClassifier.predict` and :meth:`LLMGenerator.predict`.
@@ -178,9 +207,10 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         Returns
         -------
         Series of shape (n_rows,), or ndarray where `X` is an array
+            Of several targets, a DataFrame of shape (n_rows, n_targets), its columns in their order.
         """
         check_is_fitted(self)
-        return self.estimator_.predict(X)
+        return super().predict(X) if self._targets else self.estimator_.predict(X)
 
     @available_if(_is_classifier)
     def predict_proba(self, X: Any) -> Any:
@@ -193,9 +223,10 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         Returns
         -------
         ndarray of shape (n_rows, n_classes)
+            Of several targets, a dict of such arrays, of those that are classes.
         """
         check_is_fitted(self)
-        return self.estimator_.predict_proba(X)
+        return super().predict_proba(X) if self._targets else self.estimator_.predict_proba(X)
 
     @available_if(_is_classifier)
     def predict_log_proba(self, X: Any) -> Any:
@@ -208,12 +239,15 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         Returns
         -------
         ndarray of shape (n_rows, n_classes), in nats
+            Of several targets, a dict of such arrays, of those that are classes.
         """
         check_is_fitted(self)
-        return self.estimator_.predict_log_proba(X)
+        return super().predict_log_proba(X) if self._targets else self.estimator_.predict_log_proba(X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy of classes, R squared of numbers, or share of texts that are exactly the true ones.
+
+        Of several targets, the mean of their scores, weighed by `loss_weights`.
 
         Parameters
         ----------
@@ -226,7 +260,9 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
             At most 1.
         """
         check_is_fitted(self)
-        return float(self.estimator_.score(X, y, sample_weight))
+        return (
+            super().score(X, y, sample_weight) if self._targets else float(self.estimator_.score(X, y, sample_weight))
+        )
 
     def evaluate(self, X: Any, y: Any = None, **options: Any) -> dict[str, Any]:
         """Measure the answers. See :meth:`LLMClassifier.evaluate` and :meth:`LLMGenerator.evaluate`.
@@ -239,8 +275,12 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         Returns
         -------
         dict
+            Of several targets, a dict for each of them; there are no options then.
         """
         check_is_fitted(self)
+        if self._targets:
+            check_keys("evaluate of several targets", options, [])
+            return super().evaluate(X, y)
         known = [*inspect.signature(self.estimator_.evaluate).parameters][2:]
         check_keys(f"evaluate of {type(self.estimator_).__name__}", options, known)
         return dict(self.estimator_.evaluate(X, y, **options))
@@ -257,8 +297,11 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         -------
         DataFrame
         """
-        chosen = self.estimator_ if hasattr(self, "estimator_") else self._choose(X, y)
-        return chosen.preview(X, n, y)
+        if self.__sklearn_is_fitted__():
+            return super().preview(X, n, y) if self._targets else self.estimator_.preview(X, n, y)
+        with all_or_nothing(self, undone=True):
+            chosen = self._choose(X, y)
+            return super().preview(X, n, y) if chosen is None else chosen.preview(X, n, y)
 
     def __getattr__(self, name: str) -> Any:
         if name.endswith("_") and not name.startswith("_") and "estimator_" in vars(self):
@@ -266,12 +309,15 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __sklearn_is_fitted__(self) -> bool:
-        return "estimator_" in vars(self)
+        return "estimator_" in vars(self) or "history_" in vars(self)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         kinds = list(self.target.values()) if isinstance(self.target, dict) else []
         fitted = vars(self).get("estimator_")
+        if self._targets or len(kinds) > 1 or (isinstance(self.target, list | tuple) and len(self.target) > 1):
+            tags.target_tags.multi_output = True
+            return tags
         if isinstance(fitted, LLMClassifier) or (fitted is None and kinds in (["category"], ["binary"])):
             return LLMClassifier().__sklearn_tags__()
         if isinstance(fitted, LLMRegressor) or (fitted is None and kinds == ["number"]):

@@ -32,15 +32,18 @@ __all__ = ["BaseLLM", "all_or_nothing"]
 
 
 @contextmanager
-def all_or_nothing(estimator: Any) -> Iterator[None]:
-    """Undo what was set on an estimator where the block fails: a failed fit leaves the one before it."""
+def all_or_nothing(estimator: Any, *, undone: bool = False) -> Iterator[None]:
+    """Undo what was set on an estimator where the block fails, or in any case: a failed fit leaves the one before."""
     kept = dict(vars(estimator))
     try:
         yield
     except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(kept)
+        undone = True
         raise
+    finally:
+        if undone:
+            vars(estimator).clear()
+            vars(estimator).update(kept)
 
 
 class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
@@ -185,7 +188,7 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
         check_base(base, checked.head, self.base_model)
         self._head = checked.head
         config = own_template(base, checked.head, checked.template)
-        self.target_, self.target_dtype_ = str(target.name), target.dtype
+        self._name_target(target)
         limit = Limit(self._max_length(base, checked.adapter), self.truncation, apart=len(base.start_ids))
         prompts = learn_prompts(
             base,
@@ -196,6 +199,7 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
             limit,
             owner=type(self).__name__,
             default_task=self._default_task(),
+            shares=self._shares() if self._head is None else (),
         )
         answers, shown = self._answer_texts(target), list(range(len(target)) if kept is None else kept)
         prompts = with_examples(
@@ -206,9 +210,9 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
             [answers[i] for i in shown],
             balanced=hasattr(self, "classes_"),
         )
-        wanted = [prompts.template.completion(a) for a in answers]
-        reserve = self._reserve(prompts.encoder(base), wanted) if self._head is None else 0
-        self._prompts = replace(prompts, limit=replace(limit, reserve=reserve, alike=hasattr(self, "classes_")))
+        reserve = self._reserve(prompts.encoder(base), prompts, answers) if self._head is None else 0
+        alike = hasattr(self, "classes_") or bool(prompts.turns)
+        self._prompts = replace(prompts, limit=replace(limit, reserve=reserve, alike=alike))
         self.max_length_ = limit.max_length
         if self._head is None:
             self._check_prompts(prompts.encoder(base))
@@ -244,7 +248,7 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
         taken = adapter.virtual_tokens if adapter else 0
         return int(base.context_length - -(-taken // PAD_STEP) * PAD_STEP)
 
-    def _split(self, checked: Any, target: pd.Series, eval_set: Any) -> tuple[Sequence[int], Sequence[int]]:
+    def _split(self, checked: Any, target: Any, eval_set: Any) -> tuple[Sequence[int], Sequence[int]]:
         """Part the positions of rows to train on from those held out for validation."""
         from llmfit.estimators.fitting import split_rows
 
@@ -261,7 +265,7 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
             weights[list(kept)] *= own
         return weights
 
-    def _encode_known(self, base: Any, table: Table, target: pd.Series, weights: Any = None) -> list[Any]:
+    def _encode_known(self, base: Any, table: Table, target: Any, weights: Any = None) -> list[Any]:
         """Encode rows with their answers."""
         frame = self._prompts.select(table.frame, type(self).__name__)
         weights = None if weights is None else weights.tolist()
@@ -279,14 +283,6 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
         else:  # a RandomState is not moved on by predicting; None draws other answers every time
             seed = int(check_random_state(deepcopy(self.random_state)).randint(2**31 - 1))
         return base.attach(self._adapter, self._tensors or None, seed=seed, longest=longest)
-
-    def _head_answers(self, frame: pd.DataFrame) -> np.ndarray:
-        """Answer rows with the fitted head: (n_rows, outputs)."""
-        from llmfit.estimators.heads import answer
-
-        base = self._fitted_base()
-        answers: np.ndarray = answer(self, base, self._prompts.encode(base, frame))
-        return answers
 
     def _load_base(self) -> Any:
         from llmfit.base_model import load_base_model

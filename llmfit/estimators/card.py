@@ -40,7 +40,7 @@ library_name: {library}
 {_on_the_hub(base)}tags: [llmfit, {_task(estimator)}]
 ---
 
-# {name}: {", ".join(estimator.features_)} to {estimator.target_}
+# {name}: {", ".join(estimator.features_)} to {_targets(estimator)}
 
 Fitted with [llmfit](https://pypi.org/project/llmfit/).
 
@@ -81,9 +81,20 @@ def _on_the_hub(base: str) -> str:
     return f"base_model: {base}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else ""
 
 
+def _targets(estimator: Any) -> str:
+    return estimator.target_ if isinstance(estimator.target_, str) else ", ".join(estimator.target_)
+
+
+def _each(estimator: Any) -> list[Any]:
+    """List the estimators of several targets, or the one there is."""
+    return list(getattr(estimator, "estimators_", {"": estimator}).values())
+
+
 def _task(estimator: Any) -> str:
-    words = "text-regression" if hasattr(estimator, "target_scale_") else "text-generation"
-    return "text-classification" if hasattr(estimator, "classes_") else words
+    for task, mark in (("text-classification", "classes_"), ("text-regression", "target_scale_")):
+        if all(hasattr(each, mark) for each in _each(estimator)):
+            return task
+    return "text-generation"
 
 
 def _rows(facts: dict[str, Any]) -> str:
@@ -98,13 +109,15 @@ def _facts(estimator: Any) -> dict[str, Any]:
     facts = {
         "base model": f"{estimator.base_model_['name']} (fingerprint {estimator.base_model_['fingerprint']})",
         "features": ", ".join(f"{name} ({kind})" for name, kind in estimator.features_.items()),
-        "target": estimator.target_,
+        "target": _targets(estimator),
         "longest row": f"{estimator.max_length_} tokens",
     }
     if hasattr(estimator, "memory_footprint_"):  # a fit that was saved by llmfit 0.1.0 did not measure it
         facts["base model in memory"] = f"{estimator.memory_footprint_ / 1e6:.1f} MB{_bits(estimator)}"
-    if hasattr(estimator, "classes_"):
-        facts["classes"] = ", ".join(map(str, estimator.classes_))
+    for each in _each(estimator):
+        if hasattr(each, "classes_"):
+            of = "classes" if each is estimator else f"classes of {each.target_}"
+            facts[of] = ", ".join(map(str, each.classes_))
     return facts
 
 

@@ -57,7 +57,7 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
         For the first parameter that cannot be used.
     """
     owner = type(estimator).__name__
-    head = resolve_head(estimator.head, owner, estimator._heads)
+    head = resolve_head(estimator._wanted_head(), owner, estimator._heads)
     _check_numbers(estimator, owner)
     check_choice("truncation", owner, estimator.truncation, ["error", "prompt"])
     check_choice("schedule", owner, estimator.schedule, list(SCHEDULES))

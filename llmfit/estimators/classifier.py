@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin
 
+from llmfit.encoding import Ids
 from llmfit.estimators import targets
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
@@ -233,22 +234,45 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         named = f" Answer with one of: {', '.join(texts)}." if len(texts) <= MOST_NAMED else ""
         return f"Predict the {self.target_}.{named}"
 
-    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
-        return max(map(len, encoder.completions(sorted(set(answers))))) + 1
+    def _reserve(self, encoder: Any, prompts: Any, answers: Sequence[str]) -> int:
+        return max(map(len, encoder.closed([prompts.template.completion(text) for text in sorted(set(answers))])))
 
     def _check_prompts(self, encoder: Any) -> None:
-        self._label_ids(encoder)
+        targets.check_apart(self._label_ids(encoder), list(map(label_text, self.classes_)))
 
     # Prediction ---------------------------------------------------------------------------------
 
-    def _label_ids(self, encoder: Any) -> list[tuple[int, ...]]:
-        """Token ids of every class, as they are scored."""
-        from llmfit.scoring import label_sequences
+    def _label_ids(self, encoder: Any) -> list[Ids]:
+        """Token ids of every class as an answer."""
+        return list(encoder.completions([self._prompts.template.completion(label_text(c)) for c in self.classes_]))
 
-        texts = [label_text(value) for value in self.classes_]
-        ids = encoder.completions([self._prompts.template.completion(text) for text in texts])
-        targets.check_apart(ids, texts)
-        return label_sequences(ids, encoder.end_id)
+    def _no_answers(self) -> np.ndarray:
+        return np.empty((0, len(self.classes_)))
+
+    def _read_head(self, outputs: np.ndarray) -> np.ndarray:
+        """Logarithms of the classes' probabilities: (n_rows, n_classes)."""
+        return np.asarray(-np.logaddexp(0.0, -outputs)) if self._form is not None else targets.log_normalised(outputs)
+
+    def _in_words(self, base: Any, rows: Sequence[Any], later: int = 0) -> tuple[np.ndarray, list[Ids]]:
+        from llmfit.scoring import label_sequences, score_labels
+
+        encoder = self._prompts.encoder(base)
+        ids = self._label_ids(encoder)
+        labels = label_sequences(ids, encoder.end_id)
+        longest = max(row.length for row in rows) + max(map(len, labels))
+        with self._lend(base, longest) as model, self._bar(len(rows), "predict") as bar:
+            scores = score_labels(
+                model,
+                [row.prompt for row in rows],
+                labels,
+                device=base.device,
+                pad_id=base.pad_id,
+                start_ids=base.start_ids,
+                batch_tokens=self.batch_tokens,
+                progress=bar.update,
+            )
+        answers = targets.log_normalised(scores)
+        return answers, [ids[i] for i in answers.argmax(axis=1)]
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Predict the logarithm of every class's probability.
@@ -263,31 +287,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         ndarray of shape (n_rows, n_classes), in nats
             Columns in the order of `classes_`.
         """
-        from llmfit.scoring import score_labels
-
-        _, frame = self._read_rows(X)
-        if not len(frame):
-            return np.empty((0, len(self.classes_)))
-        if self._form is not None:
-            return np.asarray(-np.logaddexp(0.0, -self._head_answers(frame)))
-        if self._head is not None:
-            return targets.log_normalised(self._head_answers(frame))
-        base = self._fitted_base()
-        rows = self._prompts.encode(base, frame)
-        labels = self._label_ids(self._prompts.encoder(base))
-        longest = max(row.length for row in rows) + max(map(len, labels))
-        with self._lend(base, longest) as model, self._bar(len(rows), "predict") as bar:
-            scores = score_labels(
-                model,
-                [row.prompt for row in rows],
-                labels,
-                device=base.device,
-                pad_id=base.pad_id,
-                start_ids=base.start_ids,
-                batch_tokens=self.batch_tokens,
-                progress=bar.update,
-            )
-        return targets.log_normalised(scores)
+        return np.asarray(self._respond(self._read_rows(X)[1]))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict the probability of every class.
@@ -319,11 +319,13 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             With the index of `X` and the dtype of the target; an ndarray where `X` is an array. Several labels a row
             come as lists, or as the indicator that `fit` was given.
         """
-        table, _ = self._read_rows(X)
+        table, frame = self._read_rows(X)
+        return self._column(table, self._respond(frame))
+
+    def _column(self, table: Any, answers: np.ndarray) -> Any:
         if self._form is not None:
-            return targets.answer_sets(table, self._chosen_sets(X), self._form, self.target_)
-        labels = self.classes_[self.predict_log_proba(X).argmax(axis=1)]
-        return table.answer(labels, self.target_, self.target_dtype_)
+            return targets.answer_sets(table, targets.chosen_sets(answers, self.classes_), self._form, self.target_)
+        return table.answer(self.classes_[answers.argmax(axis=1)], self.target_, self.target_dtype_)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy of the predictions; of several labels a row, the share of rows with all of them right.
@@ -340,20 +342,17 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         float
             Between 0 and 1.
         """
-        table, _ = self._read_rows(X)
-        target = read_target(self, table, y)
+        table, frame = self._read_rows(X)
+        return self._score(table, read_target(self, table, y), self._respond(frame), sample_weight)
+
+    def _score(self, table: Any, target: pd.Series, answers: np.ndarray, sample_weight: Any) -> float:
         if self._form is not None:
-            pairs = zip(targets.set_values(target), self._chosen_sets(X), strict=True)
+            pairs = zip(targets.set_values(target), targets.chosen_sets(answers, self.classes_), strict=True)
             return mean_hit(table, [set(a) == set(b) for a, b in pairs], sample_weight)
         truth = targets.label_values(target)
         targets.warn_of_unseen(truth, self.classes_)
-        hits = truth.astype(object) == targets.label_values(pd.Series(self.predict(X))).astype(object)
-        return mean_hit(table, hits, sample_weight)
-
-    def _chosen_sets(self, X: Any) -> list[list[Any]]:
-        """List the labels that are likelier than not."""
-        chosen = self.predict_log_proba(X) >= np.log(0.5)
-        return [[label for label, has in zip(self.classes_.tolist(), row, strict=True) if has] for row in chosen]
+        predicted = targets.label_values(pd.Series(self._column(table, answers)))
+        return mean_hit(table, truth.astype(object) == predicted.astype(object), sample_weight)
 
     def evaluate(self, X: Any, y: Any = None, *, metrics: Any = (), per_class: bool = False) -> dict[str, Any]:
         """Measure the predictions.
@@ -375,18 +374,22 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             roc_auc, confusion_matrix (a DataFrame, true by predicted). Of several labels a row: subset_accuracy,
             hamming_loss, f1_micro, f1_macro, f1_samples, jaccard.
         """
-        from llmfit.metrics import classification_metrics, extra_metrics, metric_list, set_metrics
+        from llmfit.metrics import metric_list
 
         metrics = metric_list(metrics)
-        table, _ = self._read_rows(X)
+        table, frame = self._read_rows(X)
+        return self._measure(read_target(self, table, y), self._respond(frame), metrics, per_class)
+
+    def _measure(self, y: Any, answers: Any, metrics: Any = (), per_class: bool = False, **_: Any) -> dict[str, Any]:
+        from llmfit.metrics import classification_metrics, extra_metrics, set_metrics
+
         if self._form is not None:
-            truth: Any = targets.set_values(read_target(self, table, y))
-            predicted: Any = self._chosen_sets(X)
+            truth: Any = targets.set_values(y)
+            predicted: Any = targets.chosen_sets(answers, self.classes_)
             result = set_metrics(truth, predicted, self.classes_, per_class=per_class)
         else:
-            truth, proba = targets.label_values(read_target(self, table, y)), self.predict_proba(X)
-            predicted = self.classes_[proba.argmax(axis=1)]
-            result = classification_metrics(truth, predicted, proba, self.classes_, per_class=per_class)
+            truth, predicted = targets.label_values(y), self.classes_[answers.argmax(axis=1)]
+            result = classification_metrics(truth, predicted, np.exp(answers), self.classes_, per_class=per_class)
         return self._evaluated({**result, **extra_metrics(metrics, truth, predicted, taken=result)}, len(truth))
 
     def __sklearn_tags__(self) -> Any:

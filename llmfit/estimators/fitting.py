@@ -26,7 +26,7 @@ from llmfit.estimators.heads import embed
 from llmfit.exceptions import DataError, ParameterError
 from llmfit.forward import collate, look
 from llmfit.heads import LinearHead, OnVectors, WithHead, check_outputs
-from llmfit.objectives import OBJECTIVES, loss_mass
+from llmfit.objectives import loss_mass, objective_of
 from llmfit.training import Settings, total_steps, train
 
 __all__ = ["Fitted", "fit_adapter", "join_history", "split_rows"]
@@ -170,7 +170,7 @@ def _plan(checked: Checked, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
     def loss(model: Any, batch: Any) -> Any:
         if checked.head is not None:
             return look(model, batch)  # a head's loss is not of the words
-        return OBJECTIVES[settings.objective](model, batch) / batch.weights.sum()
+        return objective_of(settings.objective)(model, batch) / batch.weights.sum()
 
     return Plan(total_steps(len(rows), settings), batches, loss)
 

@@ -119,10 +119,10 @@ batch_size_, max_length_, memory_footprint_
     def _answer_texts(self, y: pd.Series) -> list[str]:
         return [label_text(value) for value in y.astype(object)]
 
-    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
+    def _reserve(self, encoder: Any, prompts: Any, answers: Sequence[str]) -> int:
         from llmfit.inference import check_least, resolve_generation
 
-        longest = max(len(ids) + 1 for ids in encoder.completions(answers))
+        longest = max(map(len, encoder.closed([prompts.template.completion(text) for text in answers])))
         settings = resolve_generation(self.generation)
         self.max_new_tokens_ = int(settings.max_new_tokens or max(2 * longest, LEAST_NEW_TOKENS))
         check_least(settings, self.max_new_tokens_)
@@ -154,16 +154,15 @@ batch_size_, max_length_, memory_footprint_
             If answers reached ``max_new_tokens_`` without an end.
         """
         table, frame = self._read_rows(X)
-        return table.answer(np.array(self._generated(frame), dtype=object), self.target_, "str")
+        return self._column(table, self._respond(frame))
 
-    def _generated(self, frame: pd.DataFrame) -> list[str]:
-        """Generate the text of every answer."""
+    def _column(self, table: Any, answers: Any) -> Any:
+        return table.answer(np.array(answers, dtype=object), self.target_, "str")
+
+    def _in_words(self, base: Any, rows: Sequence[Any], later: int = 0) -> tuple[Any, list[tuple[int, ...]]]:
         from llmfit.inference import check_least, generate, resolve_generation
 
-        if not len(frame):
-            return []
-        base = self._fitted_base()
-        encoder, rows = self._prompts.encoder(base), self._prompts.encode(base, frame)
+        encoder = self._prompts.encoder(base)
         settings = resolve_generation(self.generation)
         most = settings.max_new_tokens or self.max_new_tokens_
         check_least(settings, most)
@@ -175,7 +174,7 @@ batch_size_, max_length_, memory_footprint_
                 settings,
                 end_ids=encoder.end_ids,
                 max_new_tokens=most,
-                context_length=self._context(base, self._adapter),
+                context_length=self._context(base, self._adapter) - later,
                 device=base.device,
                 pad_id=base.pad_id,
                 start_ids=base.start_ids,
@@ -187,7 +186,7 @@ batch_size_, max_length_, memory_footprint_
         if cut:
             sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={most} without an end."
             warn(TruncationWarning(sentence))
-        return texts
+        return texts, answers
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Share of the rows whose generated answer is the true one, white space at the ends aside.
@@ -204,13 +203,12 @@ batch_size_, max_length_, memory_footprint_
         float
             Between 0 and 1.
         """
-        truth, predicted = self._truth_and_answers(X, y)
-        hits = [a.strip() == b.strip() for a, b in zip(truth, predicted, strict=True)]
-        return mean_hit(self._read_rows(X)[0], hits, sample_weight)
+        table, frame = self._read_rows(X)
+        return self._score(table, read_target(self, table, y), self._respond(frame), sample_weight)
 
-    def _truth_and_answers(self, X: Any, y: Any) -> tuple[list[str], list[str]]:
-        table, _ = self._read_rows(X)
-        return self._answer_texts(read_target(self, table, y)), list(self.predict(X))
+    def _score(self, table: Any, target: pd.Series, answers: Any, sample_weight: Any) -> float:
+        pairs = zip(self._answer_texts(target), answers, strict=True)
+        return mean_hit(table, [a.strip() == b.strip() for a, b in pairs], sample_weight)
 
     def evaluate(self, X: Any, y: Any = None, *, metrics: Any = ()) -> dict[str, Any]:
         """Measure the generated answers, and how likely the model finds the true ones.
@@ -229,19 +227,26 @@ batch_size_, max_length_, memory_footprint_
             exact_match, token_f1, rouge1, rouge2, rougeL (0 to 1), bleu, chrf (0 to 100) and perplexity of the true
             answers, per token.
         """
-        from llmfit.metrics import extra_metrics, metric_list, text_metrics
+        from llmfit.metrics import metric_list
 
         metrics = metric_list(metrics)
-        truth, predicted = self._truth_and_answers(X, y)
-        result = text_metrics(truth, predicted, perplexity=self._perplexity(X, y))
+        table, frame = self._read_rows(X)
+        target, base = read_target(self, table, y), self._fitted_base()
+        return self._measure(
+            target, self._respond(frame), metrics, base=base, rows=self._encode_known(base, table, target)
+        )
+
+    def _measure(self, target: pd.Series, answers: Any, metrics: Any = (), **known: Any) -> dict[str, Any]:
+        """Measure raw answers; `known` are the base model and the rows encoded with their true answers."""
+        from llmfit.metrics import extra_metrics, text_metrics
+
+        truth, predicted = self._answer_texts(target), list(answers)
+        result = text_metrics(truth, predicted, perplexity=self._perplexity(**known))
         return self._evaluated({**result, **extra_metrics(metrics, truth, predicted, taken=result)}, len(truth))
 
-    def _perplexity(self, X: Any, y: Any) -> float:
+    def _perplexity(self, base: Any, rows: Sequence[Any]) -> float:
         from llmfit.scoring import reference_losses
 
-        table, _ = self._read_rows(X)
-        base = self._fitted_base()
-        rows = self._encode_known(base, table, read_target(self, table, y))
         with self._lend(base, max(row.length for row in rows)) as model:
             total, count = reference_losses(
                 model,

@@ -6,11 +6,14 @@ while it fits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from llmfit.estimators.prompts import Prompts
 
 __all__ = ["Hooks"]
 
@@ -18,8 +21,14 @@ __all__ = ["Hooks"]
 class Hooks:
     """Answers of one kind: hooks that say nothing unless an estimator overrides them."""
 
+    _targets: dict[str, Any] | None = None  # of an estimator with several: their names, and their kinds once known
+
     def _check(self) -> None:
         """Check the parameters that only this estimator has."""
+
+    def _wanted_head(self) -> Any:
+        """Say what the `head` parameter means here."""
+        return self.head  # type: ignore[attr-defined]
 
     def _one_column(self, y: Any, *, fitting: bool = False) -> Any:
         """Turn a target of several columns into one, for an estimator that can have it."""
@@ -27,6 +36,15 @@ class Hooks:
 
     def _check_target_kind(self, kind: str | None) -> None:
         """Refuse a declared kind of target that this estimator cannot answer."""
+
+    def _name_target(self, y: Any) -> None:
+        """Keep name and dtype of the target."""
+        self.target_: Any = str(y.name)
+        self.target_dtype_ = y.dtype
+
+    def _shares(self) -> tuple[float, ...]:
+        """Say what the loss of each of several targets weighs; () for one."""
+        return ()
 
     def _learn_answers(self, y: pd.Series) -> None:
         """Learn from the target what prediction needs to know of it."""
@@ -57,7 +75,7 @@ class Hooks:
         """Words for the task where the user gives none."""
         return None
 
-    def _reserve(self, encoder: Any, answers: Sequence[str]) -> int:
+    def _reserve(self, encoder: Any, prompts: Any, answers: Sequence[Any]) -> int:
         """Tokens to keep free for an answer that is not known."""
         return 1
 
@@ -66,3 +84,45 @@ class Hooks:
 
     def _check_prompts(self, encoder: Any) -> None:
         """Refuse what the tokens of the answers cannot tell apart, before anything is trained."""
+
+    # How a fitted estimator answers: raw answers, which `predict` and every measure read.
+
+    _head: Any
+    _prompts: Prompts
+    _fitted_base: Callable[[], Any]
+
+    def _respond(self, frame: pd.DataFrame) -> Any:
+        """Answer rows."""
+        from llmfit.estimators.heads import answer
+
+        if not len(frame):
+            return self._no_answers()
+        base = self._fitted_base()
+        rows = self._prompts.encode(base, frame)
+        return self._in_words(base, rows)[0] if self._head is None else self._read_head(answer(self, base, rows))
+
+    def _no_answers(self) -> Any:
+        """Answer no rows."""
+        return []
+
+    def _read_head(self, outputs: np.ndarray) -> Any:
+        """Turn what a head answers, (n_rows, outputs), into raw answers."""
+        raise AttributeError(f"{type(self).__name__} has no head")  # pragma: no cover
+
+    def _in_words(self, base: Any, rows: Sequence[Any], later: int = 0) -> tuple[Any, list[tuple[int, ...]]]:
+        """Answer encoded prompts in words.
+
+        Parameters
+        ----------
+        base : BaseModel
+        rows : sequence of Encoded, length n_rows
+        later : int
+            Tokens of the context to keep free for what comes behind the answers.
+
+        Returns
+        -------
+        raw answers
+        list of tuple of int, length n_rows
+            The answers' tokens, without the one that closes them.
+        """
+        raise AttributeError(f"{type(self).__name__} has no words")  # pragma: no cover

@@ -23,7 +23,9 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
     check_int("n", "preview", n, least=0)
     base = estimator._load_base()
     if not estimator.__sklearn_is_fitted__():
+        targets = estimator._targets
         estimator = clone(estimator).set_params(early_stopping=None)
+        estimator._targets = targets
         table, target = read_fit(estimator, X, y, estimator._default_target)
         estimator._check()
         estimator._learn_answers(target)
@@ -32,7 +34,9 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
         estimator._learn(checked, base, table, target, kept)
     else:
         table = read_table(estimator, X)
-        given = y is not None or (estimator.target_ in table.frame and table.frame[estimator.target_].notna().all())
+        names = [estimator.target_] if isinstance(estimator.target_, str) else estimator.target_
+        there = set(names) <= set(table.frame.columns)
+        given = y is not None or (there and table.frame[names].notna().all(axis=None))
         target = read_target(estimator, table, y) if given and len(table.frame) else None
     prompts = estimator._prompts
     frame = prompts.select(table.frame, type(estimator).__name__).iloc[:n]
@@ -46,7 +50,7 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
             decode(row.completion),
             len(row.prompt),
             len(row.completion),
-            [decode([token]) for token in row.completion],
+            [decode([token]) for i, token in enumerate(row.completion) if row.shares is None or row.shares[i]],
             row.cut,
         )
         for segments, row in zip(prompts.segments(frame), rows, strict=True)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from llmfit.base_model import BaseModel
-from llmfit.encoding import Encoded, Encoder, Limit
+from llmfit.encoding import Answer, Encoded, Encoder, Ids, Limit
 from llmfit.exceptions import DataWarning, TruncationWarning, quoted, warn
 from llmfit.features import Feature, check_columns, resolve_features
 from llmfit.templates import (
+    PLAIN,
     SAMPLE,
+    Example,
     Segment,
     Template,
     TemplateConfig,
@@ -27,7 +29,22 @@ from llmfit.templates import (
     plain_frame,
 )
 
-__all__ = ["Prompts", "learn_prompts"]
+__all__ = ["Prompts", "Turn", "learn_prompts", "with_examples"]
+
+
+class Turn(NamedTuple):
+    """One of several answers to a row.
+
+    Parameters
+    ----------
+    cue : tuple of Segment
+        What stands before the answer, and behind the one before it; () for the first.
+    share : float
+        What the loss of each of the answer's tokens weighs.
+    """
+
+    cue: tuple[Segment, ...]
+    share: float
 
 
 @dataclass(frozen=True)
@@ -38,15 +55,18 @@ class Prompts:
     ----------
     features : tuple of Feature
     target : str
-        Name of the answer.
+        Name of the answer, or of the first.
     template : Template
     limit : Limit
+    turns : tuple of Turn
+        Of every answer, where a row has several; () where it has one.
     """
 
     features: tuple[Feature, ...]
     target: str
     template: Template
     limit: Limit
+    turns: tuple[Turn, ...] = ()
 
     def select(self, frame: pd.DataFrame, owner: str) -> pd.DataFrame:
         """Take the feature columns of a frame; others, the target among them, are not read."""
@@ -67,14 +87,20 @@ class Prompts:
         self,
         base: BaseModel,
         frame: pd.DataFrame,
-        answers: Sequence[str] | None = None,
+        answers: Sequence[Any] | None = None,
         weights: Sequence[float] | None = None,
     ) -> list[Encoded]:
-        """Encode the rows of a frame, and warn once where prompts were cut."""
-        completions = None if answers is None else [self.template.completion(text) for text in answers]
-        rows = self.encoder(base).encode(
-            self.segments(frame), completions, self.limit, weights=weights, names=list(frame.index)
-        )
+        """Encode the rows of a frame, and warn once where prompts were cut.
+
+        An answer is a text, or a tuple of texts where a row has several.
+        """
+        encoder = self.encoder(base)
+        completions: Any = None
+        if answers is not None and self.turns:
+            completions = [self._in_turn(pieces) for pieces in self.pieces(encoder, answers)]
+        elif answers is not None:
+            completions = [self.template.completion(text) for text in answers]
+        rows = encoder.encode(self.segments(frame), completions, self.limit, weights=weights, names=list(frame.index))
         cut = [row for row in rows if row.cut]
         if cut:
             warn(
@@ -85,17 +111,32 @@ class Prompts:
             )
         return rows
 
+    def pieces(self, encoder: Encoder, answers: Sequence[tuple[str, ...]]) -> list[list[Ids]]:
+        """Encode several answers a row: for each, its cue and the closed answer, one behind the other."""
+        cues = [encoder.cue(turn.cue) if turn.cue else () for turn in self.turns]
+        closed = iter(encoder.closed([self.template.completion(text) for row in answers for text in row]))
+        return [[piece for cue in cues for piece in (cue, next(closed))] for _ in answers]
+
+    def _in_turn(self, pieces: Sequence[Ids]) -> Answer:
+        """Join cues, which carry no loss, and answers into one completion."""
+        shares = [share for turn in self.turns for share in (0.0, turn.share)]
+        return Answer(
+            tuple(token for piece in pieces for token in piece),
+            tuple(share for share, piece in zip(shares, pieces, strict=True) for _ in piece),
+        )
+
 
 def learn_prompts(
     base: BaseModel,
     config: TemplateConfig,
     features: Any,
     frame: pd.DataFrame,
-    target: str,
+    target: str | Sequence[str],
     limit: Limit,
     *,
     owner: str,
     default_task: str | None = None,
+    shares: Sequence[float] = (),
 ) -> Prompts:
     """Resolve features and template against a frame and a base model.
 
@@ -106,21 +147,38 @@ def learn_prompts(
     features : any accepted spelling of `features`
     frame : pandas.DataFrame
         With or without the target column.
-    target : str
+    target : str or sequence of str
     limit : Limit
     owner : str
         Name of the estimator, for the sentences.
     default_task : str or None
         See :func:`~llmfit.templates.compile_template`.
+    shares : sequence of float
+        Of the loss, for every target where several are answered in words one behind the other.
     """
-    columns = [name for name in frame.columns if name != target]
+    targets = [target] if isinstance(target, str) else list(target)
+    columns = [name for name in frame.columns if name not in targets]
     named = field_names(config.template, columns) if config.template is not None else []
     if features is None and named and SAMPLE not in named:
         features = named
-    known = resolve_features(features, frame, target, owner)
-    template = compile_template(config, known, target, columns, default_task)
+    known = resolve_features(features, frame, targets, owner)
+    template = compile_template(config, known, targets, columns, default_task)
     _warn_unused(known, template)
-    return Prompts(known, target, _framed(base, config, template, 0), limit)
+    framed = _framed(base, config, template, 0)
+    turns = _turns(base, config, framed, targets, shares) if shares else ()
+    return Prompts(known, targets[0], framed, limit, turns)
+
+
+def _turns(
+    base: BaseModel, config: TemplateConfig, template: Template, targets: Sequence[str], shares: Sequence[float]
+) -> tuple[Turn, ...]:
+    """Say what asks for each target behind the answer before it: a turn of its own in a chat."""
+    before, behind = Segment("\n\n"), Segment("")
+    if template.frame.chat:
+        _, _, *between = chat_frame(base.render_chat, config.system, 1).literals
+        before, behind = map(Segment, between)
+    cues = [(before, Segment(f"{name}:", PLAIN), behind) for name in targets[1:]]
+    return tuple(Turn(cue, share) for cue, share in zip([(), *cues], shares, strict=True))
 
 
 def _warn_unused(features: Sequence[Feature], template: Template) -> None:
@@ -144,11 +202,14 @@ def with_examples(
     prompts: Prompts,
     config: TemplateConfig,
     frame: pd.DataFrame,
-    answers: Sequence[str],
+    answers: Sequence[Any],
     *,
     balanced: bool,
 ) -> Prompts:
-    """Draw the few-shot examples, where the template wants any, out of the fitted rows."""
+    """Draw the few-shot examples, where the template wants any, out of the fitted rows.
+
+    An answer is a text, or a tuple of texts where a row has several.
+    """
     if config.few_shot is None:
         return _apart(base, prompts)
     contents = prompts.template.contents(frame, prompts.features)
@@ -160,8 +221,19 @@ def with_examples(
             f"prompt(s): {shown} can stand before each row, which is never its own example."
         )
         warn(DataWarning(sentence))
+    if prompts.turns:
+        examples = tuple(_with_later(example, prompts) for example in examples)
     template = _framed(base, config, prompts.template, shown)
     return _apart(base, replace(prompts, template=replace(template, examples=examples)))
+
+
+def _with_later(example: Example, prompts: Prompts) -> Example:
+    """Write the answers of an example behind one another, each behind its cue."""
+    answers: tuple[str, ...] = tuple(example.answer)
+    lead = () if prompts.template.frame.chat else (Segment(prompts.template.frame.lead),)
+    turns = zip(prompts.turns[1:], answers[1:], strict=True)
+    later = [piece for turn, answer in turns for piece in (*turn.cue, *lead, Segment(answer, PLAIN))]
+    return Example(example.content, answers[0], tuple(later))
 
 
 def _apart(base: BaseModel, prompts: Prompts) -> Prompts:

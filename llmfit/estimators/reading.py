@@ -42,8 +42,8 @@ def _is_empty(X: Any, n_columns: int) -> bool:
     return shape[0] == 0 and (len(shape) == 1 or shape[1] == n_columns)
 
 
-def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, pd.Series]:
-    """Read features and target of `fit`.
+def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, Any]:
+    """Read features and target of `fit`: a Series, or a frame of several targets.
 
     Raises
     ------
@@ -51,6 +51,9 @@ def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, 
         If there is no row, no target, or a row without one.
     """
     owner = type(estimator).__name__
+    if estimator._targets is not None:
+        table = read_table(estimator, X, fitting=True)
+        return table, _several_targets(estimator, table, y)
     name, kind = resolve_target(estimator.target, owner)
     estimator._check_target_kind(kind)
     table = read_table(estimator, X, fitting=True)
@@ -67,8 +70,8 @@ def read_fit(estimator: Any, X: Any, y: Any, default_name: str) -> tuple[Table, 
     return table, _without_gaps(target, table.frame.index)
 
 
-def read_target(estimator: Any, table: Table, y: Any) -> pd.Series:
-    """Read the true answers of rows, for an estimator that knows its target.
+def read_target(estimator: Any, table: Table, y: Any) -> Any:
+    """Read the true answers of rows, for an estimator that knows its target, or its several ones.
 
     Raises
     ------
@@ -76,6 +79,8 @@ def read_target(estimator: Any, table: Table, y: Any) -> pd.Series:
         If there is no row, no target, or a row without one.
     """
     owner = type(estimator).__name__
+    if estimator._targets is not None:
+        return _several_targets(estimator, table, y)
     if y is None:
         target = _target_column(table.frame, estimator.target_, owner)
     else:
@@ -85,7 +90,34 @@ def read_target(estimator: Any, table: Table, y: Any) -> pd.Series:
     return _without_gaps(target, table.frame.index)
 
 
-def read_eval_set(estimator: Any, eval_set: Any) -> tuple[Table, pd.Series]:
+def _several_targets(estimator: Any, table: Table, y: Any) -> pd.DataFrame:
+    """Read several targets out of the rows' frame, or out of y: by name from a frame, else by place."""
+    owner, names, index = type(estimator).__name__, list(estimator._targets), table.frame.index
+    given = table.frame if y is None else _several_columns(y, names)
+    if len(given) != len(index):
+        raise DataError(
+            f"X and y must have the same length: inconsistent numbers of samples, {len(index)} and {len(given)}."
+        )
+    if not len(given):
+        raise DataError(f"{owner} needs at least one row with targets, but the frame has 0 sample(s).")
+    columns = [
+        _without_gaps(_target_column(given, name, owner, "the frame" if y is None else "y"), index) for name in names
+    ]
+    return pd.DataFrame({column.name: column.array for column in columns}, index=index)
+
+
+def _several_columns(y: Any, names: list[str]) -> pd.DataFrame:
+    if isinstance(y, pd.Series):
+        return y.to_frame(y.name if isinstance(y.name, str) else TEXT_COLUMN)
+    if not isinstance(y, list | tuple | np.ndarray) or (len(y) and isinstance(y[0], dict)):
+        return to_table(y).frame
+    frame = pd.DataFrame(np.asarray(y, dtype=object) if not isinstance(y, np.ndarray) else y).infer_objects()
+    if frame.shape[1] != len(names):
+        raise DataError(f"y must have a column for each of the targets {quoted(names)}. Got {frame.shape[1]} instead.")
+    return frame.set_axis(names, axis=1)
+
+
+def read_eval_set(estimator: Any, eval_set: Any) -> tuple[Table, Any]:
     """Read the rows of an eval_set, a frame with the target or a tuple (X, y)."""
     X, y = _eval_pair(eval_set)
     with naming("eval_set"):
@@ -110,14 +142,14 @@ def naming(what: str) -> Iterator[None]:
         raise type(error)(f"{what}: {error}") from error
 
 
-def _target_column(frame: pd.DataFrame, name: str | None, owner: str) -> pd.Series:
+def _target_column(frame: pd.DataFrame, name: str | None, owner: str, what: str = "the frame") -> pd.Series:
     if name is None:
         raise DataError(
             f"This {owner} estimator requires y to be passed, but the target y is None. Pass y, or name the "
             "target column of the frame with the 'target' parameter."
         )
     if name not in frame.columns:
-        raise DataError(f"{owner} needs the target column {name!r}, but the frame has only {quoted(frame.columns)}.")
+        raise DataError(f"{owner} needs the target column {name!r}, but {what} has only {quoted(frame.columns)}.")
     return frame[name]
 
 

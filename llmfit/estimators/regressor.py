@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -158,15 +159,23 @@ batch_size_, max_length_, memory_footprint_
             With ``head="lm"``, if answers are no number: they are nan.
         """
         table, frame = self._read_rows(X)
-        if not len(frame):
-            return table.answer(np.empty(0), self.target_, float)
-        if self._head is not None:
-            numbers = self.target_mean_ + self.target_scale_ * self._head_answers(frame)[:, 0]
-        else:
-            texts = self._generated(frame)
-            numbers = np.array([read_number(text) for text in texts])
-            _warn_unread(texts, np.isnan(numbers))
-        return table.answer(numbers, self.target_, float)
+        return self._column(table, self._respond(frame))
+
+    def _no_answers(self) -> np.ndarray:
+        return np.empty(0)
+
+    def _read_head(self, outputs: np.ndarray) -> np.ndarray:
+        """Numbers in the target's units: (n_rows,)."""
+        return np.asarray(self.target_mean_ + self.target_scale_ * outputs[:, 0])
+
+    def _in_words(self, base: Any, rows: Sequence[Any], later: int = 0) -> tuple[Any, list[tuple[int, ...]]]:
+        texts, ids = super()._in_words(base, rows, later)
+        numbers = np.array([read_number(text) for text in texts])
+        _warn_unread(texts, np.isnan(numbers))
+        return numbers, ids
+
+    def _column(self, table: Any, answers: Any) -> Any:
+        return table.answer(answers, self.target_, float)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """R squared of the predictions; an answer that is no number counts as the mean of the fitted targets.
@@ -183,13 +192,14 @@ batch_size_, max_length_, memory_footprint_
         float
             1 is best; 0 is as good as the mean of the true numbers.
         """
+        table, frame = self._read_rows(X)
+        return self._score(table, read_target(self, table, y), self._respond(frame), sample_weight)
+
+    def _score(self, table: Any, target: pd.Series, answers: Any, sample_weight: Any) -> float:
         from sklearn.metrics import r2_score
 
-        table, _ = self._read_rows(X)
-        truth = _numbers(read_target(self, table, y))
-        answers = np.asarray(self.predict(X), dtype=float)
         answers = np.where(np.isnan(answers), self.target_mean_, answers)
-        return float(r2_score(truth, answers, sample_weight=read_weights(table, sample_weight)))
+        return float(r2_score(_numbers(target), answers, sample_weight=read_weights(table, sample_weight)))
 
     def evaluate(self, X: Any, y: Any = None, *, metrics: Any = ()) -> dict[str, Any]:
         """Measure the predictions.
@@ -208,12 +218,16 @@ batch_size_, max_length_, memory_footprint_
             r2, mae, rmse (both in units of the target), spearman, and unanswered: the number of answers that are no
             number.
         """
-        from llmfit.metrics import extra_metrics, metric_list, regression_metrics
+        from llmfit.metrics import metric_list
 
         metrics = metric_list(metrics)
-        table, _ = self._read_rows(X)
-        truth = _numbers(read_target(self, table, y))
-        answers = np.asarray(self.predict(X), dtype=float)
+        table, frame = self._read_rows(X)
+        return self._measure(read_target(self, table, y), self._respond(frame), metrics)
+
+    def _measure(self, target: pd.Series, answers: Any, metrics: Any = (), **_: Any) -> dict[str, Any]:
+        from llmfit.metrics import extra_metrics, regression_metrics
+
+        truth = _numbers(target)
         result = regression_metrics(truth, answers, mean=self.target_mean_)
         return self._evaluated({**result, **extra_metrics(metrics, truth, answers, taken=result)}, len(truth))
 

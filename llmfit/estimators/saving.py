@@ -23,7 +23,7 @@ from llmfit.estimators.card import model_card
 from llmfit.estimators.classifier import LLMClassifier
 from llmfit.estimators.fitting import COLUMNS
 from llmfit.estimators.generator import LLMGenerator
-from llmfit.estimators.prompts import Prompts
+from llmfit.estimators.prompts import Prompts, Turn
 from llmfit.estimators.regressor import LLMRegressor
 from llmfit.exceptions import DataError, ModelLoadError
 from llmfit.features import Feature
@@ -48,6 +48,7 @@ LEARNED = (
     "evaluation_",
     "n_features_in_",
     "max_new_tokens_",
+    "answer_tokens_",
     "target_mean_",
     "target_scale_",
 )
@@ -61,7 +62,7 @@ ESTIMATORS: dict[str, type[BaseLLM]] = {
 
 def save(estimator: BaseLLM, path: Any) -> None:
     """Write a fitted estimator; see :meth:`llmfit.LLMClassifier.save`."""
-    inner: Any = estimator.estimator_ if isinstance(estimator, LLMEstimator) else estimator
+    inner: Any = vars(estimator).get("estimator_", estimator)
     content = {
         "class": type(estimator).__name__,
         "fitted_class": type(inner).__name__,
@@ -120,7 +121,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
     try:
         outer = ESTIMATORS[manifest["class"]](**from_json(manifest["params"]))
         inner: Any = outer
-        if isinstance(outer, LLMEstimator):
+        if manifest["fitted_class"] != manifest["class"]:
             chosen = ESTIMATORS[manifest["fitted_class"]]
             inner = chosen(**outer._own_params(chosen, "linear" if manifest["fitted"].get("head") else "lm"))
         _restore(inner, folder, from_json(manifest["fitted"]))
@@ -170,14 +171,26 @@ def _params_to_json(estimator: BaseLLM) -> dict[str, Any]:
 
 
 def _fitted_to_json(estimator: Any) -> dict[str, Any]:
-    fitted: dict[str, Any] = {name: to_json(getattr(estimator, name)) for name in LEARNED if hasattr(estimator, name)}
+    fitted = _learned_to_json(estimator)
     prompts = estimator._prompts
     fitted["prompts"] = to_json({**asdict(prompts), "template": _template_to_json(prompts.template)})
     fitted["adapter"] = _adapter_to_json(estimator._adapter)
     fitted["head"] = None if estimator._head is None else to_json(_head_to_dict(estimator._head))
-    fitted["form"] = getattr(estimator, "_form", None)
-    fitted["target_dtype"] = _dtype_to_json(estimator.target_dtype_)
     fitted["has_names"] = hasattr(estimator, "feature_names_in_")
+    if estimator._targets is not None:
+        fitted["targets"] = [
+            {"kind": kind, **_learned_to_json(own)}
+            for kind, own in zip(estimator._targets.values(), estimator.estimators_.values(), strict=True)
+        ]
+    return fitted
+
+
+def _learned_to_json(estimator: Any) -> dict[str, Any]:
+    """Write what was learned of the answers."""
+    fitted: dict[str, Any] = {name: to_json(getattr(estimator, name)) for name in LEARNED if hasattr(estimator, name)}
+    fitted["form"] = getattr(estimator, "_form", None)
+    if hasattr(estimator, "target_dtype_"):
+        fitted["target_dtype"] = _dtype_to_json(estimator.target_dtype_)
     if hasattr(estimator, "classes_"):
         values = estimator.classes_
         fitted["classes"] = {"values": to_json(values), "dtype": values.dtype.str if values.dtype != object else "O"}
@@ -186,25 +199,19 @@ def _fitted_to_json(estimator: Any) -> dict[str, Any]:
 
 def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
     """Give an estimator back what it had learned."""
-    for name in LEARNED:
-        if name in fitted:
-            setattr(estimator, name, fitted[name])
+    _restore_answers(estimator, fitted)
     prompts = fitted["prompts"]
     estimator._prompts = Prompts(
         tuple(Feature(**feature) for feature in prompts["features"]),
         prompts["target"],
         _template_from_json(prompts["template"]),
         Limit(**prompts["limit"]),
+        tuple(Turn(tuple(Segment(*piece) for piece in cue), share) for cue, share in prompts.get("turns", ())),
     )
-    estimator.target_dtype_ = _dtype_from_json(fitted["target_dtype"])
     if fitted["has_names"]:
         estimator.feature_names_in_ = np.array(list(fitted["features_"]), dtype=object)
-    if "classes" in fitted:
-        estimator.classes_ = np.array(fitted["classes"]["values"], dtype=fitted["classes"]["dtype"])
     estimator._adapter = resolve_adapter(fitted["adapter"])
     estimator._head = resolve_head(fitted.get("head") or "lm", type(estimator).__name__, ["lm", "linear"])
-    if hasattr(estimator, "_form"):
-        estimator._form = fitted.get("form")
     estimator._tensors = (
         adapter_from_folder(folder / ADAPTER, estimator._adapter) if estimator._adapter is not None else {}
     )
@@ -212,6 +219,29 @@ def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
         estimator._tensors |= head_from_folder(folder)
     records = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     estimator.history_ = pd.DataFrame(records, columns=COLUMNS)
+    if "targets" in fitted:
+        _restore_targets(estimator, fitted["targets"])
+
+
+def _restore_answers(estimator: Any, fitted: dict[str, Any]) -> None:
+    for name in LEARNED:
+        if name in fitted:
+            setattr(estimator, name, fitted[name])
+    if "target_dtype" in fitted:
+        estimator.target_dtype_ = _dtype_from_json(fitted["target_dtype"])
+    if "classes" in fitted:
+        estimator.classes_ = np.array(fitted["classes"]["values"], dtype=fitted["classes"]["dtype"])
+    if hasattr(estimator, "_form"):
+        estimator._form = fitted.get("form")
+
+
+def _restore_targets(estimator: Any, saved: list[dict[str, Any]]) -> None:
+    """Give back the estimators of several targets."""
+    estimator._targets = {own["target_"]: own["kind"] for own in saved}
+    estimator.estimators_ = {name: estimator._for_target(name) for name in estimator._targets}
+    for inner, own in zip(estimator.estimators_.values(), saved, strict=True):
+        _restore_answers(inner, own)
+    estimator._hand_down()
 
 
 def _history_to_json(history: pd.DataFrame) -> str:
@@ -235,7 +265,11 @@ def _template_to_json(template: Template) -> dict[str, Any]:
         "na_rep": template.na_rep,
         "frame": asdict(template.frame),
         "examples": [
-            {"content": [list(segment) for segment in example.content], "answer": example.answer}
+            {
+                "content": [list(segment) for segment in example.content],
+                "answer": example.answer,
+                "later": [list(segment) for segment in example.later],
+            }
             for example in template.examples
         ],
     }
@@ -260,7 +294,11 @@ def _template_from_json(value: dict[str, Any]) -> Template:
         value["na_rep"],
         Frame(tuple(frame["literals"]), frame["lead"], frame["closing"], frame["chat"]),
         tuple(
-            Example(tuple(Segment(*segment) for segment in example["content"]), example["answer"])
+            Example(
+                tuple(Segment(*segment) for segment in example["content"]),
+                example["answer"],
+                tuple(Segment(*segment) for segment in example.get("later", ())),
+            )
             for example in value["examples"]
         ),
     )

@@ -24,6 +24,7 @@ __all__ = [
     "check_class_weight",
     "check_classes",
     "check_known",
+    "chosen_sets",
     "class_weights",
     "indicator_form",
     "join_classes",
@@ -126,6 +127,12 @@ def check_known(y: pd.Series, classes: np.ndarray, form: dict[str, Any] | None) 
                     f"{row_name(row, y.index)} has the label {label!r}, which no fitted row has. "
                     f"The classes are {quoted(classes.tolist())}."
                 )
+
+
+def chosen_sets(log_proba: np.ndarray, classes: np.ndarray) -> list[list[Any]]:
+    """List every row's labels that are likelier than not."""
+    chosen = log_proba >= np.log(0.5)
+    return [[label for label, has in zip(classes.tolist(), row, strict=True) if has] for row in chosen]
 
 
 def warn_of_unseen(truth: np.ndarray, classes: np.ndarray) -> None:

@@ -55,7 +55,7 @@ def _split_field(whole: str, columns: Collection[str]) -> tuple[str, str]:
 def compile_template(
     config: TemplateConfig,
     features: Sequence[Feature],
-    target: str,
+    target: str | Sequence[str],
     columns: Collection[str],
     default_task: str | None = None,
 ) -> Template:
@@ -66,8 +66,8 @@ def compile_template(
     config : TemplateConfig
     features : sequence of Feature
         The columns a prompt may use.
-    target : str
-        Name of the answer; the default template ends with it, no template may read it.
+    target : str or sequence of str
+        Names of the answers; the default template ends with the first, no template may read one.
     columns : collection of str
         Every column of the frame, for the sentences.
     default_task : str or None
@@ -79,14 +79,14 @@ def compile_template(
         If a field is no feature, is the target, reads an attribute or an index, or carries a format that is
         none of numbers; or if the task is given and never used.
     """
-    names = [feature.name for feature in features]
+    names, targets = [feature.name for feature in features], [target] if isinstance(target, str) else target
     task: str | Segment | None = config.task
     if task is None and default_task is not None:
         task = Segment(default_task, PLAIN)  # labels are in it: they stay text, whatever they spell
     if config.template is None:
-        parts = _default_parts(task, names, target)
+        parts = _default_parts(task, names, targets[0])
     else:
-        parts = list(_compile_parts(config, task, names, target, columns))
+        parts = list(_compile_parts(config, task, names, targets, columns))
         _check_task_used(config, columns)
     return Template(merge_parts(parts), config.na_rep)
 
@@ -107,7 +107,11 @@ def _sample_parts(names: Sequence[str], *, label: bool) -> list[Part]:
 
 
 def _compile_parts(
-    config: TemplateConfig, task: str | Segment | None, names: Sequence[str], target: str, columns: Collection[str]
+    config: TemplateConfig,
+    task: str | Segment | None,
+    names: Sequence[str],
+    targets: Sequence[str],
+    columns: Collection[str],
 ) -> Iterator[Part]:
     for literal, whole, _ in _parse(config.template or ""):
         yield literal
@@ -121,7 +125,7 @@ def _compile_parts(
         elif name in names:
             yield Field(name, _check_spec(name, spec))
         else:
-            raise _unknown_field(name, names, target, columns)
+            raise _unknown_field(name, names, targets, columns)
 
 
 def _task_text(name: str, task: str | Segment | None, names: Sequence[str]) -> Part:
@@ -149,10 +153,10 @@ def _check_spec(name: str, spec: str) -> str:
     return spec
 
 
-def _unknown_field(name: str, names: Sequence[str], target: str, columns: Collection[str]) -> TemplateError:
+def _unknown_field(name: str, names: Sequence[str], targets: Sequence[str], columns: Collection[str]) -> TemplateError:
     owner = re.split(r"[.\[!]", name)[0]
-    if name == target:
-        return TemplateError(f"The template reads the target column {target!r}, which is what it must predict.")
+    if name in targets:
+        return TemplateError(f"The template reads the target column {name!r}, which is what it must predict.")
     if not name:
         return TemplateError("The template has an empty {}: name a column in it, or write {{}} for text.")
     if owner in names and owner != name:

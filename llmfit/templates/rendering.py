@@ -41,10 +41,11 @@ Part = str | Segment | Field  # the template's own text, text of the data, the p
 
 
 class Example(NamedTuple):
-    """A worked example: a rendered prompt and its answer."""
+    """A worked example: a rendered prompt, its answer, and the cues and answers behind it where there are several."""
 
     content: tuple[Segment, ...]
     answer: str
+    later: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Template:
         pieces: list[Segment] = []
         for example in others:
             pieces += [Segment(next(literals)), *example.content, Segment(next(literals))]
-            pieces.append(Segment(example.answer, PLAIN))
+            pieces += [Segment(example.answer, PLAIN), *example.later]
         pieces += [Segment(next(literals)), *content, Segment(next(literals))]
         return tuple(piece for piece in pieces if piece.text)
 
