@@ -97,7 +97,11 @@ def test_generation_is_nested_too(cls: Any) -> None:
 @pytest.mark.parametrize("cls", ESTIMATORS)
 def test_get_params_without_depth_is_the_signature(cls: Any) -> None:
     names = set(cls().get_params(deep=False))
-    own = {LLMClassifier: {"class_weight"}, LLMGenerator: {"generation"}, LLMEstimator: {"class_weight", "generation"}}
+    own = {
+        LLMClassifier: {"class_weight"},
+        LLMGenerator: {"generation"},
+        LLMEstimator: {"class_weight", "generation", "loss_weights"},
+    }
     shared = set(LLMClassifier().get_params(deep=False)) - {"class_weight"}
     assert names == shared | own[cls]
 

@@ -245,6 +245,11 @@ def test_in_a_chat_each_target_is_a_turn(table: pd.DataFrame, settings: Any, tin
         "fruit<|im_end|>\n<|im_start|>user\nnote:<|im_end|>\n<|im_start|>assistant\napples<|im_end|>"
     )
     assert shown["loss_tokens"] == [*"fruit", "<|im_end|>", *"apples", "<|im_end|>"]
+    question = shown["prompt"].split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+    said = [("user", question), ("assistant", "fruit"), ("user", "note:"), ("assistant", "apples")]
+    chat = [{"role": role, "content": text} for role, text in said]
+    whole = plain_tokenizer(tiny_chat).apply_chat_template(chat, tokenize=False)
+    assert whole == shown["prompt"] + shown["completion"] + "\n"
     assert model.set_params(adapter="full").fit(table).predict(table)["note"].tolist() == table["note"].tolist()
 
 

@@ -14,7 +14,7 @@ from llmfit.estimators.classifier import LLMClassifier
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_fit
 from llmfit.estimators.regressor import LLMRegressor
-from llmfit.estimators.several import BY_KIND, Several, auto_head, check_loss_weights
+from llmfit.estimators.several import BY_KIND, SHARED, Several, auto_head, check_loss_weights
 from llmfit.estimators.targets import indicator_form, one_column
 from llmfit.exceptions import ParameterError, check_keys
 from llmfit.features import infer_kind, resolve_targets
@@ -148,8 +148,7 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
                 self._fit(X, y, sample_weight, eval_set)
                 self._hand_down()
                 return self
-            for name in set(vars(self)) - {*self._get_param_names(), "n_features_in_", "feature_names_in_"}:
-                delattr(self, name)
+            self._forget_several()
             if self.warm_start and type(before) is type(chosen):
                 vars(chosen).update({**vars(before), **vars(chosen)})
             self.estimator_ = chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set)
@@ -157,6 +156,12 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
                 if hasattr(chosen, name):
                     setattr(self, name, getattr(chosen, name))
         return self
+
+    def _forget_several(self) -> None:
+        """Drop what a fit of several targets has left here: one target's estimator has its own."""
+        if "estimators_" in vars(self):
+            for name in [name for name in vars(self) if name.endswith("_") or name in SHARED]:
+                delattr(self, name)
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters, of the fitted estimator inside as well. See :meth:`LLMClassifier.set_params`.

@@ -238,13 +238,14 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         return max(map(len, encoder.closed([prompts.template.completion(text) for text in sorted(set(answers))])))
 
     def _check_prompts(self, encoder: Any) -> None:
-        targets.check_apart(self._label_ids(encoder), list(map(label_text, self.classes_)))
+        self._label_ids(encoder)
 
     # Prediction ---------------------------------------------------------------------------------
 
     def _label_ids(self, encoder: Any) -> list[Ids]:
         """Token ids of every class as an answer."""
-        return list(encoder.completions([self._prompts.template.completion(label_text(c)) for c in self.classes_]))
+        texts = list(map(label_text, self.classes_))
+        return targets.check_apart(encoder.completions(list(map(self._prompts.template.completion, texts))), texts)
 
     def _no_answers(self) -> np.ndarray:
         return np.empty((0, len(self.classes_)))
@@ -394,7 +395,6 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        # Numbers written out as text are no strong point of a language model: the suite's thresholds on
-        # blobs of numbers are for models of numbers.
+        # Numbers as text are no strong point of a language model; the suite's thresholds are for models of numbers.
         tags.classifier_tags.poor_score = True
         return tags

@@ -22,7 +22,7 @@ from llmfit.estimators.reading import read_target
 from llmfit.estimators.regressor import LLMRegressor
 from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted, suggest
 
-__all__ = ["BY_KIND", "Several", "auto_head", "check_loss_weights"]
+__all__ = ["BY_KIND", "SHARED", "Several", "auto_head", "check_loss_weights"]
 
 SHARED = ("_prompts", "_head", "_adapter", "_tensors")  # what the estimator of a target has from the fit
 

@@ -94,10 +94,11 @@ def check_class_weight(given: Any, owner: str) -> None:
         check_number(f"class_weight[{label!r}]", owner, weight, least=0)
 
 
-def check_apart(ids: Sequence[tuple[int, ...]], texts: Sequence[str]) -> None:
-    """Refuse classes that a model's tokens do not tell apart."""
+def check_apart(ids: Sequence[tuple[int, ...]], texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Give the tokens of classes back, unless they do not tell them apart."""
     if len(set(ids)) < len(ids):
         raise DataError(f"Two of the classes {quoted(texts)} are the same tokens to this model. Rename one.")
+    return list(ids)
 
 
 def check_classes(
