@@ -7,6 +7,7 @@ does inside, weights, modules, flags and hooks are those from before when it end
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -231,7 +232,7 @@ def _read(
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
             config = transformers.AutoConfig.from_pretrained(source.folder, **safe)
             kind, loader = _kind(config)
-            how = loading_options(quantization, loader, config, dtype, device)
+            how = {**loading_options(quantization, loader, config, dtype, device), **_without_pooler(loader, config)}
             model = loader.from_pretrained(source.folder, dtype=dtype, **how, **safe)
     except Exception as error:  # loaders raise errors of many libraries
         if is_out_of_memory(error):
@@ -241,6 +242,16 @@ def _read(
             why = "it needs code that comes with the model, and llmfit never runs such code"
         raise ModelLoadError(f"The base model {source.name!r} cannot be loaded: {why}.") from error
     return tokenizer, model, kind
+
+
+def _without_pooler(loader: Any, config: Any) -> dict[str, bool]:
+    """Leave out the layer that BERT and its kin put on their first token: what is pooled here comes before it."""
+    try:
+        model_class = loader._model_mapping[type(config)]
+    except KeyError:
+        return {}
+    takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
 
 
 def _kind(config: Any) -> tuple[str, Any]:

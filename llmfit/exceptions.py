@@ -101,14 +101,13 @@ def quoted(names: Iterable[object], *, most: int = 12) -> str:
 def suggest(name: object, known: Iterable[object]) -> str:
     """End a sentence with `` Did you mean 'x'?`` where a known name is near."""
     near = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return f" Did you mean {near[0]!r}?" if near and near[0] != name else ""
 
 
 def unknown_key(name: str, owner: str, known: Collection[str]) -> ParameterError:
     """Refuse a key that `owner` does not have, naming those it has."""
-    return ParameterError(
-        f"{owner} has no parameter {name!r}. It has {quoted(sorted(known), most=99)}.{suggest(name, known)}"
-    )
+    has = f"It has {quoted(sorted(known), most=99)}." if known else "It has none."
+    return ParameterError(f"{owner} has no parameter {name!r}. {has}{suggest(name, known)}")
 
 
 def parameter_error(name: str, owner: str, wanted: str, value: object) -> ParameterError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from llmfit.exceptions import ParameterError, suggest, unknown_key
@@ -39,11 +39,15 @@ class Nested(NamedTuple):
             return None if value in self.off else {}
         if isinstance(value, Mapping):
             return dict(value)
+        if isinstance(value, str) and value == "auto":
+            return {}  # what is set on it decides
         if isinstance(value, str | numbers.Integral):
             return {self.shorthand: value}
         if is_dataclass(value) and not isinstance(value, type):
             kind = getattr(value, "type", None)
-            return {**({"type": kind} if isinstance(kind, str) else {}), **asdict(value)}
+            own = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+            changed = {f.name for f in fields(value) if f.init and own[f.name] != f.default}
+            return {**({"type": kind} if isinstance(kind, str) else {}), **{k: own[k] for k in own if k in changed}}
         return None
 
 

@@ -181,17 +181,18 @@ def quantization_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_quantizable(adapter: Any, quantization: Quantization | None) -> None:
-    """Refuse an adapter that trains the very weights that are stored in few bits.
+    """Refuse an adapter that trains the very weights that are stored in few bits, or cannot read them.
 
     Raises
     ------
     ParameterError
     """
-    if adapter is not None and quantization is not None and not getattr(adapter, "quantizable", True):
-        raise ParameterError(
-            f"adapter={adapter.type!r} trains the base model's own weights, and weights stored in {quantization.bits} "
-            "bits cannot be trained. Set quantization=None, or choose an adapter such as 'lora'."
-        )
+    if adapter is None or quantization is None or quantization.bits in getattr(adapter, "quantizable", (4, 8)):
+        return
+    why = f"cannot work with weights that are stored in {quantization.bits} bits"
+    if adapter.type == "full":
+        why = f"trains the base model's own weights, and weights stored in {quantization.bits} bits cannot be trained"
+    raise ParameterError(f"adapter={adapter.type!r} {why}. Set quantization=None, or choose an adapter such as 'lora'.")
 
 
 def loading_options(

@@ -45,14 +45,14 @@ def write(model: Any, tokenizer: Any, folder: Path) -> str:
     return str(folder)
 
 
-def make_encoder(folder: Path, seed: int = 0) -> str:
-    """Write a random BERT without dropout."""
-    from transformers import BertConfig, BertModel
+def make_encoder(folder: Path, seed: int = 0, *, masked: bool = False, hidden: int = 32) -> str:
+    """Write a random BERT without dropout; `masked`: as one that fills in words, which has no pooling layer."""
+    from transformers import BertConfig, BertForMaskedLM, BertModel
 
     config = BertConfig(
         vocab_size=260,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=256,
@@ -63,7 +63,7 @@ def make_encoder(folder: Path, seed: int = 0) -> str:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertModel(config)
+        model = (BertForMaskedLM if masked else BertModel)(config)
     return write(model, byte_tokenizer(True), folder)
 
 

@@ -219,6 +219,7 @@ class HRA(SomeLayers):
     """
 
     type: ClassVar[str] = "hra"
+    quantizable: ClassVar[tuple[int, ...]] = ()
     peft_type: ClassVar[str] = "HRA"
     learning_rate: ClassVar[float] = 1e-3
 

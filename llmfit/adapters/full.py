@@ -22,7 +22,7 @@ class Full(AdapterSpec):
 
     type: ClassVar[str] = "full"
     learning_rate: ClassVar[float] = 2e-5
-    quantizable: ClassVar[bool] = False
+    quantizable: ClassVar[tuple[int, ...]] = ()
     file_name: ClassVar[str] = "model.safetensors"
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:

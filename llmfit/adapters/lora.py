@@ -135,7 +135,11 @@ class LoRA(LayerSpec):
         if self.alpha is None:
             given["lora_alpha"] = 2 * int(self.r)
             doubled = {name: 2 * rank for name, rank in given.get("rank_pattern", {}).items()}
-            given["alpha_pattern"] = {**doubled, **given.get("alpha_pattern", {})}
+            chosen = given.get("alpha_pattern", {})  # first, since the first pattern that fits is taken
+            given["alpha_pattern"] = {
+                **chosen,
+                **{name: alpha for name, alpha in doubled.items() if name not in chosen},
+            }
         return {**given, **starts.settings(self)}
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:

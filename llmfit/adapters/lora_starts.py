@@ -48,6 +48,10 @@ def put_in(spec: Any, base: BaseModel, config: Any, plan: Plan | None, put: Put)
             f"The 'init_lora_weights' parameter of {type(spec).__name__} cannot be {start!r} beside a quantized base "
             "model, whose weights it would change. 'loftq' begins from what they have lost."
         )
+    if packed is not None and spec.loftq_config:
+        raise ParameterError(
+            "The 'loftq_config' parameter has no meaning beside a quantized base model, whose bits are known."
+        )
     if packed is None:
         for layer in layers.values():
             layer.weight.data = layer.weight.data.clone()
@@ -106,7 +110,7 @@ def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         if is_packed(own):
             full = _SafetensorLoader(model, folder).get_tensor(f"{name}.weight").to(own.weight.device).float()
-            left, right = _product(full - _unpacked(own.weight).float(), len(a))
+            left, right = _product(full - _unpacked(own).float(), len(a))
         else:
             full = own.weight.data.float()
             full = full if full.shape == (len(b), a.shape[1]) else full.T
@@ -138,11 +142,13 @@ def _few_bits(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (weight / scale).round() * scale
 
 
-def _unpacked(weight: Any) -> torch.Tensor:
+def _unpacked(layer: Any) -> torch.Tensor:
+    """Read the weights of a layer that bitsandbytes stores in few bits."""
     from peft.utils.integrations import dequantize_bnb_weight
 
-    weight_read: torch.Tensor = dequantize_bnb_weight(weight, state=getattr(weight, "quant_state", None))
-    return weight_read
+    state = getattr(layer.weight, "quant_state", None)  # of 4 bits; the layer has that of 8
+    weight: torch.Tensor = dequantize_bnb_weight(layer.weight, state=layer.state if state is None else state)
+    return weight
 
 
 def _corda(model: Any, config: Any, plan: Plan) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.peft_spec import PeftSpec, config_class
@@ -74,12 +75,18 @@ def other_method(name: str) -> type[OtherSpec]:
         name,
         [(f.name, Any, _default(f)) for f in own],
         bases=(OtherSpec,),
-        namespace={"type": name, "peft_type": name.upper()},
+        namespace={"type": name, "peft_type": name.upper(), "quantizable": (4, 8) if _reads_few_bits(name) else ()},
         frozen=True,
         kw_only=True,
         repr=False,
     )
     return made
+
+
+def _reads_few_bits(name: str) -> bool:
+    """Tell a method for which peft has layers on bitsandbytes weights."""
+    package = f"peft.tuners.{name}"
+    return find_spec(package) is not None and find_spec(f"{package}.bnb") is not None
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.rules import RULES, as_names
 from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Plan, Tensors, compute_low, is_low, own_biases
-from llmfit.exceptions import ModelLoadError, ParameterError, reason, suggest
+from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, reason, suggest
+from llmfit.memory import is_out_of_memory
 from llmfit.sources import public_name
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ HARMLESS = (  # what peft warns of and sets right, or what is as it shall be
 )
 WRAPPED = "base_model.model."  # what peft puts before the names of a model's layers
 APART = ("prompt_embeddings",)  # peft writes them into the model by itself
-REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
+REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,9 +206,11 @@ class PeftSpec(AdapterSpec):
         try:
             with quiet():
                 yield
-        except ParameterError:
+        except LLMFitError:
             raise
         except REFUSALS as error:
+            if is_out_of_memory(error):
+                raise
             if any(words in str(error).lower() for words in ("target module", "`target_modules`")):
                 raise self._no_target() from error
             raise ParameterError(

@@ -61,7 +61,7 @@ class AdapterSpec:
 
     type: ClassVar[str]
     learning_rate: ClassVar[float]
-    quantizable: ClassVar[bool] = True  # works beside a base model that is stored in few bits
+    quantizable: ClassVar[tuple[int, ...]] = (4, 8)  # bits of the base model that it works beside
     recomputable: ClassVar[bool] = True  # works where layers are computed again for their gradients
     mergeable: ClassVar[bool] = True  # can be written into the weights of the base model
 
@@ -190,7 +190,10 @@ def compute_low(base: BaseModel, model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
-    base.model.forward = torch.autocast(base.device.type, dtype=base.dtype)(base.model.forward)
+    low = torch.autocast(base.device.type, dtype=base.dtype)
+    base.model.forward = low(base.model.forward)
+    if hasattr(base.model, "generate"):  # it calls the encoder of an encoder-decoder by itself
+        base.model.generate = low(base.model.generate)
 
 
 def check_names(tensors: Tensors, parameters: Mapping[str, Any]) -> None:

@@ -68,6 +68,7 @@ class LoHa(SomeLayers):
     """
 
     type: ClassVar[str] = "loha"
+    quantizable: ClassVar[tuple[int, ...]] = (8,)
     peft_type: ClassVar[str] = "LOHA"
     learning_rate: ClassVar[float] = 1e-3
 
@@ -104,6 +105,7 @@ class LoKr(LoHa):
     """
 
     type: ClassVar[str] = "lokr"
+    quantizable: ClassVar[tuple[int, ...]] = (8,)
     peft_type: ClassVar[str] = "LOKR"
 
     decompose_both: bool = False
@@ -321,6 +323,7 @@ class TinyLoRA(SomeBlocks):
     """
 
     type: ClassVar[str] = "tinylora"
+    quantizable: ClassVar[tuple[int, ...]] = ()
     peft_type: ClassVar[str] = "TINYLORA"
     learning_rate: ClassVar[float] = 1e-2
     names: ClassVar[dict[str, str]] = {"dropout": "tinylora_dropout"}

@@ -161,7 +161,8 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
         """With warm_start, the weights of the last fit; the adapter must be the one they belong to."""
         if not (self.warm_start and getattr(self, "_tensors", None)):
             return None
-        for part, now, then in (("adapter", checked.adapter, self._adapter), ("head", checked.head, self._head)):
+        heads = [replace(head, cache=None) if head is not None else None for head in (checked.head, self._head)]
+        for part, now, then in (("adapter", checked.adapter, self._adapter), ("head", *heads)):
             if now != then:
                 raise ParameterError(
                     f"warm_start continues the {part} of the last fit, {then!r}. Got {now!r} "

@@ -139,6 +139,8 @@ def fit_adapter(
         gradient_checkpointing=checked.gradient_checkpointing,
     ) as model:
         trainable, every = count_parameters(model)
+        if checked.adapter is None:  # a head alone is trained on vectors, but answers with the whole model
+            every += count_parameters(base.model)[1]
         progress = [Progress(label, heading=_heading(trainable, every))] if label else []
         state = train(
             model,
@@ -163,6 +165,8 @@ def _plan(checked: Checked, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
     """Tell an adapter of the fit to come: its steps, and its first rows one by one."""
     settings = checked.settings
     chosen = [rows[i] for i in epoch_order(len(rows), settings.seed, 1)[:PLAN_ROWS]]
+    if checked.head is not None:  # an answer of any token: what a layer sees where the answer begins is looked at
+        chosen = [row._replace(completion=(base.pad_id,)) for row in chosen]
 
     def batches() -> Iterator[Any]:
         return (collate([row], base.pad_id, base.device, base.start_ids, step=1) for row in chosen if loss_mass([row]))

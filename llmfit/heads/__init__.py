@@ -203,9 +203,15 @@ class WithHead:
     outputs: int
 
     @property
-    def quantizable(self) -> bool:
-        """Whether the adapter works beside a base model in few bits."""
-        return bool(self.adapter.quantizable)
+    def type(self) -> str:
+        """Name of the adapter's method."""
+        return str(self.adapter.type)
+
+    @property
+    def quantizable(self) -> tuple[int, ...]:
+        """Bits of the base model that the adapter works beside."""
+        bits: tuple[int, ...] = self.adapter.quantizable
+        return bits
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, **given: Any) -> Any:
         """Put a tap before the model's words, then the adapter, to which the words are no layer any more.
@@ -217,6 +223,11 @@ class WithHead:
         own, rest = split_tensors(tensors or {})
         pooler = Pooler(base, self.head.pooling_of(base.kind))
         pooler.model = self.adapter.install(base, rest if tensors is not None else None, training=training, **given)
+        if pooler.tap is not None and base.model.get_output_embeddings() is not pooler.tap:
+            raise ParameterError(
+                f"The adapter {self.type!r} trains the output embeddings, in whose place the linear head stands. Take "
+                "them out of modules_to_save and target_modules, or set head='lm'."
+            )
         headed = Headed(pooler, self.outputs, self.head.dropout)
         headed.load_head(own)
         headed.head.requires_grad_(training)
