@@ -35,7 +35,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         "smollm2". Loaded once in a process and shared by all estimators.
     features : None, str, list of str or dict of str to kind, default=None
         Columns of the prompt; None takes those of the template, or all but the target. Kinds are "text", "category",
-        "number" and "binary"; those not given are inferred.
+        "number", "binary" and "set"; those not given are inferred.
     target : None, str or dict of str to kind, default=None
         The column to predict; None where `y` is passed. With ``head="linear"``, cells may be lists of labels (the
         kind "set"), and `y` may be a 2-d indicator.
@@ -44,9 +44,9 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         braces), or a dict of "task", "template", "system", "chat" ("auto", True, False), "few_shot" ({"k", "seed"})
         and "na_rep" (what a missing value reads as). None lists the features as ``name: value``.
     adapter : None, str, dict or spec, default="lora"
-        What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), "full", or None for zero-shot
-        and few-shot, where `fit` only learns the labels and what concerns training has no part. None with a linear head
-        trains the head alone, on vectors that are computed once.
+        What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), any other method of
+        ``llmfit.adapters.METHODS`` or of PEFT, "full", or None for zero-shot and few-shot, where `fit` only learns the
+        labels. None with a linear head trains the head alone, on vectors that are computed once.
     quantization : None, 4, 8, dict or Quantization, default=None
         Bits in which the frozen base model's linear layers are stored: 4 (or {"bits": 4, "type": "nf4" or "fp4",
         "double_quant", "compute_dtype"}), 8 (or {"bits": 8, "threshold"}). Not with adapter="full".
@@ -57,7 +57,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     epochs : int, default=3
         Passes over the rows.
     learning_rate : float or "auto", default="auto"
-        Peak learning rate; "auto" is 2e-4 for LoRA, 2e-5 for full fine-tuning.
+        Peak learning rate; "auto" is the method's: 2e-4 for LoRA, 2e-5 for "full", 3e-2 for a head alone.
     batch_size : int or "auto", default="auto"
         Rows per optimiser step; "auto" is a fiftieth of the rows that are trained on, 2 at least and 16 at most. The
         folds of a search have fewer rows than its refit: give a number where both must have the same.
@@ -111,8 +111,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted; of a 2-d `y`, its columns.
     history_ : DataFrame
-        One row an optimiser step: step, epoch, loss (nats per token), learning_rate, grad_norm, tokens, seconds,
-        validation_loss.
+        One row an optimiser step: step, epoch, loss (nats, per token or of a head per row), learning_rate, grad_norm,
+        tokens (rows, of a head alone), seconds, validation_loss.
     features_ : dict of str to str
         The columns of the prompt and their kinds.
     target_ : str
