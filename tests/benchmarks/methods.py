@@ -88,13 +88,13 @@ def plot(records: list[dict[str, Any]], out: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    for record in records:
-        size = 30 + 60 * (record["share"] / 100) ** 0.25 * 4
-        axes.scatter(record["fit_seconds"], record["accuracy"], s=size, alpha=0.7)
-        axes.annotate(record["method"], (record["fit_seconds"], record["accuracy"]), (6, 5), textcoords="offset points")
-    axes.set(
-        xlabel="seconds of the fit", ylabel="accuracy on 300 other messages", title="SmolLM2-135M, 200 SMS messages"
-    )
+    for i, record in enumerate(sorted(records, key=lambda record: (record["accuracy"], record["fit_seconds"]))):
+        point = (record["fit_seconds"], record["accuracy"])
+        axes.scatter(*point, s=30 + 240 * (record["share"] / 100) ** 0.25, alpha=0.7)
+        axes.annotate(record["method"], point, (8, -14 if i % 2 else 6), textcoords="offset points")
+    title = f"SmolLM2-135M, {TRAIN} SMS messages, {EPOCHS} epochs (larger points: more weights are trained)"
+    axes.set(xlabel="seconds of the fit", ylabel=f"accuracy on {TEST} other messages", title=title)
+    axes.margins(x=0.12, y=0.1)
     axes.grid(alpha=0.3)
     figure.savefig(out, dpi=120)
 
