@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"rr": 4},
         f"The adapter 'lora' has no parameter 'rr'. It has {KEYS}. Did you mean 'r'?",
     ),
-    "key of another": ({"type": "full", "r": 4}, "The adapter 'full' has no parameter 'r'. It has ."),
+    "key of another": ({"type": "full", "r": 4}, "The adapter 'full' has no parameter 'r'. It has none."),
     "r": ({"r": 0}, "The 'r' parameter of LoRA must be an int >= 1. Got 0 instead."),
     "r true": ({"r": True}, "The 'r' parameter of LoRA must be an int >= 1. Got True instead."),
     "r in a spec": (LoRA(r="8"), "The 'r' parameter of LoRA must be an int >= 1. Got '8' instead."),

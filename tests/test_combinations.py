@@ -61,6 +61,30 @@ def test_an_encoder_decoder_generates_in_bfloat16(adapter, t5, settings, frame):
         assert len(model.set_params(generation={"max_new_tokens": 3}).predict(frame)) == 8
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_encoder_decoder_in_eight_bits_learns_and_answers(dtype, t5, settings, frame):
+    """LoRA on q and v of a T5 in INT8: what the field does with models too large for it otherwise."""
+    adapter = {"type": "lora", "r": 4, "target_modules": ["q", "v"], "dropout": 0.05}
+    own = settings | {"base_model": t5, "quantization": 8, "dtype": dtype, "epochs": 15}
+    clf = classifier(own, adapter=adapter).fit(frame)
+    assert clf.history_["loss"].iloc[-1] < clf.history_["loss"].iloc[0]
+    assert np.isfinite(clf.predict_proba(frame)).all()
+    words = generator(own, adapter=adapter).fit(frame).set_params(generation={"max_new_tokens": 3})
+    with pytest.warns(llmfit.exceptions.TruncationWarning):
+        assert len(words.predict(frame)) == 8
+
+
+def test_patterns_and_folders_that_cannot_be_are_one_sentence(settings, frame, tmp_path):
+    with pytest.raises(ParameterError) as error:
+        classifier(settings, adapter={"rank_pattern": {"(": 4}}).fit(frame)
+    assert str(error.value).startswith(
+        "The 'rank_pattern' parameter of LoRA names layers by a pattern that cannot be read, '(': missing )"
+    )
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(ParameterError, match=r"^The 'cache' parameter of head must be a folder, not a file\. Got '"):
+        classifier(settings, adapter=None, head={"cache": tmp_path / "f"}).fit(frame)
+
+
 @pytest.mark.parametrize("start", ["eva", "corda"])
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder-decoder"])
 def test_starts_that_look_at_rows_go_with_a_head(kind, start, wide, bert, t5, settings, frame):

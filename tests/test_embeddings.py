@@ -270,11 +270,12 @@ class Scaled:
 
 def test_a_base_in_fewer_bits_has_vectors_of_its_own(rows_read: Any, frame: pd.DataFrame, settings: Any) -> None:
     from llmfit.base_model import load_base_model
+    from llmfit.quantization import Quantization
 
     headed(settings | {"adapter": None}).fit(frame)
     base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
     before = vars(base).get("quantization")
-    base.quantization = "four bits"
+    base.quantization = Quantization(bits=4)
     try:
         headed(settings | {"adapter": None}).fit(frame)
     finally:

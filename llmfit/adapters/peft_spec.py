@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llmfit.adapters.rules import RULES, as_names
 from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Plan, Tensors, compute_low, is_low, own_biases
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, reason, suggest
-from llmfit.memory import is_out_of_memory
 from llmfit.sources import public_name
 
 if TYPE_CHECKING:
@@ -209,6 +208,8 @@ class PeftSpec(AdapterSpec):
         except LLMFitError:
             raise
         except REFUSALS as error:
+            from llmfit.memory import is_out_of_memory
+
             if is_out_of_memory(error):
                 raise
             if any(words in str(error).lower() for words in ("target module", "`target_modules`")):

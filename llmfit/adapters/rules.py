@@ -7,11 +7,12 @@ line in `RULES`.
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from llmfit.exceptions import check_choice, check_int, check_number, parameter_error
+from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error, reason
 
 __all__ = ["RULES", "as_names"]
 
@@ -72,6 +73,13 @@ def _pattern(name: str, owner: str, value: Any, *, whole: bool = True) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise parameter_error(name, owner, "a dict of layer to number", value)
     for key, number in value.items():
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise ParameterError(
+                f"The {name!r} parameter of {owner} names layers by a pattern that cannot be read, {key!r}: "
+                f"{reason(error)}."
+            ) from error
         if whole:
             check_int(f"{name}[{key!r}]", owner, number, least=1)
         else:

@@ -87,6 +87,8 @@ class LinearHead:
             raise parameter_error("dropout", "head", "a number >= 0 and < 1", self.dropout)
         if not (self.cache is None or isinstance(self.cache, str | os.PathLike)):
             raise parameter_error("cache", "head", "None or a path", self.cache)
+        if self.cache is not None and Path(self.cache).expanduser().is_file():
+            raise parameter_error("cache", "head", "a folder, not a file", str(self.cache))
 
     def pooling_of(self, kind: str) -> str:
         """Resolve "auto" for a kind of base model."""
