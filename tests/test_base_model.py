@@ -21,7 +21,7 @@ from torch_side import classifier, generator, make_other, same, weights
 
 import llmfit
 from llmfit import base_model, scoring
-from llmfit.base_model import load_base_model
+from llmfit.base_model import _resolve_device, load_base_model
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, TrainingError
 
 ADAPTERS: dict[str, Any] = {
@@ -466,3 +466,23 @@ def test_context_length_is_the_smaller_of_model_and_tokenizer(tiny, tmp_path, se
 def test_a_series_and_a_frame_are_the_same_rows(settings, frame):
     clf = classifier(settings, features="text").fit(frame)
     np.testing.assert_array_equal(clf.predict_proba(frame), clf.predict_proba(pd.Series(frame["text"])))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_cuda_then_mps_then_the_cpu(cuda, mps, chosen, monkeypatch):
+    asked: list[str] = []
+    empty = torch.empty
+
+    def tried(*size: Any, device: Any = None, **given: Any) -> Any:
+        asked.append(torch.device(device).type)
+        return empty(*size, **given)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch, "empty", tried)
+    assert _resolve_device("auto").type == chosen
+    assert asked == [chosen]
