@@ -6,6 +6,7 @@ pandas. The token budget of a batch is a matter of memory and speed only, never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from llmfit.encoding import Encoded
 
-__all__ = ["PAD_STEP", "auto_batch_size", "epoch_order", "length_batches", "pad", "split_step"]
+__all__ = ["PAD_STEP", "auto_batch_size", "epoch_order", "length_batches", "pack_step", "pad", "split_step"]
 
 LIKE = 0.8  # rows down to this share of a batch's longest go with it
 WORTH_A_PASS = 1024  # tokens from which one more forward pass costs less than padding
@@ -78,11 +79,55 @@ def split_step(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches[::-1]
 
 
-def length_batches(rows: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+def pack_step(lengths: Sequence[int], shared: int, budget: int) -> list[list[int]]:
+    """Part the rows of one optimiser step into as few packed micro-batches as hold them, of like size.
+
+    Parameters
+    ----------
+    lengths : sequence of int, length n
+    shared : int
+        Tokens of each that all begin with, and that stand in each micro-batch once.
+    budget : int
+        Tokens of a micro-batch; a row longer than that goes alone.
+
+    Returns
+    -------
+    list of list of int
+        Positions into `lengths`; each stands in just one micro-batch.
+
+    Examples
+    --------
+    >>> pack_step([60, 50, 70, 55], shared=40, budget=90)
+    [[1, 3], [0], [2]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    own = [lengths[i] - shared for i in order]
+    room = max(budget - shared, 1)
+    fair = sum(own) / math.ceil(sum(own) / room) if sum(own) else room
+    batches: list[list[int]] = []
+    taken = 0
+    for i, length in zip(order, own, strict=True):
+        if not batches or taken + length > room or taken >= fair:
+            batches.append([])
+            taken = 0
+        batches[-1].append(i)
+        taken += length
+    return batches
+
+
+def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = None) -> Iterator[list[int]]:
     """Part rows into batches of like length within a budget, longest first.
 
     A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding. The order
     depends on the rows' contents alone, so that shuffled rows meet in the same batches.
+
+    Parameters
+    ----------
+    rows : sequence of Encoded, length n
+    budget : int
+        Tokens of a batch, padding included.
+    shared : int or None
+        Of rows that are packed, which need not be alike: tokens that all begin with, which stand in a batch once.
 
     Yields
     ------
@@ -90,6 +135,9 @@ def length_batches(rows: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
         Positions into `rows`.
     """
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].length, rows[i].prompt, rows[i].completion))
+    if shared is not None:
+        yield from _fill([rows[i].length - shared for i in order], order, max(budget - shared, 1))
+        return
     start = 0
     while start < len(order):
         longest = max(rows[order[start]].length, 1)
@@ -100,6 +148,19 @@ def length_batches(rows: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
             stop += 1
         yield order[start:stop]
         start = stop
+
+
+def _fill(lengths: Sequence[int], order: Sequence[int], room: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    taken = 0
+    for i, length in zip(order, lengths, strict=True):
+        if batch and taken + length > room:
+            yield batch
+            batch, taken = [], 0
+        batch.append(i)
+        taken += length
+    if batch:
+        yield batch
 
 
 def pad(

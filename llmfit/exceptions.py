@@ -32,6 +32,7 @@ __all__ = [
     "MemoryWarning",
     "ModelLoadError",
     "OutOfMemoryError",
+    "PackingWarning",
     "ParameterError",
     "TemplateError",
     "TrainingError",
@@ -81,6 +82,10 @@ class TruncationWarning(LLMFitWarning):
 
 class MemoryWarning(LLMFitWarning):
     """Memory ran out and the token budget of a forward pass was halved."""
+
+
+class PackingWarning(LLMFitWarning):
+    """A base model cannot read packed rows: results are the same, but take longer."""
 
 
 def warn(warning: Warning) -> None:

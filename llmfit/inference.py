@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llmfit.batching import PAD_STEP
+from llmfit.batching import PAD_STEP, length_batches
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
 from llmfit.forward import generation_inputs
@@ -166,13 +166,14 @@ def generate(
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
     for kind in sorted(set(kinds), reverse=True):  # rows near the end of the context answer apart from the others
         alike = [i for i, own in enumerate(kinds) if own == kind]
+        some = [rows[i] for i in alike]
         config = generation_config(settings, end_ids, kind[0], pad_id, start_ids)
 
         def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
             step = 1 if counting else PAD_STEP
             return _generate_batch(model, part, config, device, pad_id, start_ids, step=step)
 
-        for positions, ids in run_batches([rows[i] for i in alike], budget, answer_batch):
+        for positions, ids in run_batches(some, length_batches(some, budget), answer_batch):
             for position, answer in zip(positions, ids, strict=True):
                 answers[alike[position]] = answer
                 progress(times[rows[alike[position]].prompt] or 1)

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from llmfit.answers import LOSSES, several
 from llmfit.encoding import Encoded
-from llmfit.forward import Batch, collate, completion_logits
+from llmfit.forward import Batch, collate, completion_states, token_losses
 
 __all__ = ["OBJECTIVES", "Batch", "collate", "completion_losses", "loss_mass", "objective_of", "supervised"]
 
@@ -31,9 +30,8 @@ def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
     -------
     Tensor of shape (N,), in nats
     """
-    logits = completion_logits(model, batch)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return functional.cross_entropy(logits.to(wide), batch.targets, reduction="none")  # (N,)
+    states, words = completion_states(model, batch)
+    return token_losses(words, states, batch.targets)  # (N,)
 
 
 def supervised(model: Any, batch: Batch) -> torch.Tensor:

@@ -1,16 +1,19 @@
-"""Log-probabilities of given answers: class labels over a shared prompt cache, references in full; answers of heads.
+"""Log-probabilities of given answers: class labels behind prompts, references in full; answers of heads.
 
-Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. The prompt
-of a row goes through the network once; labels that begin alike share their tokens' forward passes. Only a model whose
-attention slides over less than a row, or which carries a state, reads each prompt with each label anew. What kind of
-model it is, `forward` knows: `start_ids` are passed through to it.
+Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. What all
+prompts begin with goes through the network once, the rest of each once with the tokens of all labels behind it, which
+stand there as a tree: a label's tokens see those it goes on from. Models that cannot read packed rows get each prompt
+once and the labels over copies of its cache, and those that keep none a pass for each prompt with each label. What kind
+of model it is, `forward` knows: `start_ids` are passed through to it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +21,15 @@ from numpy.typing import NDArray
 
 from llmfit.batching import length_batches, pad
 from llmfit.encoding import Encoded, Ids
-from llmfit.forward import Reading, collate, go_on, keeps_all, read
+from llmfit.forward import Reading, ask, choices, collate, completion_states, go_on, keeps_all, packable, read
 from llmfit.memory import auto_budget, halved, is_out_of_memory
 from llmfit.objectives import completion_losses
+from llmfit.packing import Tree, packed
 
 __all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels"]
 
 T = TypeVar("T")
+MOST_TOKENS = 512  # of labels behind a prompt in one pass
 
 
 def label_sequences(labels: Sequence[Ids], end_id: int) -> list[Ids]:
@@ -82,21 +87,29 @@ def score_labels(
     rows = [Encoded(prompt) for prompt in distinct]
     scores = np.empty((len(rows), len(labels)))
     budget = auto_budget(batch_tokens, device)
-
-    def score_batch(part: list[Encoded]) -> NDArray[np.float64]:
-        return _score_batch(model, part, labels, device, pad_id, budget, start_ids)
-
-    for positions, values in run_batches(rows, budget, score_batch):
-        scores[positions] = values
-        progress(sum(times[rows[i].prompt] for i in positions))
+    shared = packable(model, rows, pad_id=pad_id, device=device, start_ids=start_ids)
+    if shared is not None:
+        with packed(model):
+            for trie, columns in tries(labels):
+                passes = _score_packed(model, rows, trie, shared, device, pad_id, budget)
+                for positions, values in passes:
+                    scores[np.ix_(positions, columns)] = values
+                    progress(sum(times[rows[i].prompt] for i in positions) if columns[-1] == len(labels) - 1 else 0)
+    else:
+        work = partial(
+            _score_batch, model, labels=labels, device=device, pad_id=pad_id, budget=budget, start_ids=start_ids
+        )
+        for positions, values in run_batches(rows, length_batches(rows, budget), work):
+            scores[positions] = values
+            progress(sum(times[rows[i].prompt] for i in positions))
     return scores[[distinct[prompt] for prompt in prompts]].reshape(len(prompts), len(labels))
 
 
 def run_batches(
-    rows: Sequence[Encoded], budget: int, work: Callable[[list[Encoded]], T]
+    rows: Sequence[Encoded], batches: Iterable[list[int]], work: Callable[[list[Encoded]], T]
 ) -> Iterator[tuple[list[int], T]]:
-    """Run work over batches of like length; a batch that does not fit in memory is halved."""
-    waiting, warned = list(length_batches(rows, budget))[::-1], False
+    """Run work over batches of rows; a batch that does not fit in memory is halved."""
+    waiting, warned = list(batches)[::-1], False
     while waiting:
         positions = waiting.pop()
         try:
@@ -108,6 +121,100 @@ def run_batches(
             error.__traceback__ = None
         middle, warned = halved(len(positions), "rows", warn=not warned), True
         waiting += [positions[middle:], positions[:middle]]
+
+
+# Packed, the labels as a tree -----------------------------------------------------------------------
+
+
+class Trie(NamedTuple):
+    """Labels that go on from one another, each token that another one follows standing once.
+
+    Parameters
+    ----------
+    tokens : tuple of int, length n
+    tree : Tree
+        How they stand to one another.
+    following : tuple of n + 1 tuples of int
+        The tokens that are asked for behind a prompt, and behind each of `tokens`.
+    paths : tuple of (n_labels) tuples of (int, int)
+        Of each label: for each of its tokens, where it is asked for (0 behind the prompt), and its place there.
+    """
+
+    tokens: Ids
+    tree: Tree
+    following: tuple[Ids, ...]
+    paths: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def make_trie(labels: Sequence[Ids]) -> Trie:
+    """Put labels together by what they begin with.
+
+    Examples
+    --------
+    >>> trie = make_trie([(5, 6), (5, 7, 8), (9,)])
+    >>> trie.tokens, trie.following
+    ((5, 7), ((5, 9), (6, 7), (8,)))
+    """
+    heads = sorted({label[:i] for label in labels for i in range(len(label))})  # () first, and each before what follows
+    place = {head: i for i, head in enumerate(heads)}
+    following = [sorted({label[len(head)] for label in labels if label[: len(head)] == head}) for head in heads]
+    ends = [1 + max(place[other] for other in heads if other[: len(head)] == head) for head in heads]
+    paths = [
+        tuple((place[label[:i]], following[place[label[:i]]].index(token)) for i, token in enumerate(label))
+        for label in labels
+    ]
+    tree = Tree(tuple(len(head) - 1 for head in heads[1:]), tuple(end - 1 for end in ends[1:]))
+    return Trie(tuple(head[-1] for head in heads[1:]), tree, tuple(map(tuple, following)), tuple(paths))
+
+
+def tries(labels: Sequence[Ids], most: int = MOST_TOKENS) -> Iterator[tuple[Trie, list[int]]]:
+    """Part labels into tries of so many tokens at most, where a label is not longer by itself.
+
+    Yields
+    ------
+    Trie
+    list of int
+        Positions of its labels; the last label is in the last one.
+    """
+    some: list[int] = []
+    heads: set[Ids] = set()
+    for i in sorted(range(len(labels)), key=lambda i: (i == len(labels) - 1, labels[i])):
+        own = {labels[i][:n] for n in range(1, len(labels[i]))}
+        if some and len(heads | own) > most:
+            yield make_trie([labels[i] for i in some]), some
+            some, heads = [], set()
+        some.append(i)
+        heads |= own
+    yield make_trie([labels[i] for i in some]), some
+
+
+def _score_packed(
+    model: Any, rows: Sequence[Encoded], trie: Trie, shared: int, device: torch.device, pad_id: int, budget: int
+) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
+    """Score the labels of a trie: one pass for some rows, each with the whole trie behind it."""
+    kept: dict[int, Any] = {}
+    width = max(map(len, trie.paths))
+    path = torch.tensor([[*path, *((0, 0),) * (width - len(path))] for path in trie.paths], device=device)  # (K, L, 2)
+    known = torch.tensor([[i < len(path) for i in range(width)] for path in trie.paths], device=device)
+
+    @torch.inference_mode()
+    def score(part: list[Encoded]) -> NDArray[np.float64]:
+        prompts = [row.prompt for row in part]
+        try:
+            batch = ask(prompts, trie.tokens, trie.tree, pad_id=pad_id, device=device, shared=shared, kept=kept)
+            states, words = completion_states(model, batch)
+        except BaseException:
+            kept.clear()  # some layers may be missing
+            raise
+        log_probs = choices(words, states.view(len(part), len(trie.following), -1), trie.following)  # (R, 1 + n, C)
+        chosen = log_probs[:, path[..., 0], path[..., 1]]  # (R, K, L)
+        return chosen.double().where(known, 0.0).sum(-1).cpu().numpy()
+
+    through = [row._replace(completion=trie.tokens) for row in rows]
+    return run_batches(rows, length_batches(through, budget, shared), score)
+
+
+# Padded ---------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -204,11 +311,14 @@ def reference_losses(
     total, count = 0.0, 0
     budget = auto_budget(batch_tokens, device)
 
-    def measure(part: list[Encoded]) -> torch.Tensor:
-        return completion_losses(model, collate(part, pad_id, device, start_ids))
+    shared = packable(model, rows, pad_id=pad_id, device=device, start_ids=start_ids) if rows else None
 
-    for _, losses in run_batches(rows, budget, measure):
-        total, count = total + float(losses.cpu().double().sum()), count + len(losses)
+    def measure(part: list[Encoded]) -> torch.Tensor:
+        return completion_losses(model, collate(part, pad_id, device, start_ids, shared=shared))
+
+    with packed(model) if shared is not None else nullcontext():
+        for _, losses in run_batches(rows, length_batches(rows, budget, shared), measure):
+            total, count = total + float(losses.cpu().double().sum()), count + len(losses)
     return total, count
 
 
@@ -240,9 +350,8 @@ def head_outputs(
     times = Counter(prompts)
     rows = [Encoded(prompt) for prompt in times]
     done: dict[Ids, torch.Tensor] = {}
-    for positions, values in run_batches(
-        rows, auto_budget(batch_tokens, device), lambda part: _run_head(model, part, device, pad_id)
-    ):
+    batches = length_batches(rows, auto_budget(batch_tokens, device))
+    for positions, values in run_batches(rows, batches, lambda part: _run_head(model, part, device, pad_id)):
         done |= {rows[i].prompt: value for i, value in zip(positions, values, strict=True)}
         progress(sum(times[rows[i].prompt] for i in positions))
     return torch.stack([done[prompt] for prompt in prompts])

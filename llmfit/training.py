@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +19,16 @@ import torch
 
 from llmfit.adapters import AdapterSpec
 from llmfit.answers import collate_answers
-from llmfit.batching import epoch_order, length_batches, split_step
+from llmfit.batching import epoch_order, length_batches, pack_step, split_step
 from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import TrainingError, quoted
-from llmfit.forward import collate
+from llmfit.forward import collate, packable
 from llmfit.memory import auto_budget, halved, is_out_of_memory, one_memory_error
 from llmfit.objectives import loss_mass, objective_of
 from llmfit.optim import by_rate, learning_rate_at, make_optimizer, set_rate
+from llmfit.packing import packed
 
 __all__ = ["Settings", "mean_loss", "total_steps", "train"]
 
@@ -81,6 +83,7 @@ class _Run:
     adapter: AdapterSpec
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    shared: int | None = None  # tokens that all rows begin with, where they are packed
     best: dict[str, torch.Tensor] | None = None
     warned: bool = False
 
@@ -145,23 +148,31 @@ def train(
     """
     budget = auto_budget(settings.batch_tokens, device)
     run = _Run(model, settings, pad_id, budget, device, start_ids, adapter or AdapterSpec())
+    run.shared = _shared(run, [*rows, *validation])
     state = State(total_steps=total_steps(len(rows), settings), epochs=settings.epochs)
     per_epoch = state.total_steps // settings.epochs
     if checkpoint is not None:
         checkpoint.restore(run, state)
-    try:
-        notify(callbacks, "on_fit_begin", state)
-        while state.step < state.total_steps and not state.stop:
-            _one_step(run, rows, state, per_epoch, callbacks)
-            if state.step % per_epoch == 0:
-                _end_epoch(run, validation, state, callbacks)
-            if checkpoint is not None:
-                checkpoint.save(run, state)
-    finally:
-        notify(callbacks, "on_fit_end", state)
+    with packed(model) if run.shared is not None else nullcontext():
+        try:
+            notify(callbacks, "on_fit_begin", state)
+            while state.step < state.total_steps and not state.stop:
+                _one_step(run, rows, state, per_epoch, callbacks)
+                if state.step % per_epoch == 0:
+                    _end_epoch(run, validation, state, callbacks)
+                if checkpoint is not None:
+                    checkpoint.save(run, state)
+        finally:
+            notify(callbacks, "on_fit_end", state)
     if run.best is not None and settings.restore_best:
         _load(run.parameters, run.best)
     return state
+
+
+def _shared(run: _Run, rows: Sequence[Encoded]) -> int | None:
+    if rows[0].target is not None:
+        return None
+    return packable(run.model, rows, pad_id=run.pad_id, device=run.device, start_ids=run.start_ids)
 
 
 def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, callbacks: Sequence[Callback]) -> None:
@@ -209,10 +220,10 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     torch.manual_seed(_step_seed(run.settings.seed, state.step))
     mass = loss_mass(batch)
     total = 0.0
-    for positions in split_step([row.length for row in batch], run.budget):
+    for positions in _micro_batches(run, [row.length for row in batch]):
         micro = [batch[i] for i in positions]
-        padded = _collate(micro, run.pad_id, run.device, run.start_ids)
-        loss = objective_of(run.settings.objective)(run.model, padded) / mass
+        together = _collate(micro, run.pad_id, run.device, run.start_ids, run.shared)
+        loss = objective_of(run.settings.objective)(run.model, together) / mass
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"The loss is {value}", micro, state)
@@ -224,11 +235,17 @@ def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
     return total
 
 
-def _collate(rows: Sequence[Encoded], pad_id: int, device: torch.device, start_ids: Ids) -> Any:
-    """Pad rows into a batch of tokens to predict, or of rows for a head to answer."""
+def _micro_batches(run: _Run, lengths: Sequence[int]) -> list[list[int]]:
+    return split_step(lengths, run.budget) if run.shared is None else pack_step(lengths, run.shared, run.budget)
+
+
+def _collate(
+    rows: Sequence[Encoded], pad_id: int, device: torch.device, start_ids: Ids, shared: int | None = None
+) -> Any:
+    """Put rows together into a batch of tokens to predict, or of rows for a head to answer."""
     if rows[0].target is not None:
         return collate_answers(rows, pad_id, device)
-    return collate(rows, pad_id, device, start_ids)
+    return collate(rows, pad_id, device, start_ids, shared=shared)
 
 
 def _clip(run: _Run, batch: Sequence[Encoded], state: State) -> float:
@@ -286,6 +303,7 @@ def _validation_loss(run: _Run, validation: Sequence[Encoded]) -> float:
         pad_id=run.pad_id,
         start_ids=run.start_ids,
         objective=run.settings.objective,
+        shared=run.shared,
     )
 
 
@@ -305,10 +323,11 @@ def mean_loss(
     pad_id: int,
     start_ids: Ids = (),
     objective: Any = "supervised",
+    shared: int | None = None,
 ) -> float:
     """Mean of the rows' losses, each weighing what it does in training; nothing but the sum is kept."""
     total = 0.0
-    for positions in length_batches(rows, budget):
-        batch = _collate([rows[i] for i in positions], pad_id, device, start_ids)
+    for positions in length_batches(rows, budget, shared):
+        batch = _collate([rows[i] for i in positions], pad_id, device, start_ids, shared)
         total += float(objective_of(objective)(model, batch))
     return total / loss_mass(rows)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import llmfit.sources
+from llmfit import scoring, training
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -121,6 +122,15 @@ def _no_cache_in_the_home(monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     """Keep converted models of tests out of the user's cache, the real model aside, which is slow to convert."""
     if "real" not in request.keywords:
         monkeypatch.setenv("LLMFIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(params=["packed", "padded"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let models read rows packed, as they can, or padded, as those do that cannot."""
+    if request.param == "padded":
+        for room in (scoring, training):
+            monkeypatch.setattr(room, "packable", lambda *_, **__: None)
+    return str(request.param)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,7 @@ TIERS = [
         "optim",
         "callbacks",
         "checkpoints",
+        "packing",
         "forward",
         "answers",
         "objectives",

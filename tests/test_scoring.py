@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,33 @@ LABELS: dict[str, list[str]] = {
     "a hundred": [f"class {i}" for i in range(100)],
     "special text": ["</s>", "<s>", "ok"],
 }
+
+
+pytestmark = pytest.mark.usefixtures("way")
+
+
+class Spied(list[list[Any]]):
+    """The prompts of each pass, in order; `refuse` gives an error to raise instead of some."""
+
+    refuse: Callable[[list[Any]], Exception | None] = staticmethod(lambda _: None)
+
+
+@pytest.fixture
+def spied(way: str, monkeypatch: pytest.MonkeyPatch) -> Spied:
+    """Look at what is read for labels, whichever way it is."""
+    passes, name = Spied(), "ask" if way == "packed" else "read"
+    real = getattr(scoring, name)
+
+    def spy(*given: Any, **settings: Any) -> Any:
+        prompts = given[0 if way == "packed" else 1]
+        passes.append(list(prompts))
+        error = passes.refuse(prompts)
+        if error is not None:
+            raise error
+        return real(*given, **settings)
+
+    monkeypatch.setattr(scoring, name, spy)
+    return passes
 
 
 def frame_of(labels: Sequence[str], texts: Sequence[str] = RAGGED) -> pd.DataFrame:
@@ -132,31 +159,23 @@ def test_shuffled_and_repeated_rows_score_bit_for_bit_the_same(batch_tokens, set
     np.testing.assert_array_equal(clf.predict_proba(rows.iloc[order]), clf.predict_proba(rows)[order])
 
 
-def test_equal_prompts_are_computed_once(settings, frame, monkeypatch):
-    seen: list[tuple[int, ...]] = []
-    score = scoring._score_batch
-
-    def counting(model: Any, rows: Any, *rest: Any) -> Any:
-        seen.extend(row.prompt for row in rows)
-        return score(model, rows, *rest)
-
-    monkeypatch.setattr(scoring, "_score_batch", counting)
+def test_equal_prompts_are_computed_once(settings, frame, way, spied):
     clf = classifier(settings).fit(frame)
+    spied.clear()
     clf.predict(pd.concat([frame, frame.iloc[::-1], frame.assign(size=99)]))
+    seen = [prompt for prompts in spied for prompt in prompts]
     assert len(seen) == len(set(seen)) == len(frame)
 
 
-def test_labels_that_begin_alike_share_their_forward_passes(settings, tiny):
+def test_labels_that_begin_alike_share_their_forward_passes(tiny, way):
     model = plain_model(tiny)
+    score_labels(model, [(1, 70, 80)], [(9,)], device=CPU, pad_id=0)
     tokens: list[int] = []
-
-    def counting(**given: Any) -> Any:
-        tokens.append(given["input_ids"].numel())
-        return model(**given)
-
+    model.register_forward_pre_hook(lambda _, __, given: tokens.append(given["input_ids"].numel()), with_kwargs=True)
     labels = [(40, 50, 60 + i) for i in range(20)]
-    score_labels(counting, [(1, 70, 80)], labels, device=CPU, pad_id=0)
-    assert tokens == [PAD_STEP, 2]  # the padded prompt, then the two tokens that all twenty begin with
+    score_labels(model, [(1, 70, 80)], labels, device=CPU, pad_id=0)
+    # padded: the prompt, then the two tokens that all twenty begin with; packed: all of it at once
+    assert tokens == ([PAD_STEP, 2] if way == "padded" else [PAD_STEP])
 
 
 @pytest.mark.parametrize(
@@ -198,36 +217,25 @@ def test_progress_tells_of_every_row_also_of_equal_ones_and_empty_input_is_empty
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("oom"), RuntimeError("can't allocate memory: you tried")])
-def test_a_batch_that_memory_does_not_hold_is_halved(error, settings, frame, monkeypatch):
+def test_a_batch_that_memory_does_not_hold_is_halved(error, settings, frame, monkeypatch, way, spied):
     no_collecting(monkeypatch)
     clf = classifier(settings).fit(frame)
     expected = clf.predict_log_proba(frame)
-    score, sizes = scoring._score_batch, []
-
-    def small(model: Any, rows: Any, *rest: Any) -> Any:
-        sizes.append(len(rows))
-        if len(rows) > 2:
-            raise error
-        return score(model, rows, *rest)
-
-    monkeypatch.setattr(scoring, "_score_batch", small)
+    spied.clear()
+    spied.refuse = lambda prompts: error if len(prompts) > 2 else None
     with pytest.warns(MemoryWarning) as warned:
         found = clf.predict_log_proba(frame)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    assert [len(prompts) for prompts in spied] == [8, 4, 2, 2, 4, 2, 2]
     assert [str(w.message) for w in warned] == [
         "Memory ran out: going on with batches of 4 rows, smaller ones if it runs out again."
     ]
 
 
-def test_a_row_that_memory_does_not_hold_is_one_sentence(settings, frame, monkeypatch):
+def test_a_row_that_memory_does_not_hold_is_one_sentence(settings, frame, monkeypatch, way, spied):
     no_collecting(monkeypatch)
     clf = classifier(settings).fit(frame)
-
-    def never(*_: Any) -> None:
-        raise torch.OutOfMemoryError("oom")
-
-    monkeypatch.setattr(scoring, "_score_batch", never)
+    spied.refuse = lambda _: torch.OutOfMemoryError("oom")
     with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError) as error:
         clf.predict(frame)
     assert str(error.value) == (
@@ -236,13 +244,9 @@ def test_a_row_that_memory_does_not_hold_is_one_sentence(settings, frame, monkey
     )
 
 
-def test_another_error_is_none_of_memory(settings, frame, monkeypatch):
+def test_another_error_is_none_of_memory(settings, frame, way, spied):
     clf = classifier(settings).fit(frame)
-
-    def broken(*_: Any) -> None:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(scoring, "_score_batch", broken)
+    spied.refuse = lambda _: RuntimeError("broken")
     with pytest.raises(RuntimeError, match=r"^broken$"):
         clf.predict(frame)
 

@@ -102,7 +102,7 @@ def test_every_way_of_cutting_a_step_is_taken(settings, ragged, monkeypatch):
     supervised = OBJECTIVES["supervised"]
 
     def objective(model: Any, batch: Any) -> Any:
-        sizes[budget].append(len(batch.input_ids))
+        sizes[budget].append(len(batch.layout.starts))
         return supervised(model, batch)
 
     monkeypatch.setitem(OBJECTIVES, "supervised", objective)

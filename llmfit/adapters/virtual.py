@@ -29,6 +29,8 @@ class VirtualTokens(nn.Module):
     prefix : bool
     """
 
+    packable = False  # a row's virtual tokens stand before what rows share
+
     def __init__(self, peft_model: Any, *, prefix: bool) -> None:
         super().__init__()
         self.peft_model, self.prefix = peft_model, prefix

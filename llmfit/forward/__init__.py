@@ -1,0 +1,30 @@
+"""How each kind of model reads prompts and says what follows: the one file that tells the kinds apart.
+
+Takes a lent module and token ids; gives logits. A decoder goes on behind its prompt, in one sequence. An
+encoder-decoder reads the prompt with its encoder, and its decoder answers beside it, from `start_ids`; no `start_ids`
+mean a decoder. Rows of a decoder that attends as usual are packed, what all begin with computed once
+(:mod:`llmfit.packing`); of every other model they are padded. Knows no loss, no label and no estimator.
+"""
+
+from llmfit.forward.batches import Batch, ask, collate, completion_logits, completion_states, look
+from llmfit.forward.checking import packable
+from llmfit.forward.generation import generation_inputs
+from llmfit.forward.reading import Reading, go_on, keeps_all, read
+from llmfit.forward.words import choices, token_losses
+
+__all__ = [
+    "Batch",
+    "Reading",
+    "ask",
+    "choices",
+    "collate",
+    "completion_logits",
+    "completion_states",
+    "generation_inputs",
+    "go_on",
+    "keeps_all",
+    "look",
+    "packable",
+    "read",
+    "token_losses",
+]

@@ -1,0 +1,102 @@
+"""Whether a model can read packed rows: seen by letting it read some both ways.
+
+Takes a lent module and rows; gives how many tokens they may share. The padded way is the truth here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from llmfit.encoding import Encoded, Ids
+from llmfit.exceptions import PackingWarning, reason, warn
+from llmfit.forward.batches import collate, completion_logits
+from llmfit.memory import is_out_of_memory
+from llmfit.packing import PackingError, common_prefix, packed
+
+__all__ = ["packable"]
+
+WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
+
+_checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
+
+
+def packable(
+    model: Any, rows: Sequence[Encoded], *, pad_id: int, device: torch.device, start_ids: Ids = ()
+) -> int | None:
+    """Say how many tokens rows may share, packed, in a lent model; None where they have to be padded.
+
+    A model that is met for the first time, or with layers that it has not had before, reads some rows both ways: where
+    the two disagree, rows are padded, and a warning says so.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    rows : sequence of Encoded
+        All that are to come; each has something to be predicted from.
+
+    Warns
+    -----
+    PackingWarning
+        If the model reads packed rows otherwise than padded ones, and nothing in it says why.
+    """
+    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if not rows or start_ids or own is None or not getattr(model, "packable", True) or _slides(own, rows):
+        return None
+    layers = frozenset(type(module) for module in model.modules())
+    known = _checked.setdefault(own, {})
+    if layers not in known:
+        known[layers] = _reads_alike(model, own, rows, pad_id, device)
+    return common_prefix([row.prompt for row in rows]) if known[layers] else None
+
+
+@torch.no_grad()
+def _reads_alike(model: Any, own: Any, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> bool:
+    """Read a short and a middling row padded and packed; compare what is said of the next tokens.
+
+    What padded rows say apart and together differs too, by rounding: the packed ones may be three times as far off.
+    """
+    by_length = sorted({row.prompt: row for row in rows}.values(), key=lambda row: (row.length, row.prompt))
+    sample = [by_length[i]._replace(shares=None) for i in sorted({0, len(by_length) // 2})]
+    sample = [row if row.completion else row._replace(completion=(pad_id,)) for row in sample]
+    training, why = model.training, "its answers differ"
+    model.eval()
+    try:
+        plain = completion_logits(model, collate(sample, pad_id, device))
+        alone = torch.cat([completion_logits(model, collate([row], pad_id, device)) for row in sample])
+        with packed(model):
+            batch = collate(sample, pad_id, device, shared=common_prefix([row.prompt for row in sample]))
+            other = completion_logits(model, batch)
+        if batch.layout is None or len(batch.layout.met) < own.config.get_text_config().num_hidden_layers:
+            return False  # some layers carry a state instead of attending
+        low = plain.dtype.itemsize == 2 or any(p.dtype == torch.int8 for p in model.parameters())
+        rounding = 3 * _apart(alone, plain) + (0.05 if low else 1e-3)
+        if _apart(other, plain) <= rounding:
+            return True
+    except PackingError:
+        return False
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        why = reason(error)
+    finally:
+        model.train(training)
+    warn(PackingWarning(f"This model cannot read packed rows ({why}): they are padded, which takes longer."))
+    return False
+
+
+def _apart(some: torch.Tensor, others: torch.Tensor) -> float:
+    """Measure how far logits are from others, as a share of these."""
+    wide = others.double()
+    return float((some.double() - wide).norm() / wide.norm())
+
+
+def _slides(model: Any, rows: Sequence[Encoded]) -> bool:
+    """Tell a model whose layers do not see the whole of the longest row."""
+    config = model.config.get_text_config()
+    windows = (getattr(config, name, None) for name in WINDOWS)
+    return any(isinstance(window, int) and window <= max(row.length for row in rows) for window in windows)

@@ -1,0 +1,128 @@
+"""Where hidden states become words: the last layer put aside, and applied to the wanted positions a piece at a time.
+
+Takes a lent module and hidden states; gives losses and log-probabilities, in float32 or wider. What meets the
+vocabulary at once is bounded, whatever the length of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["Words", "choices", "token_losses", "without_words"]
+
+MOST_LOGITS = 2**24  # numbers that one piece may have
+
+
+class Words:
+    """What turns hidden states (N, D) into logits (N, V); without a layer, they are logits already.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module or None
+        A model's output embeddings.
+    """
+
+    def __init__(self, layer: Any = None) -> None:
+        self.layer = layer
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Make logits, in the dtype of the hidden states."""
+        if self.layer is None:
+            return hidden
+        low = next((dtype for dtype in (hidden.dtype, self.layer.weight.dtype) if dtype.itemsize == 2), None)
+        with torch.autocast(hidden.device.type, dtype=low, enabled=low is not None):
+            logits: torch.Tensor = self.layer(hidden)
+        return logits
+
+    def piece(self, hidden: torch.Tensor) -> int:
+        """Count the hidden states that may meet the vocabulary at once."""
+        vocabulary = hidden.shape[-1] if self.layer is None else self.layer.weight.shape[0]
+        return max(1, MOST_LOGITS // int(vocabulary))
+
+
+@contextmanager
+def without_words(model: Any) -> Iterator[Words]:
+    """Let a model give what its output embeddings would have turned into logits; yield what turns it.
+
+    A factor that some families put on their logits is on the hidden states then, which is the same.
+    """
+    layer = _output_embeddings(model)
+    if layer is None:
+        yield Words()
+        return
+    layer.forward = lambda hidden: hidden
+    try:
+        yield Words(layer)
+    finally:
+        del layer.forward
+
+
+def _output_embeddings(model: Any) -> Any:
+    """Find the layer that makes logits, where a model names it."""
+    from transformers import PreTrainedModel
+
+    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    words = own.get_output_embeddings() if own is not None else None
+    return words if words is not None else None
+
+
+def token_losses(words: Words, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of a token behind every hidden state.
+
+    Parameters
+    ----------
+    words : Words
+    hidden : Tensor of shape (N, D)
+    targets : Tensor of shape (N,)
+
+    Returns
+    -------
+    Tensor of shape (N,), in nats
+    """
+    most = words.piece(hidden)
+    if len(hidden) <= most:
+        return _losses(words, hidden, targets)
+    pieces = zip(torch.split(hidden, most), torch.split(targets, most), strict=True)
+    return torch.cat([checkpoint(_losses, words, *piece, use_reentrant=False) for piece in pieces])  # logits not kept
+
+
+def _losses(words: Words, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(_wide(words(hidden)), targets, reduction="none")
+
+
+def choices(words: Words, hidden: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Log-probabilities of some next tokens.
+
+    Parameters
+    ----------
+    words : Words
+    hidden : Tensor of shape (R, P, D)
+        P positions of each of R rows.
+    tokens : sequence of P sequences of int
+        The tokens that are asked for behind each position.
+
+    Returns
+    -------
+    Tensor of shape (R, P, C), in nats
+        C is the length of the longest of `tokens`; what stands behind the others' ends means nothing.
+    """
+    width = max(map(len, tokens))
+    asked = torch.tensor([[*some, *(0,) * (width - len(some))] for some in tokens], device=hidden.device)  # (P, C)
+    rows, positions, size = hidden.shape
+    flat, asked = hidden.reshape(-1, size), asked.repeat(rows, 1)
+    most = words.piece(flat)
+    pieces = []
+    for some, wanted in zip(torch.split(flat, most), torch.split(asked, most), strict=True):
+        logits = _wide(words(some))
+        pieces.append(logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True))
+    return torch.cat(pieces).view(rows, positions, width)
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

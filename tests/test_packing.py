@@ -1,0 +1,239 @@
+"""Rows packed behind what they all begin with: the same losses, gradients and answers as padded ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional
+from torch_side import CPU, classifier, furthest, make_other, plain_model
+
+import llmfit
+from llmfit import scoring, training
+from llmfit.encoding import Encoded
+from llmfit.exceptions import PackingWarning
+from llmfit.forward import checking, collate, completion_logits, packable, words
+from llmfit.objectives import supervised
+from llmfit.packing import Tree, common_prefix, lay_out, packed
+
+TASK = "Tell fruit from vehicles, however odd the text may be that somebody wrote about them. " * 3
+ADAPTERS: dict[str, Any] = {
+    "lora": {"type": "lora", "r": 4},
+    "dora": {"type": "dora", "r": 4},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 2},
+    "ia3": "ia3",
+    "adaption_prompt": "adaption_prompt",
+    "full": "full",
+}
+
+
+@pytest.fixture
+def ragged(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose lengths are far apart."""
+    return frame.assign(
+        text=[text * times for text, times in zip(frame["text"], (1, 9, 2, 1, 4, 30, 1, 2), strict=True)]
+    )
+
+
+def padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in (scoring, training):
+        monkeypatch.setattr(room, "packable", lambda *_, **__: None)
+
+
+def with_task(settings: dict[str, Any], **changed: Any) -> llmfit.LLMClassifier:
+    """An estimator whose prompts have 250 tokens in common."""
+    own = {"template": {"task": TASK, "template": "{task}\n{text} is a"}, "epochs": 2, "batch_size": 4, **changed}
+    return llmfit.LLMClassifier(**{**settings, "target": "label", **own})
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("batch_tokens", [400, "auto"])
+def test_a_fit_is_that_of_padded_rows(adapter, batch_tokens, settings, ragged, monkeypatch):
+    own = {"adapter": adapter, "batch_tokens": batch_tokens, "learning_rate": 1e-3, "dtype": "float64"}
+    one = with_task(settings, **own).fit(ragged, eval_set=ragged)
+    found = one.predict_log_proba(ragged)
+    padded(monkeypatch)
+    other = with_task(settings, **own).fit(ragged, eval_set=ragged)
+    for column in ("loss", "grad_norm", "validation_loss"):
+        np.testing.assert_allclose(one.history_[column], other.history_[column], rtol=1e-5)
+    assert furthest(one, other) < 1e-5
+    np.testing.assert_allclose(found, other.predict_log_proba(ragged), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"gradient_checkpointing": True},
+        {"class_weight": "balanced"},
+        {"quantization": 4},
+        {"max_length": 340, "truncation": "prompt"},
+    ],
+    ids=["checkpointing", "weights", "4 bits", "truncation"],
+)
+@pytest.mark.filterwarnings("ignore::llmfit.exceptions.TruncationWarning")
+def test_whatever_else_is_set(changed, settings, ragged, monkeypatch):
+    one = with_task(settings, **changed).fit(ragged)
+    padded(monkeypatch)
+    other = with_task(settings, **changed).fit(ragged)
+    for column in ("loss", "grad_norm"):
+        np.testing.assert_allclose(one.history_[column], other.history_[column], rtol=1e-3)
+
+
+def test_several_targets_share_their_beginning_too(settings, ragged, monkeypatch):
+    rows = ragged.assign(size=["small", "big"] * 4)
+    own = {**settings, "target": ["label", "size"], "loss_weights": {"label": 2.0}, "dtype": "float64"}
+    one = llmfit.LLMEstimator(**own).fit(rows)
+    found = one.predict_proba(rows)
+    padded(monkeypatch)
+    other = llmfit.LLMEstimator(**own).fit(rows)
+    np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-5)
+    for name, own_proba in other.predict_proba(rows).items():
+        np.testing.assert_allclose(found[name], own_proba, atol=1e-5)
+
+
+def test_what_is_shared_goes_through_the_network_once(settings, ragged, monkeypatch):
+    seen: list[int] = []
+    with_task(settings).fit(ragged)  # how the model reads packed rows is seen once
+    forward = torch.nn.Embedding.forward
+    monkeypatch.setattr(
+        torch.nn.Embedding, "forward", lambda self, ids: (seen.append(ids.numel()), forward(self, ids))[1]
+    )
+    clf = with_task(settings, epochs=1).fit(ragged)
+    tokens = clf.history_["tokens"].sum()
+    shared = 8 * len(TASK)  # a byte-level tokenizer
+    assert len(seen) == 2
+    assert sum(seen) < tokens - shared + 2 * (len(TASK) + 16)
+    seen.clear()
+    clf.set_params(batch_tokens=500).predict(ragged)
+    assert len(seen) > 1
+    assert sum(count > len(TASK) for count in seen) == 1  # later batches find its keys and values
+
+
+@pytest.mark.parametrize("shared", [0, 1, 20, 600])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox", "olmo2", "granite", "cohere", "phi", "mistral"])
+def test_gradients_of_every_family_are_those_of_padded_rows(kind, shared, tiny, tmp_path):
+    folder = tiny if kind == "llama" else make_other(tmp_path / kind, tiny, kind, max_position_embeddings=2048)
+    model = plain_model(folder, attn_implementation="eager").double().train().requires_grad_(True)
+    rng = np.random.default_rng(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.integers(5, 260, count).tolist())
+
+    before = ids(shared)
+    rows = [Encoded(before + ids(n), ids(k)) for n, k in [(5, 3), (30, 1), (1, 2), (17, 4), (80, 9), (700, 3)]]
+    losses, gradients = [], []
+    for way in (None, common_prefix([row.prompt for row in rows])):
+        model.zero_grad()
+        with packed(model) if way is not None else torch.enable_grad():
+            loss = supervised(model, collate(rows, 0, CPU, shared=way))
+            loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    assert (gradients[1] - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "bloom", "falcon", "mamba", "gptj"])
+@pytest.mark.filterwarnings("ignore::llmfit.exceptions.PackingWarning")
+def test_other_families_are_padded(kind, tiny, tmp_path, settings, frame):
+    changed = {"state_size": 4} if kind == "mamba" else {"rotary_dim": 4} if kind == "gptj" else {}
+    folder = make_other(tmp_path / kind, tiny, kind, **changed)
+    rows = [Encoded((1, *range(5, 5 + n)), (7, 8)) for n in (3, 9, 20)]
+    assert packable(plain_model(folder), rows, pad_id=0, device=CPU) is None
+    assert len(classifier(settings, adapter="full", base_model=folder).fit(frame).predict(frame)) == len(frame)
+
+
+def test_a_window_of_less_than_a_row_is_padded(tiny, tmp_path):
+    model = plain_model(make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=12))
+    rows = [Encoded((1, 5, 6)), Encoded((1, 7, 8, 9))]
+    assert packable(model, rows, pad_id=0, device=CPU) == 1
+    assert packable(model, [*rows, Encoded((1, *range(5, 25)))], pad_id=0, device=CPU) is None
+
+
+def test_a_model_that_reads_packed_rows_otherwise_is_padded_with_a_warning(tiny, monkeypatch):
+    model, rows = plain_model(tiny), [Encoded((1, 5, 6, 7)), Encoded((1, 7, 8, 9, 10))]
+    real = checking.completion_logits
+
+    def odd(model: Any, batch: Any) -> Any:
+        return real(model, batch) + (batch.layout is not None)
+
+    monkeypatch.setattr(checking, "completion_logits", odd)
+    with pytest.warns(PackingWarning) as warned:
+        assert packable(model, rows, pad_id=0, device=CPU) is None
+    assert str(warned[0].message) == (
+        "This model cannot read packed rows (its answers differ): they are padded, which takes longer."
+    )
+    assert packable(model, rows, pad_id=0, device=CPU) is None  # said once
+    assert not model.training
+
+
+def test_the_attention_is_as_it_was_afterwards(tiny):
+    model = plain_model(tiny)
+    before = model.config._attn_implementation
+    with pytest.raises(KeyError), packed(model):
+        raise KeyError
+    assert model.config._attn_implementation == before
+
+
+def test_a_tree_is_every_answer_for_itself(tiny):
+    """Tokens (40 50, 40 60 70, 41) as a tree behind a row: each sees the row, and what it goes on from."""
+    model = plain_model(tiny)
+    layout = lay_out([3], 2, CPU, tree=Tree((0, 1, 1, 2, 0), (4, 2, 4, 4, 5)))
+    ids = torch.zeros(1, layout.length, dtype=torch.long)
+    ids[0, :10] = torch.tensor([1, 9, 20, 21, 22, 40, 50, 60, 70, 41])
+    with torch.no_grad(), packed(model):
+        found = model(input_ids=ids, position_ids=layout.positions, layout=layout, use_cache=False).logits[0]
+        model.config._attn_implementation = "eager"
+        row = [1, 9, 20, 21, 22]
+        for place, answer in ((6, [40, 50]), (8, [40, 60, 70]), (9, [41])):
+            alone = model(input_ids=torch.tensor([[*row, *answer]])).logits[0, -1]
+            torch.testing.assert_close(found[place], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 512])
+def test_tries_of_any_size_score_alike(most, tiny):
+    model = plain_model(tiny)
+    labels = [(40, 50), (40, 60, 70), (41,), (42, 43, 44, 45), (42, 43, 46), (47,)]
+    prompts = [(1, 70, 80), (1, 70, 81, 82), (1, 9)]
+    shared = common_prefix(prompts)
+    scores = np.full((3, 6), np.nan)
+    with packed(model):
+        for trie, columns in scoring.tries(labels, most):
+            for positions, values in scoring._score_packed(
+                model, [Encoded(prompt) for prompt in prompts], trie, shared, CPU, 0, 1000
+            ):
+                scores[np.ix_(positions, columns)] = values
+    expected = scoring.score_labels(model, prompts, labels, device=CPU, pad_id=0)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_words_are_made_a_piece_at_a_time(tiny, monkeypatch):
+    model = plain_model(tiny).double().requires_grad_(True)
+    rows = [Encoded((1, *range(5, 40)), tuple(range(50, 90)))]
+    found = []
+    for most in (2**24, 261 * 7):
+        monkeypatch.setattr(words, "MOST_LOGITS", most)
+        model.zero_grad()
+        with packed(model):
+            loss = supervised(model, collate(rows, 0, CPU, shared=0))
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
+
+
+def test_logits_of_a_packed_batch_are_those_of_its_loss_tokens(tiny):
+    model = plain_model(tiny)
+    rows = [Encoded((1, 5, 6), (7, 8)), Encoded((1, 5, 9, 9), (10,))]
+    with torch.no_grad(), packed(model):
+        batch = collate(rows, 0, CPU, shared=2)
+        logits = completion_logits(model, batch)
+    with torch.no_grad():
+        plain = completion_logits(model, collate(rows, 0, CPU))
+    assert batch.targets.tolist() == [7, 8, 10]
+    torch.testing.assert_close(
+        functional.log_softmax(logits, -1), functional.log_softmax(plain, -1), atol=1e-5, rtol=1e-5
+    )
