@@ -172,6 +172,14 @@ class LoRA(LayerSpec):
 
     # In and out ---------------------------------------------------------------------------------
 
+    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
+        """Wrap the model's layers, and fuse the products of those that are plain."""
+        from llmfit.adapters.fused import fuse_lora
+
+        model = super().install(base, tensors, training=training, plan=plan)
+        fuse_lora(model)
+        return model
+
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Let peft wrap the layers, from the start that the settings name."""
         if tensors is not None or self.init_lora_weights is True:
