@@ -1,7 +1,7 @@
 """What a head is trained on: rows with the numbers that it is to answer, and its losses.
 
-Takes a module called with padded ids and lengths, and an :class:`Answers`; gives the sum of the weighted losses, a row
-weighing what it weighs. Knows no model.
+Takes a module called with ids, lengths and a layout, and an :class:`Answers`; gives the sum of the weighted losses, a
+row weighing what it weighs. Knows no model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,21 @@ from torch.nn import functional
 
 from llmfit.batching import pad
 from llmfit.encoding import Encoded
+from llmfit.forward import packable
+from llmfit.packing import Layout, lay_out
 
-__all__ = ["LOSSES", "Answers", "Part", "classes", "collate_answers", "number", "sets", "several"]
+__all__ = [
+    "LOSSES",
+    "Answers",
+    "Part",
+    "answer",
+    "classes",
+    "collate_answers",
+    "number",
+    "packable_answers",
+    "sets",
+    "several",
+]
 
 
 @dataclass(frozen=True)
@@ -32,21 +45,62 @@ class Answers:
     targets : Tensor of shape (B, K)
         See :class:`~llmfit.encoding.Encoded`.
     weights : Tensor of shape (B,)
+    layout : Layout or None
+        Of prompts that are packed into one row.
     """
 
     input_ids: torch.Tensor
     lengths: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    layout: Layout | None = None
 
 
-def collate_answers(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> Answers:
-    """Pad prompts, and what a head is to answer to each, into a batch."""
-    input_ids = torch.from_numpy(pad([row.prompt for row in rows], pad_id)[0])
-    lengths = torch.tensor([len(row.prompt) for row in rows])
-    targets = torch.tensor([row.target for row in rows], dtype=torch.float32)
+def collate_answers(
+    rows: Sequence[Encoded], pad_id: int, device: torch.device, shared: int | None = None, kept: Any = None
+) -> Answers:
+    """Pad prompts, and what a head is to answer to each, into a batch, or pack them.
+
+    Parameters
+    ----------
+    rows : sequence of Encoded, length B
+        Without a target, 0 is to be answered.
+    pad_id : int
+    device : torch.device
+    shared : int or None
+        Tokens that all prompts begin with, each having more; None pads the prompts instead of packing them.
+    kept : dict or None
+        See :class:`~llmfit.packing.Layout`.
+    """
+    prompts = [row.prompt for row in rows]
+    layout = None
+    if shared is not None:
+        layout = lay_out([len(prompt) - shared for prompt in prompts], shared, device, kept=kept)
+    input_ids = torch.from_numpy(pad(prompts, pad_id)[0]) if layout is None else layout.ids(prompts, pad_id)
+    lengths = torch.tensor(list(map(len, prompts)))
+    targets = torch.tensor([row.target or (0.0,) for row in rows], dtype=torch.float32)
     weights = torch.tensor([row.weight for row in rows])
-    return Answers(*(tensor.to(device, non_blocking=True) for tensor in (input_ids, lengths, targets, weights)))
+    ids, long, wanted, heavy = (
+        tensor.to(device, non_blocking=True) for tensor in (input_ids, lengths, targets, weights)
+    )
+    return Answers(ids, long, wanted, heavy, layout)
+
+
+def answer(model: Any, batch: Answers) -> torch.Tensor:
+    """Run what :mod:`llmfit.heads` puts on a model, or the vectors alone, over a batch: (B, outputs)."""
+    out: torch.Tensor = model(batch.input_ids, batch.lengths, batch.layout)
+    return out
+
+
+def packable_answers(model: Any, rows: Sequence[Encoded], *, pad_id: int, device: torch.device) -> int | None:
+    """Say how many tokens prompts may share, packed; see :func:`llmfit.forward.packable`."""
+    vectors = getattr(model, "backbone", model)
+
+    def read(some: Sequence[Encoded], shared: int | None) -> tuple[torch.Tensor, Layout | None]:
+        batch = collate_answers(some, pad_id, device, shared)
+        return answer(vectors, batch), batch.layout
+
+    return packable(model, rows, pad_id=pad_id, device=device, read=read)
 
 
 def _weighted(losses: torch.Tensor, batch: Answers) -> torch.Tensor:
@@ -55,20 +109,20 @@ def _weighted(losses: torch.Tensor, batch: Answers) -> torch.Tensor:
 
 def classes(model: Any, batch: Answers) -> torch.Tensor:
     """Weighted sum of the rows' cross-entropies over the classes, a scalar in nats."""
-    logits = model(batch.input_ids, batch.lengths)  # (B, K)
+    logits = answer(model, batch)  # (B, K)
     return _weighted(functional.cross_entropy(logits, batch.targets[:, 0].long(), reduction="none"), batch)
 
 
 def sets(model: Any, batch: Answers) -> torch.Tensor:
     """Weighted sum of the rows' binary cross-entropies, each the mean over the labels, a scalar in nats."""
-    logits = model(batch.input_ids, batch.lengths)  # (B, K)
+    logits = answer(model, batch)  # (B, K)
     losses = functional.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype), reduction="none")
     return _weighted(losses.mean(-1), batch)
 
 
 def number(model: Any, batch: Answers) -> torch.Tensor:
     """Weighted sum of the rows' squared errors, a scalar in the squared units of the targets."""
-    answers = model(batch.input_ids, batch.lengths)  # (B, 1)
+    answers = answer(model, batch)  # (B, 1)
     return _weighted((answers - batch.targets.to(answers.dtype)).square().sum(-1), batch)
 
 
@@ -97,7 +151,7 @@ def several(parts: Sequence[Part]) -> Callable[[Any, Answers], torch.Tensor]:
     """Compose the losses of targets whose outputs stand side by side: their weighted sum, a scalar."""
 
     def loss(model: Any, batch: Answers) -> torch.Tensor:
-        outputs = torch.split(model(batch.input_ids, batch.lengths), [part.outputs for part in parts], dim=1)
+        outputs = torch.split(answer(model, batch), [part.outputs for part in parts], dim=1)
         truths = torch.split(batch.targets, [part.columns for part in parts], dim=1)
         losses = [
             part.weight * LOSSES[part.loss](lambda *_, own=own: own, replace(batch, targets=truth))

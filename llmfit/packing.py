@@ -83,8 +83,8 @@ class Layout:
         Tokens of the sequence, padding at its end included: one token of padding at least.
     shared : int
         Tokens that all rows begin with.
-    starts : tuple of int
-        Where each row's own tokens begin in the sequence.
+    starts, own : tuple of int
+        Where each row's own tokens begin in the sequence, and how many they are, a tree aside.
     positions : Tensor of shape (1, length)
         Of each token in its own row.
     take : Tensor of shape (M,)
@@ -101,6 +101,7 @@ class Layout:
     length: int
     shared: int
     starts: tuple[int, ...]
+    own: tuple[int, ...]
     positions: torch.Tensor
     take: torch.Tensor
     put: torch.Tensor
@@ -112,6 +113,15 @@ class Layout:
     def inline(self) -> bool:
         """Whether the shared tokens are in the sequence."""
         return self.shared > 0 and not self.groups[0].shared
+
+    def ids(self, rows: Sequence[Ids], pad_id: int) -> torch.Tensor:
+        """Write rows, each with what all begin with and a tree behind it, into the sequence: (1, length)."""
+        ids = torch.full((1, self.length), pad_id)
+        if self.inline:
+            ids[0, : self.shared] = torch.tensor(rows[0][: self.shared])
+        for row, start in zip(rows, self.starts, strict=True):
+            ids[0, start : start + len(row) - self.shared] = torch.tensor(row[self.shared :])
+        return ids
 
 
 def lay_out(
@@ -157,7 +167,7 @@ def lay_out(
     put[places[real]] = torch.arange(len(places))[real]
     there, take_on, put_on = (tensor.to(device, non_blocking=True) for tensor in (positions[None], places, put))
     groups = [group._replace(visible=group.visible.to(device, non_blocking=True)) for group in groups]
-    return Layout(length, shared, tuple(starts), there, take_on, put_on, tuple(groups), kept)
+    return Layout(length, shared, tuple(starts), tuple(lengths), there, take_on, put_on, tuple(groups), kept)
 
 
 def _group(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmfit.answers import answer, collate_answers, packable_answers
 from llmfit.batching import length_batches, pad
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward import Reading, ask, choices, collate, completion_states, go_on, keeps_all, packable, read
@@ -200,18 +201,26 @@ def _score_packed(
     @torch.inference_mode()
     def score(part: list[Encoded]) -> NDArray[np.float64]:
         prompts = [row.prompt for row in part]
-        try:
+        with _whole(kept):
             batch = ask(prompts, trie.tokens, trie.tree, pad_id=pad_id, device=device, shared=shared, kept=kept)
             states, words = completion_states(model, batch)
-        except BaseException:
-            kept.clear()  # some layers may be missing
-            raise
         log_probs = choices(words, states.view(len(part), len(trie.following), -1), trie.following)  # (R, 1 + n, C)
         chosen = log_probs[:, path[..., 0], path[..., 1]]  # (R, K, L)
         return chosen.double().where(known, 0.0).sum(-1).cpu().numpy()
 
     through = [row._replace(completion=trie.tokens) for row in rows]
     return run_batches(rows, length_batches(through, budget, shared), score)
+
+
+@contextmanager
+def _whole(kept: dict[int, Any] | None) -> Iterator[None]:
+    """Forget keys and values where a pass fails, before all layers have theirs."""
+    try:
+        yield
+    except BaseException:
+        if kept is not None:
+            kept.clear()
+        raise
 
 
 # Padded ---------------------------------------------------------------------------------------------
@@ -336,7 +345,7 @@ def head_outputs(
     Parameters
     ----------
     model : torch.nn.Module
-        Called with padded ids and lengths.
+        Called with ids, lengths and a layout.
     prompts : sequence of tuple of int, length n
         Equal prompts are computed once.
     progress : callable
@@ -350,16 +359,17 @@ def head_outputs(
     times = Counter(prompts)
     rows = [Encoded(prompt) for prompt in times]
     done: dict[Ids, torch.Tensor] = {}
-    batches = length_batches(rows, auto_budget(batch_tokens, device))
-    for positions, values in run_batches(rows, batches, lambda part: _run_head(model, part, device, pad_id)):
-        done |= {rows[i].prompt: value for i, value in zip(positions, values, strict=True)}
-        progress(sum(times[rows[i].prompt] for i in positions))
+    shared = packable_answers(model, rows, pad_id=pad_id, device=device)
+    kept: dict[int, Any] | None = {} if getattr(getattr(model, "backbone", model), "pooling", None) == "last" else None
+
+    @torch.no_grad()
+    def run(part: list[Encoded]) -> torch.Tensor:
+        with _whole(kept):
+            return answer(model, collate_answers(part, pad_id, device, shared, kept)).cpu()
+
+    batches = length_batches(rows, auto_budget(batch_tokens, device), shared)
+    with packed(model) if shared is not None else nullcontext():
+        for positions, values in run_batches(rows, batches, run):
+            done |= {rows[i].prompt: value for i, value in zip(positions, values, strict=True)}
+            progress(sum(times[rows[i].prompt] for i in positions))
     return torch.stack([done[prompt] for prompt in prompts])
-
-
-@torch.no_grad()
-def _run_head(model: Any, rows: list[Encoded], device: torch.device, pad_id: int) -> torch.Tensor:
-    input_ids = torch.from_numpy(pad([row.prompt for row in rows], pad_id)[0])
-    lengths = torch.tensor([len(row.prompt) for row in rows])
-    out: torch.Tensor = model(input_ids.to(device), lengths.to(device)).cpu()
-    return out

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from llmfit.adapters import AdapterSpec
-from llmfit.answers import collate_answers
+from llmfit.answers import collate_answers, packable_answers
 from llmfit.batching import epoch_order, length_batches, pack_step, split_step
 from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint
@@ -171,7 +171,7 @@ def train(
 
 def _shared(run: _Run, rows: Sequence[Encoded]) -> int | None:
     if rows[0].target is not None:
-        return None
+        return packable_answers(run.model, rows, pad_id=run.pad_id, device=run.device)
     return packable(run.model, rows, pad_id=run.pad_id, device=run.device, start_ids=run.start_ids)
 
 
@@ -244,7 +244,7 @@ def _collate(
 ) -> Any:
     """Put rows together into a batch of tokens to predict, or of rows for a head to answer."""
     if rows[0].target is not None:
-        return collate_answers(rows, pad_id, device)
+        return collate_answers(rows, pad_id, device, shared)
     return collate(rows, pad_id, device, start_ids, shared=shared)
 
 

@@ -129,7 +129,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let models read rows packed, as they can, or padded, as those do that cannot."""
     if request.param == "padded":
         for room in (scoring, training):
-            monkeypatch.setattr(room, "packable", lambda *_, **__: None)
+            for name in ("packable", "packable_answers"):
+                monkeypatch.setattr(room, name, lambda *_, **__: None)
     return str(request.param)
 
 

@@ -47,13 +47,13 @@ def _forgotten() -> Any:
 def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The prompts that go through a base model, one by one."""
     read: list[tuple[int, ...]] = []
-    run = scoring._run_head
+    collate = scoring.collate_answers
 
-    def watch(model: Any, rows: Any, *rest: Any) -> Any:
+    def watch(rows: Any, *rest: Any) -> Any:
         read.extend(row.prompt for row in rows)
-        return run(model, rows, *rest)
+        return collate(rows, *rest)
 
-    monkeypatch.setattr(scoring, "_run_head", watch)
+    monkeypatch.setattr(scoring, "collate_answers", watch)
     return read
 
 

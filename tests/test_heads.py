@@ -121,7 +121,7 @@ def test_losses_are_those_by_hand_summed_by_weight(name):
     weights = (0.5, 2.0, 1.0)
     rows = [Encoded((i,), target=t, weight=w) for i, (t, w) in enumerate(zip(TARGETS[name], weights, strict=True))]
     batch = collate_answers(rows, 0, CPU)
-    found = float(LOSSES[name](lambda ids, _: outputs[ids[:, 0]], batch))
+    found = float(LOSSES[name](lambda ids, *_: outputs[ids[:, 0]], batch))
     expected = sum(
         w * by_hand(name, row.double().numpy(), target)
         for row, target, w in zip(outputs, TARGETS[name], weights, strict=True)

@@ -40,7 +40,8 @@ def ragged(frame: pd.DataFrame) -> pd.DataFrame:
 
 def padded(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in (scoring, training):
-        monkeypatch.setattr(room, "packable", lambda *_, **__: None)
+        for name in ("packable", "packable_answers"):
+            monkeypatch.setattr(room, name, lambda *_, **__: None)
 
 
 def with_task(settings: dict[str, Any], **changed: Any) -> llmfit.LLMClassifier:
@@ -92,6 +93,21 @@ def test_several_targets_share_their_beginning_too(settings, ragged, monkeypatch
     np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-5)
     for name, own_proba in other.predict_proba(rows).items():
         np.testing.assert_allclose(found[name], own_proba, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["lora", None])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("batch_tokens", [500, "auto"])
+def test_heads_read_packed_rows(adapter, pooling, batch_tokens, settings, ragged, monkeypatch):
+    head = {"type": "linear", "pooling": pooling}
+    own = {"adapter": adapter, "head": head, "dtype": "float64", "batch_tokens": batch_tokens, "learning_rate": 1e-3}
+    one = with_task(settings, **own).fit(ragged)
+    found = one.predict_log_proba(ragged)
+    padded(monkeypatch)
+    llmfit.clear_cache()
+    other = with_task(settings, **own).fit(ragged)
+    np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-5)
+    np.testing.assert_allclose(found, other.predict_log_proba(ragged), atol=1e-5)
 
 
 def test_what_is_shared_goes_through_the_network_once(settings, ragged, monkeypatch):

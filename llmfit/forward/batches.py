@@ -112,18 +112,16 @@ def _columns(known: Sequence[tuple[int, float]]) -> tuple[torch.Tensor, torch.Te
 def _pack(rows: Sequence[Encoded], pad_id: int, device: torch.device, shared: int) -> Batch:
     """Pack rows behind what they all begin with; a row's last token, behind which nothing is asked, is left out."""
     sequences = [(*row.prompt, *row.completion) for row in rows]
-    reads = [sequence[shared : max(len(sequence) - 1, shared + 1)] for sequence in sequences]
-    layout = lay_out([len(read) for read in reads], shared, device)
-    ids = torch.full((1, layout.length), pad_id)
+    read = [sequence[: max(len(sequence) - 1, shared + 1)] for sequence in sequences]
+    layout = lay_out([len(tokens) - shared for tokens in read], shared, device)
     predicts = torch.zeros(1, layout.length, dtype=torch.bool)
-    ids[0, :shared] = torch.tensor(sequences[0][:shared], dtype=torch.long)
     known: list[tuple[int, float]] = []
-    for row, sequence, read, start in zip(rows, sequences, reads, layout.starts, strict=True):
-        ids[0, start : start + len(read)] = torch.tensor(read)
+    for row, sequence, start in zip(rows, sequences, layout.starts, strict=True):
         asked, own = _answered(row, sequence[row.first :])
         begin = start + row.first - 1 - shared
         predicts[0, begin : begin + len(asked)] = asked
         known += own
+    ids = layout.ids(read, pad_id)
     return replace(_batch([ids, predicts, *_columns(known)], device), layout=layout)
 
 
@@ -157,14 +155,10 @@ def ask(
         Of ``R * (1 + n)`` positions: the prompt's last and each of the tokens, row by row. Its targets mean nothing.
     """
     layout = lay_out([len(prompt) - shared for prompt in prompts], shared, device, tree=tree, kept=kept)
-    ids = torch.full((1, layout.length), pad_id)
     predicts = torch.zeros(1, layout.length, dtype=torch.bool)
-    if layout.inline:
-        ids[0, :shared] = torch.tensor(prompts[0][:shared])
-    for prompt, start in zip(prompts, layout.starts, strict=True):
-        own = (*prompt[shared:], *tokens)
-        ids[0, start : start + len(own)] = torch.tensor(own)
-        predicts[0, start + len(prompt) - shared - 1 : start + len(own)] = True
+    for own, start in zip(layout.own, layout.starts, strict=True):
+        predicts[0, start + own - 1 : start + own + len(tokens)] = True
+    ids = layout.ids([(*prompt, *tokens) for prompt in prompts], pad_id)
     nothing = torch.zeros(len(prompts) * (1 + len(tokens)), dtype=torch.long)
     return replace(_batch([ids, predicts, nothing, nothing], device), layout=layout)
 

@@ -5,7 +5,8 @@ Takes a lent module and rows; gives how many tokens they may share. The padded w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import PackingWarning, reason, warn
 from llmfit.forward.batches import collate, completion_logits
 from llmfit.memory import is_out_of_memory
-from llmfit.packing import PackingError, common_prefix, packed
+from llmfit.packing import Layout, PackingError, common_prefix, packed
 
 __all__ = ["packable"]
 
@@ -25,8 +26,17 @@ WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
+Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | None]]
+
+
 def packable(
-    model: Any, rows: Sequence[Encoded], *, pad_id: int, device: torch.device, start_ids: Ids = ()
+    model: Any,
+    rows: Sequence[Encoded],
+    *,
+    pad_id: int,
+    device: torch.device,
+    start_ids: Ids = (),
+    read: Read | None = None,
 ) -> int | None:
     """Say how many tokens rows may share, packed, in a lent model; None where they have to be padded.
 
@@ -38,6 +48,8 @@ def packable(
     model : torch.nn.Module
     rows : sequence of Encoded
         All that are to come; each has something to be predicted from.
+    read : callable (rows, shared) -> (Tensor, Layout or None), or None
+        Lets the model read rows one way or the other, and gives what is to be alike; None takes the next words' logits.
 
     Warns
     -----
@@ -45,17 +57,26 @@ def packable(
         If the model reads packed rows otherwise than padded ones, and nothing in it says why.
     """
     own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if not rows or start_ids or own is None or not getattr(model, "packable", True) or _slides(own, rows):
+    if not rows or start_ids or own is None or _slides(own, rows):
+        return None
+    if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
     layers = frozenset(type(module) for module in model.modules())
     known = _checked.setdefault(own, {})
     if layers not in known:
-        known[layers] = _reads_alike(model, own, rows, pad_id, device)
+        known[layers] = _reads_alike(model, own, rows, pad_id, read or partial(_read_words, model, pad_id, device))
     return common_prefix([row.prompt for row in rows]) if known[layers] else None
 
 
+def _read_words(
+    model: Any, pad_id: int, device: torch.device, rows: Sequence[Encoded], shared: int | None
+) -> tuple[torch.Tensor, Layout | None]:
+    batch = collate(rows, pad_id, device, shared=shared)
+    return completion_logits(model, batch), batch.layout
+
+
 @torch.no_grad()
-def _reads_alike(model: Any, own: Any, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> bool:
+def _reads_alike(model: Any, own: Any, rows: Sequence[Encoded], pad_id: int, read: Read) -> bool:
     """Read a short and a middling row padded and packed; compare what is said of the next tokens.
 
     What padded rows say apart and together differs too, by rounding: the packed ones may be three times as far off.
@@ -66,14 +87,13 @@ def _reads_alike(model: Any, own: Any, rows: Sequence[Encoded], pad_id: int, dev
     training, why = model.training, "its answers differ"
     model.eval()
     try:
-        plain = completion_logits(model, collate(sample, pad_id, device))
-        alone = torch.cat([completion_logits(model, collate([row], pad_id, device)) for row in sample])
+        plain, _ = read(sample, None)
+        alone = torch.cat([read([row], None)[0] for row in sample])
         with packed(model):
-            batch = collate(sample, pad_id, device, shared=common_prefix([row.prompt for row in sample]))
-            other = completion_logits(model, batch)
-        if batch.layout is None or len(batch.layout.met) < own.config.get_text_config().num_hidden_layers:
+            other, layout = read(sample, common_prefix([row.prompt for row in sample]))
+        if layout is None or len(layout.met) < own.config.get_text_config().num_hidden_layers:
             return False  # some layers carry a state instead of attending
-        low = plain.dtype.itemsize == 2 or any(p.dtype == torch.int8 for p in model.parameters())
+        low = any(p.dtype.itemsize < 4 for p in model.parameters())
         rounding = 3 * _apart(alone, plain) + (0.05 if low else 1e-3)
         if _apart(other, plain) <= rounding:
             return True

@@ -55,6 +55,7 @@ class Pooler(nn.Module):
     def __init__(self, base: Any, pooling: str) -> None:
         super().__init__()
         self.model, self.choose, self.read = base.model, POOLINGS[pooling], READERS[base.kind]
+        self.pooling, self.packable = pooling, base.kind == "decoder" and pooling in PACKED
         self.where = base.device
         self.dtype = torch.promote_types(base.dtype, torch.float32)
         self.tap = _Tap() if base.kind == "decoder" else None
@@ -63,7 +64,7 @@ class Pooler(nn.Module):
         starts = (getattr(config, "decoder_start_token_id", None), base.pad_id)
         self.start = next(i for i in starts if i is not None)
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor, layout: Any = None) -> torch.Tensor:
         """Compute a vector a row.
 
         Parameters
@@ -71,12 +72,16 @@ class Pooler(nn.Module):
         input_ids : Tensor of shape (B, T)
             Padded at the right.
         lengths : Tensor of shape (B,)
+        layout : Layout or None
+            Of rows that are packed into one: then `input_ids` is of shape (1, its length).
 
         Returns
         -------
         Tensor of shape (B, size)
             In float32 or wider.
         """
+        if layout is not None:
+            return PACKED[self.pooling](self, input_ids, layout).to(self.dtype)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]  # (1, T)
         known = places < lengths[:, None]  # (B, T)
         keep = self.choose(places, lengths[:, None]) & known  # (B, T)
@@ -111,6 +116,30 @@ def _read_decoder(pooler: Any, input_ids: torch.Tensor, _: torch.Tensor, keep: t
     return rows
 
 
+def _read_packed(pooler: Any, input_ids: torch.Tensor, layout: Any, keep: torch.Tensor) -> torch.Tensor:
+    pooler.model(
+        input_ids=input_ids, position_ids=layout.positions, logits_to_keep=keep, use_cache=False, layout=layout
+    )
+    hidden = pooler.tap.take()
+    rows: torch.Tensor = hidden.reshape(-1, hidden.shape[-1])
+    return rows if len(rows) == int(keep.sum()) else rows[keep[0]]
+
+
+def _last_packed(pooler: Any, input_ids: torch.Tensor, layout: Any) -> torch.Tensor:
+    keep = torch.zeros_like(input_ids, dtype=torch.bool)
+    keep[0, [start + own - 1 for start, own in zip(layout.starts, layout.own, strict=True)]] = True
+    return _read_packed(pooler, input_ids, layout, keep)
+
+
+def _mean_packed(pooler: Any, input_ids: torch.Tensor, layout: Any) -> torch.Tensor:
+    """Add what all rows begin with to each row's own; it has to be in the sequence."""
+    keep = (torch.arange(layout.length, device=input_ids.device) < layout.shared + sum(layout.own))[None]
+    hidden = _read_packed(pooler, input_ids, layout, keep).to(pooler.dtype)
+    shared, *own = torch.split(hidden, [layout.shared, *layout.own])
+    before = shared.sum(0)
+    return torch.stack([(before + part.sum(0)) / (layout.shared + len(part)) for part in own])
+
+
 def _read_encoder(pooler: Any, input_ids: torch.Tensor, known: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return _picked(pooler.model(input_ids=input_ids, attention_mask=known.long()).last_hidden_state, keep)
 
@@ -141,7 +170,7 @@ class Vectors(nn.Module):
         self.spread *= self.size**0.5
         self.scaled = ((vectors - self.mean) / self.spread).to(self.dtype)
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor, layout: Any = None) -> torch.Tensor:
         """Look the rows' vectors up: (B, size)."""
         return self.scaled[input_ids[:, 0]]
 
@@ -181,9 +210,9 @@ class Headed(nn.Module):
         if tensors:
             self.head.load_state_dict(dict(tensors))
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor, layout: Any = None) -> torch.Tensor:
         """Answer every row: (B, outputs)."""
-        answers: torch.Tensor = self.head(self.dropout(self.backbone(input_ids, lengths)))
+        answers: torch.Tensor = self.head(self.dropout(self.backbone(input_ids, lengths, layout)))
         return answers
 
 
@@ -194,6 +223,7 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mean": lambda places, lengths: places < lengths,
     "first": lambda places, lengths: (places == 0) & (lengths > 0),
 }
+PACKED: dict[str, Callable[[Any, torch.Tensor, Any], torch.Tensor]] = {"last": _last_packed, "mean": _mean_packed}
 READERS: dict[str, Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "decoder": _read_decoder,
     "encoder": _read_encoder,
