@@ -33,7 +33,7 @@ def confusion_matrix(
         The classes and their order; None takes those that occur.
     normalize : None or {"true", "pred", "all"}, default=None
         Shares of the rows of a true class, of an answered one, or of all rows, in place of counts.
-    ax : matplotlib Axes, default=None
+    ax : matplotlib Axes or empty Figure, default=None
 
     Returns
     -------
@@ -58,7 +58,12 @@ def confusion_matrix(
     few = len(names) <= MOST_COUNTS
     shades = {"vmin": counts.min() - 1} if counts.min() == counts.max() else {}  # one number is read on a dark ground
     display = ConfusionMatrixDisplay(counts, display_labels=names).plot(
-        ax=ax, cmap="Blues", include_values=few, values_format=".2f" if normalize else "d", colorbar=not few, im_kw=shades
+        ax=ax,
+        cmap="Blues",
+        include_values=few,
+        values_format=".2f" if normalize else "d",
+        colorbar=not few,
+        im_kw=shades,
     )
     _name_classes(ax, names)
     ax.set(xlabel="predicted", ylabel="true")
@@ -116,7 +121,7 @@ def reliability(truth: Any, proba: Any, *, classes: Any = None, n_bins: int = 10
         The classes in the order of the columns, as in ``classes_``; None sorts those of `truth`.
     n_bins : int, default=10
         Bins of equal width.
-    ax : matplotlib Axes, default=None
+    ax : matplotlib Axes or empty Figure, default=None
 
     Returns
     -------
@@ -171,7 +176,7 @@ def predicted_against_true(truth: Any, predicted: Any, *, unit: str = "", ax: An
         Numbers; a prediction that is nan was no number, and is left out and counted.
     unit : str, default=""
         What the numbers are in, for the labels.
-    ax : matplotlib Axes, default=None
+    ax : matplotlib Axes or empty Figure, default=None
 
     Returns
     -------

@@ -20,15 +20,18 @@ HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn")  # Unicode's categories of characters th
 
 
 def axes_of(ax: Any, size: tuple[float, float] = (6.4, 4.0)) -> Any:
-    """Take the Axes to draw in, or make a figure with one."""
+    """Take the Axes to draw in, or make one in the figure that was given, or in a new one."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
         raise missing_package("llmfit.plots", "matplotlib", "plots") from None
     if ax is None:
         return plt.subplots(figsize=size, layout="constrained")[1]
+    if hasattr(ax, "add_axes") and not ax.axes:
+        ax.set_size_inches(*size)
+        return ax.subplots()
     if not hasattr(ax, "transAxes"):
-        raise parameter_error("ax", "llmfit.plots", "None or an Axes of matplotlib", ax)
+        raise parameter_error("ax", "llmfit.plots", "None, an Axes or an empty Figure of matplotlib", ax)
     return ax
 
 

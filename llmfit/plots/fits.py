@@ -21,7 +21,7 @@ def learning_curve(fitted: Any, *, ax: Any = None) -> Any:
     ----------
     fitted : fitted estimator or DataFrame
         An estimator, or its ``history_``.
-    ax : matplotlib Axes, default=None
+    ax : matplotlib Axes or empty Figure, default=None
         Where to draw; None makes a figure.
 
     Returns
@@ -101,7 +101,7 @@ def token_lengths(source: Any, X: Any = None, y: Any = None, *, max_length: int 
         Rows for the estimator, as for its `preview`.
     max_length : int, default=None
         Where to draw the line; None takes the estimator's.
-    ax : matplotlib Axes, default=None
+    ax : matplotlib Axes or empty Figure, default=None
 
     Returns
     -------

@@ -23,7 +23,7 @@ def search_results(search: Any, n: int = 20, *, ax: Any = None) -> Any:
         As for :func:`llmfit.search.results`.
     n : int, default=20
         Candidates to draw.
-    ax : matplotlib Axes, default=None
+    ax : matplotlib Axes or empty Figure, default=None
 
     Returns
     -------

@@ -156,7 +156,7 @@ def read_rows(estimator: Any, X: Any, y: Any) -> tuple[Any, bool]:
     Returns
     -------
     y : Series, DataFrame or None
-        None where scikit-learn cannot fold by it: lists as cells, several targets of different kinds.
+        None where scikit-learn cannot fold by it: lists as cells, several targets.
     classes : bool
     """
     from llmfit.estimators.base import BaseLLM
@@ -168,11 +168,16 @@ def read_rows(estimator: Any, X: Any, y: Any) -> tuple[Any, bool]:
     chosen = trial._choose(X, y) if hasattr(trial, "_choose") else trial
     if y is None:
         y = read_fit(trial if chosen is None else chosen, X, None, estimator._default_target)[1]
-        try:
-            type_of_target(y)
-        except ValueError:
-            y = None
+        y = y if chosen is not None and _folds_by(y) else None
     return y, y is not None and chosen is not None and is_classifier(chosen)
+
+
+def _folds_by(y: Any) -> bool:
+    """Tell a column that scikit-learn can look at to make folds."""
+    try:
+        return bool(type_of_target(y))
+    except ValueError:
+        return False
 
 
 class GridSearch(Search, GridSearchCV):

@@ -72,8 +72,10 @@ def silent(verbose: int) -> Iterator[None]:
     try:
         if not verbose:
             logging.set_verbosity(logging.ERROR)
-        with warnings.catch_warnings():  # its integration uses a module that it has deprecated
+        with warnings.catch_warnings():
+            # Its integration uses a module that it has deprecated, and takes means of the scores of a failed trial.
             warnings.filterwarnings("ignore", ".*optuna.terminator", FutureWarning)
+            warnings.filterwarnings("ignore", "Mean of empty slice|Degrees of freedom", RuntimeWarning)
             yield
     finally:
         logging.set_verbosity(before)
