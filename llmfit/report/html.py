@@ -54,8 +54,7 @@ def cell(value: Any) -> str:
 
 def number(value: float, digits: int = 4) -> str:
     """Write a number to some digits, with a true minus."""
-    text = "\u221e" if math.isinf(value) else f"{abs(value):.{digits}g}"
-    return ("" if value >= 0 else MINUS) + text
+    return f"{value:.{digits}g}".replace("inf", "\u221e").replace("-", MINUS)
 
 
 def table(columns: Mapping[str, Iterable[Any]], *, kind: str = "") -> str:
