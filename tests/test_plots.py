@@ -120,7 +120,7 @@ def test_learning_curve_shows_every_step_and_the_epoch_that_is_kept(
     ("cls", "target", "label"),
     [
         (LLMClassifier, "label", "loss (nats per row)"),
-        (LLMRegressor, "size", "loss (squared, in units of the target's variance)"),
+        (LLMRegressor, "size", "loss (squared error / variance)"),
     ],
 )
 def test_the_loss_of_a_head_is_named(

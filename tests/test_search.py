@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from fake_model import NAME, put_in_place
 from scipy import stats
 from sklearn.base import clone, is_classifier
 from sklearn.dummy import DummyClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -816,3 +818,40 @@ def test_importing_the_search_loads_no_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support sample_weight:UserWarning")
+@pytest.mark.parametrize("routing", [False, True])
+@pytest.mark.parametrize("scoring", [None, "accuracy", ["accuracy", "f1"]])
+def test_weights_reach_fit_and_scores_of_a_recorded_search(routing: bool, scoring: Any, tmp_path: Path) -> None:
+    X, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
+    weights = np.where(y == 1, 5.0, 1.0)
+    with sklearn.config_context(enable_metadata_routing=routing):
+        tree = DecisionTreeClassifier(max_depth=1, random_state=0)
+        if routing:
+            tree = tree.set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+        if routing and scoring is not None:
+            own = {name: get_scorer(name).set_score_request(sample_weight=False) for name in np.atleast_1d(scoring)}
+            scoring = own if isinstance(scoring, list) else own[scoring]
+        refit = "f1" if isinstance(scoring, list | dict) else True
+        space = {"max_depth": [1, 2]}
+        plain = GridSearchCV(tree, space, cv=2, scoring=scoring, refit=refit).fit(X, y, sample_weight=weights)
+        for _ in range(2):
+            search = make_search(tree, space, cv=2, scoring=scoring, refit=refit, checkpoint_dir=tmp_path)
+            search.fit(X, y, sample_weight=weights)
+            pd.testing.assert_frame_equal(without_times(search), without_times(plain))
+        files = len(list(tmp_path.glob("*.json")))
+        make_search(tree, space, cv=2, scoring=scoring, refit=refit, checkpoint_dir=tmp_path).fit(
+            X, y, sample_weight=weights + 1
+        )
+        assert len(list(tmp_path.glob("*.json"))) == 2 * files == 8
+
+
+def test_records_of_parallel_processes_are_whole(tmp_path: Path) -> None:
+    X, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
+    space = {"max_depth": [1, 2, 3]}
+    tree = DecisionTreeClassifier(random_state=0)
+    plain = GridSearchCV(tree, space, cv=2).fit(X, y)
+    search = make_search(tree, space, cv=2, n_jobs=2, checkpoint_dir=tmp_path).fit(X, y)
+    pd.testing.assert_frame_equal(without_times(search), without_times(plain))
+    assert len(list(tmp_path.iterdir())) == 6

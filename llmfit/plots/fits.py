@@ -86,7 +86,7 @@ def _unit(fitted: Any) -> str:
     fitted = vars(fitted).get("estimator_", fitted)
     if getattr(fitted, "_head", None) is None:
         return " (nats per token)"
-    return " (squared, in units of the target's variance)" if hasattr(fitted, "target_scale_") else " (nats per row)"
+    return " (squared error / variance)" if hasattr(fitted, "target_scale_") else " (nats per row)"
 
 
 def token_lengths(source: Any, X: Any = None, y: Any = None, *, max_length: int | None = None, ax: Any = None) -> Any:
