@@ -79,6 +79,9 @@ __all__ = [
     "datasets",
     "exceptions",
     "load",
+    "plots",
+    "report",
+    "search",
 ]
 
 # torch and transformers load when a name that needs them is first used.
@@ -115,9 +118,12 @@ _HOMES = {
     "clear_cache": "llmfit.base_model",
     "load": "llmfit.estimators.saving",
 }
+_ROOMS = ("plots", "report", "search")  # modules whose libraries load when they are first used
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"llmfit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'llmfit' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A room imports rooms of lower tiers, and those that stand before it in its own tier.
 TIERS = [
     ["exceptions", "datasets"],
-    ["frames", "features", "templates", "params", "metrics"],
+    ["frames", "features", "templates", "params", "metrics", "ranking", "plots"],
     ["persistence", "encoding", "batching"],
     ["keeping", "memory", "sources", "quantization", "embeddings", "base_model", "adapters", "heads"],
     [
@@ -31,7 +31,7 @@ TIERS = [
         "inference",
     ],
     ["estimators"],
-    ["demo", "cli", "__main__"],
+    ["search", "report", "demo", "cli", "__main__"],
 ]
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 PLACE = {room: place for rooms in TIERS for place, room in enumerate(rooms)}

@@ -650,6 +650,7 @@ def test_public_names() -> None:
         "regression_metrics",
         "set_metrics",
         "text_metrics",
+        "token_f1",
         "warn_unseen",
     ]
 

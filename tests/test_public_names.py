@@ -47,6 +47,9 @@ PUBLIC = {
     "datasets",
     "exceptions",
     "load",
+    "plots",
+    "report",
+    "search",
 }
 MODULES = sorted(module.name for module in pkgutil.walk_packages(llmfit.__path__, "llmfit."))
 

@@ -11,7 +11,7 @@ from llmfit.quantization import resolve_quantization
 from llmfit.sources import public_name
 from llmfit.templates import Field
 
-__all__ = ["model_card"]
+__all__ = ["facts_of", "model_card"]
 
 
 def model_card(estimator: Any, form: str = "saved", loader: str = "AutoModelForCausalLM") -> str:
@@ -64,6 +64,11 @@ Fitted with [llmfit](https://pypi.org/project/llmfit/).
 |---|---|
 {_rows(_training(estimator))}
 {_evaluation(estimator)}"""
+
+
+def facts_of(estimator: Any) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Tell what a fitted estimator is, how it was trained, and its prompt."""
+    return _facts(estimator), _training(estimator), _template_text(estimator)
 
 
 def _evaluation(estimator: Any) -> str:

@@ -3,7 +3,7 @@
 Takes true and answered labels or texts, and the class probabilities; gives dicts of Python floats and pandas frames.
 """
 
-from llmfit.metrics.builtin import classification_metrics, text_metrics, warn_unseen
+from llmfit.metrics.builtin import classification_metrics, text_metrics, token_f1, warn_unseen
 from llmfit.metrics.extra import extra_metrics, metric_list
 from llmfit.metrics.heads import regression_metrics, set_metrics
 
@@ -14,5 +14,6 @@ __all__ = [
     "regression_metrics",
     "set_metrics",
     "text_metrics",
+    "token_f1",
     "warn_unseen",
 ]

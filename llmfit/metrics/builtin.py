@@ -24,7 +24,7 @@ from llmfit.exceptions import (
     warn,
 )
 
-__all__ = ["classification_metrics", "text_metrics", "warn_unseen"]
+__all__ = ["classification_metrics", "text_metrics", "token_f1", "warn_unseen"]
 
 
 def classification_metrics(
@@ -231,7 +231,7 @@ def text_metrics(references: list[str], predictions: list[str], *, perplexity: f
     pairs = list(zip(references, predictions, strict=True))
     scores = {
         "exact_match": float(np.mean([true.strip() == answer.strip() for true, answer in pairs])),
-        "token_f1": float(np.mean([_token_f1(true, answer) for true, answer in pairs])),
+        "token_f1": float(np.mean([token_f1(true, answer) for true, answer in pairs])),
     }
     missing = []
     for library, (score, _) in _TEXT_LIBRARIES.items():
@@ -246,7 +246,8 @@ def text_metrics(references: list[str], predictions: list[str], *, perplexity: f
     return scores
 
 
-def _token_f1(reference: str, prediction: str) -> float:
+def token_f1(reference: str, prediction: str) -> float:
+    """Compare the bags of words of one text with those of another; see :func:`text_metrics`."""
     wanted, given = Counter(_words(reference)), Counter(_words(prediction))
     total = wanted.total() + given.total()
     # 2PR / (P + R) with P = common / given and R = common / wanted, written without a division by 0.

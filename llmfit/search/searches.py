@@ -1,0 +1,196 @@
+"""The searches of scikit-learn and Optuna, with rows as frames and with records.
+
+Takes what the library's own class takes, and `checkpoint_dir`; gives that class's attributes. `fit(df)` finds the
+target in the frame and hands it on as `y`, so that folds are stratified and scorers by name measure.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from sklearn.base import clone, is_classifier
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    HalvingRandomSearchCV,
+    RandomizedSearchCV,
+    check_cv,
+)
+from sklearn.utils.multiclass import type_of_target
+
+from llmfit.exceptions import ParameterError
+from llmfit.search.digests import digest_of
+from llmfit.search.records import Recorded, RecordedScorer, Records
+
+__all__ = ["GridSearch", "HalvingGridSearch", "HalvingRandomSearch", "RandomSearch", "Search"]
+
+
+class Search:
+    """Mixin before a search of another library: frames with the target inside, and records.
+
+    Parameters
+    ----------
+    checkpoint_dir : path or None, default=None
+        Folder where the scores of each candidate on each fold are kept; a search that was killed and is fitted again
+        takes them from there.
+    *args, **settings
+        The library's own.
+    """
+
+    _always: ClassVar[bool] = False  # the stand-ins are needed even where nothing is recorded
+    estimator: Any
+    scoring: Any
+    cv: Any
+    error_score: Any
+    best_estimator_: Any
+    scorer_: Any
+
+    def __init__(self, *args: Any, checkpoint_dir: Any = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.checkpoint_dir = checkpoint_dir
+
+    @classmethod
+    def _library(cls) -> Any:
+        """Name the class that this one is mixed into: its ``__init__`` lists the parameters."""
+        return next(base for base in cls.__mro__ if not issubclass(base, Search))
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted([*cls._library()._get_param_names(), "checkpoint_dir"])
+
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
+        """Try the candidates, and fit the best one on all rows.
+
+        Parameters
+        ----------
+        X : as for the estimator's `fit`
+            ``n_rows`` rows, with the target column inside, or beside `y`.
+        y : array-like of shape (n_rows,), default=None
+            The target. None takes the column that the estimator's `target` names.
+        **params
+            As for the library's own `fit`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ParameterError
+            If records are asked for that no later search could find.
+        DataError
+            If the target is missing.
+        """
+        y, classes = read_rows(self.estimator, X, y)
+        with self._standing_in(X, y, classes):
+            super().fit(X, y, **params)  # type: ignore[misc]
+        return self
+
+    def score(self, X: Any, y: Any = None, **params: Any) -> float:
+        """Measure the best estimator by the search's own score.
+
+        Parameters
+        ----------
+        X, y, **params
+            As for `fit`, and the library's own `score`.
+
+        Returns
+        -------
+        float
+        """
+        if y is None and "best_estimator_" in vars(self):
+            y, _ = read_rows(self.best_estimator_, X, y)
+        return float(super().score(X, y, **params))  # type: ignore[misc]
+
+    @contextmanager
+    def _standing_in(self, X: Any, y: Any, classes: bool) -> Iterator[None]:
+        """While the library's fit runs, put the stand-ins in the places of estimator and scorer."""
+        given = {name: getattr(self, name) for name in ("estimator", "scoring", "cv")}
+        try:
+            if classes and not is_classifier(self.estimator):
+                self.cv = check_cv(self.cv, y, classifier=True)
+            scorer = None
+            if self._always or self.checkpoint_dir is not None:
+                scorer = self._stand_in(X)
+            yield
+            if scorer is not None:
+                self._put_back(scorer)
+        finally:
+            for name, value in given.items():
+                setattr(self, name, value)
+
+    def _stand_in(self, X: Any) -> RecordedScorer:
+        if self.checkpoint_dir is not None:
+            self._check_repeats()
+        scorer = RecordedScorer(self.estimator, self.scoring, self.error_score)
+        records = Records(self.checkpoint_dir, self.scoring)
+        failing = "" if not self._always else "raise" if self.error_score == "raise" else "warn"
+        self.estimator = Recorded(self.estimator, records, digest_of(X), failing=failing)
+        self.scoring = scorer
+        return scorer
+
+    def _put_back(self, scorer: RecordedScorer) -> None:
+        if isinstance(vars(self).get("best_estimator_"), Recorded):
+            self.best_estimator_ = self.best_estimator_.estimator
+        self.scorer_ = scorer.several or scorer.scorer
+
+    def _check_repeats(self) -> None:
+        """Refuse what draws other candidates or folds each time: no record would ever be found again."""
+        parts: list[tuple[str, Any]] = [(type(self).__name__, self), ("cv", self.cv)]
+        for owner, part in parts:
+            draws = hasattr(part, "random_state") and getattr(part, "shuffle", True)
+            if draws and not isinstance(part.random_state, numbers.Integral):
+                raise ParameterError(
+                    f"checkpoint_dir needs an int 'random_state' of {owner}: without one, other "
+                    f"{'folds' if owner == 'cv' else 'candidates'} are drawn each time."
+                )
+
+
+def read_rows(estimator: Any, X: Any, y: Any) -> tuple[Any, bool]:
+    """Find the target as a search needs it, and whether it is classes.
+
+    Returns
+    -------
+    y : Series, DataFrame or None
+        None where scikit-learn cannot fold by it: lists as cells, several targets.
+    classes : bool
+    """
+    from llmfit.estimators.base import BaseLLM
+    from llmfit.estimators.reading import read_fit
+
+    if not isinstance(estimator, BaseLLM):
+        return y, is_classifier(estimator)
+    trial: Any = clone(estimator)
+    chosen = trial._choose(X, y) if hasattr(trial, "_choose") else trial
+    if y is None:
+        y = read_fit(trial if chosen is None else chosen, X, None, estimator._default_target)[1]
+        y = y if chosen is not None and _folds_by(y) else None
+    return y, y is not None and chosen is not None and is_classifier(chosen)
+
+
+def _folds_by(y: Any) -> bool:
+    """Tell a column that scikit-learn can look at to make folds."""
+    try:
+        return bool(type_of_target(y))
+    except ValueError:
+        return False
+
+
+class GridSearch(Search, GridSearchCV):
+    """``GridSearchCV`` with frames and records; see :func:`make_search`."""
+
+
+class RandomSearch(Search, RandomizedSearchCV):
+    """``RandomizedSearchCV`` with frames and records; see :func:`make_search`."""
+
+
+class HalvingGridSearch(Search, HalvingGridSearchCV):
+    """``HalvingGridSearchCV`` with frames and records; see :func:`make_search`."""
+
+
+class HalvingRandomSearch(Search, HalvingRandomSearchCV):
+    """``HalvingRandomSearchCV`` with frames and records; see :func:`make_search`."""
