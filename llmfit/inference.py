@@ -16,7 +16,7 @@ import torch
 from llmfit.batching import PAD_STEP, length_batches
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
-from llmfit.forward import generation_inputs
+from llmfit.forward import Begun, begin, generation_inputs
 from llmfit.memory import auto_budget
 from llmfit.scoring import run_batches
 
@@ -164,6 +164,9 @@ def generate(
     # together, unpadded.
     counting = not start_ids and (settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size > 0)
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
+    begun = None
+    if not start_ids and settings.num_beams == 1:  # beams copy no cache that is given
+        begun = begin(model, [row.prompt for row in rows], pad_id=pad_id, device=device)
     for kind in sorted(set(kinds), reverse=True):  # rows near the end of the context answer apart from the others
         alike = [i for i, own in enumerate(kinds) if own == kind]
         some = [rows[i] for i in alike]
@@ -171,7 +174,7 @@ def generate(
 
         def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
             step = 1 if counting else PAD_STEP
-            return _generate_batch(model, part, config, device, pad_id, start_ids, step=step)
+            return _generate_batch(model, part, config, device, pad_id, start_ids, step=step, begun=begun)
 
         for positions, ids in run_batches(some, length_batches(some, budget), answer_batch):
             for position, answer in zip(positions, ids, strict=True):
@@ -220,9 +223,12 @@ def _generate_batch(
     start_ids: Ids = (),
     *,
     step: int = PAD_STEP,
+    begun: Begun | None = None,
 ) -> list[Ids]:
     prompts = [row.prompt for row in rows]
-    given, before = generation_inputs(prompts, pad_id=pad_id, device=device, start_ids=start_ids, step=step)
+    given, before = generation_inputs(
+        prompts, pad_id=pad_id, device=device, start_ids=start_ids, step=step, begun=begun
+    )
     out = model.generate(**given, generation_config=config)
     return [tuple(row) for row in out[:, before:].tolist()]
 

@@ -264,13 +264,13 @@ def test_the_encoder_reads_each_prompt_once_and_labels_share_what_they_begin_wit
 @pytest.mark.parametrize("budget", [10, 100, 500])
 def test_copies_of_what_was_read_stay_within_the_token_budget(budget, t5, monkeypatch):
     sizes: list[tuple[int, int]] = []
-    fork = reading._fork
+    fork = reading.fork
 
     def counting(cache: Any, rows: torch.Tensor) -> Any:
         sizes.append((len(rows), 48 + 2))  # the prompts are padded to whole steps
         return fork(cache, rows)
 
-    monkeypatch.setattr(reading, "_fork", counting)
+    monkeypatch.setattr(reading, "fork", counting)
     prompts, labels = [(70 + i, *range(100, 138), 2) for i in range(5)], [(40, 50 + i, 60) for i in range(30)]
     score_labels(
         plain_pair(t5["base_model"]), prompts, labels, device=CPU, pad_id=0, start_ids=(0,), batch_tokens=budget

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch_side import CPU, classifier, furthest, make_other, plain_model
 
 import llmfit
-from llmfit import scoring, training
+from llmfit import inference, scoring, training
 from llmfit.encoding import Encoded
 from llmfit.exceptions import PackingWarning
 from llmfit.forward import checking, collate, completion_logits, packable, words
@@ -108,6 +108,40 @@ def test_heads_read_packed_rows(adapter, pooling, batch_tokens, settings, ragged
     other = with_task(settings, **own).fit(ragged)
     np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-5)
     np.testing.assert_allclose(found, other.predict_log_proba(ragged), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "generation", [{}, {"repetition_penalty": 1.3}, {"num_beams": 2}, {"do_sample": True}], ids=lambda given: str(given)
+)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:.*without an end")
+def test_answers_generated_behind_a_beginning_are_those_behind_whole_prompts(
+    generation, kind, tiny, tmp_path, settings, ragged, monkeypatch
+):
+    folder = tiny if kind == "llama" else make_other(tmp_path / kind, tiny, kind, n_positions=2048)
+    own = {"base_model": folder, "target": "label", "batch_tokens": 1500, "dtype": "float64"}
+    own |= {"generation": {"max_new_tokens": 6, **generation}, "template": {"task": TASK, "template": "{task} {text}"}}
+    model = llmfit.LLMGenerator(**{**settings, **own}).fit(ragged)
+    found = model.predict(ragged)
+    monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
+    pd.testing.assert_series_equal(found, model.predict(ragged))
+    assert found.nunique() > 1
+
+
+def test_a_beginning_is_read_once_for_all_that_is_generated(settings, frame, monkeypatch):
+    seen: list[tuple[int, ...]] = []
+    own = {"template": {"task": TASK, "template": "{task}\n{text}"}, "generation": {"max_new_tokens": 1}}
+    model = llmfit.LLMGenerator(**{**settings, "target": "label", **own, "batch_tokens": 200}).fit(frame)
+    with pytest.warns(UserWarning, match="without an end"):
+        model.predict(frame)
+    forward = torch.nn.Embedding.forward
+    monkeypatch.setattr(
+        torch.nn.Embedding, "forward", lambda self, ids: (seen.append(tuple(ids.shape)), forward(self, ids))[1]
+    )
+    with pytest.warns(UserWarning, match="without an end"):
+        model.predict(frame)
+    assert len(seen) > 3
+    assert sum(width >= len(TASK) for _, width in seen) == 1
 
 
 def test_what_is_shared_goes_through_the_network_once(settings, ragged, monkeypatch):

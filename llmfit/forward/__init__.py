@@ -8,14 +8,16 @@ mean a decoder. Rows of a decoder that attends as usual are packed, what all beg
 
 from llmfit.forward.batches import Batch, ask, collate, completion_logits, completion_states, look
 from llmfit.forward.checking import packable
-from llmfit.forward.generation import generation_inputs
+from llmfit.forward.generation import Begun, begin, generation_inputs
 from llmfit.forward.reading import Reading, go_on, keeps_all, read
 from llmfit.forward.words import choices, token_losses
 
 __all__ = [
     "Batch",
+    "Begun",
     "Reading",
     "ask",
+    "begin",
     "choices",
     "collate",
     "completion_logits",

@@ -19,10 +19,12 @@ from llmfit.forward.batches import collate, completion_logits
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import Layout, PackingError, common_prefix, packed
 
-__all__ = ["packable"]
+__all__ = ["packable", "same_words"]
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
 
+WAYS = {"packed": "packed rows", "begun": "prompts whose beginning is known"}
+INSTEAD = {"packed": "they are padded", "begun": "they are read whole"}
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
@@ -61,11 +63,62 @@ def packable(
         return None
     if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
-    layers = frozenset(type(module) for module in model.modules())
+    how = read or partial(_read_words, model, pad_id, device)
+    if not same_words(model, "packed", lambda: _both_ways(model, own, rows, how)):
+        return None
+    return common_prefix([row.prompt for row in rows])
+
+
+def same_words(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None]) -> bool:
+    """See once whether a model says the same in two ways of reading; remember it for its layers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    way : str
+        Name of the quick way.
+    read : callable () -> sequence of Tensor, or None
+        What the model says in the plain way, in the quick way and, where that is to be known, in the plain way again,
+        otherwise rounded: the quick way may be three times as far off. None is no quick way.
+
+    Warns
+    -----
+    PackingWarning
+        If the two differ.
+    """
+    own = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    layers = (way, frozenset(type(module) for module in model.modules()))
     known = _checked.setdefault(own, {})
     if layers not in known:
-        known[layers] = _reads_alike(model, own, rows, pad_id, read or partial(_read_words, model, pad_id, device))
-    return common_prefix([row.prompt for row in rows]) if known[layers] else None
+        training = model.training
+        model.eval()
+        try:
+            known[layers] = _same(model, way, read)
+        finally:
+            model.train(training)
+    return known[layers]
+
+
+@torch.no_grad()
+def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None]) -> bool:
+    try:
+        said = read()
+        if said is None:
+            return False
+        plain, quick, *again = said
+        low = any(p.dtype.itemsize < 4 for p in model.parameters())
+        rounding = sum(3 * _apart(other, plain) for other in again) + (0.05 if low else 1e-3)
+        if _apart(quick, plain) <= rounding:
+            return True
+        why = "its answers differ"
+    except PackingError:
+        return False
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        why = reason(error)
+    warn(PackingWarning(f"This model cannot read {WAYS[way]} ({why}): {INSTEAD[way]}, which takes longer."))
+    return False
 
 
 def _read_words(
@@ -75,38 +128,18 @@ def _read_words(
     return completion_logits(model, batch), batch.layout
 
 
-@torch.no_grad()
-def _reads_alike(model: Any, own: Any, rows: Sequence[Encoded], pad_id: int, read: Read) -> bool:
-    """Read a short and a middling row padded and packed; compare what is said of the next tokens.
-
-    What padded rows say apart and together differs too, by rounding: the packed ones may be three times as far off.
-    """
+def _both_ways(model: Any, own: Any, rows: Sequence[Encoded], read: Read) -> Sequence[torch.Tensor] | None:
+    """Read a short and a middling row padded, packed, and padded apart."""
     by_length = sorted({row.prompt: row for row in rows}.values(), key=lambda row: (row.length, row.prompt))
     sample = [by_length[i]._replace(shares=None) for i in sorted({0, len(by_length) // 2})]
-    sample = [row if row.completion else row._replace(completion=(pad_id,)) for row in sample]
-    training, why = model.training, "its answers differ"
-    model.eval()
-    try:
-        plain, _ = read(sample, None)
-        alone = torch.cat([read([row], None)[0] for row in sample])
-        with packed(model):
-            other, layout = read(sample, common_prefix([row.prompt for row in sample]))
-        if layout is None or len(layout.met) < own.config.get_text_config().num_hidden_layers:
-            return False  # some layers carry a state instead of attending
-        low = any(p.dtype.itemsize < 4 for p in model.parameters())
-        rounding = 3 * _apart(alone, plain) + (0.05 if low else 1e-3)
-        if _apart(other, plain) <= rounding:
-            return True
-    except PackingError:
-        return False
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        why = reason(error)
-    finally:
-        model.train(training)
-    warn(PackingWarning(f"This model cannot read packed rows ({why}): they are padded, which takes longer."))
-    return False
+    sample = [row if row.completion else row._replace(completion=(0,)) for row in sample]
+    plain, _ = read(sample, None)
+    alone = torch.cat([read([row], None)[0] for row in sample])
+    with packed(model):
+        quick, layout = read(sample, common_prefix([row.prompt for row in sample]))
+    if layout is None or len(layout.met) < own.config.get_text_config().num_hidden_layers:
+        return None  # some layers carry a state instead of attending
+    return plain, quick, alone
 
 
 def _apart(some: torch.Tensor, others: torch.Tensor) -> float:

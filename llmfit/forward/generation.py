@@ -1,30 +1,104 @@
-"""Prompts whose answers are generated: as ``model.generate`` of transformers wants them."""
+"""Prompts whose answers are generated: as ``model.generate`` of transformers wants them, their beginning read once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Ids
+from llmfit.forward.checking import same_words
+from llmfit.forward.reading import fork, keeps_all
+from llmfit.packing import common_prefix
 
-__all__ = ["generation_inputs"]
+__all__ = ["Begun", "begin", "generation_inputs"]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What all prompts begin with, read.
+
+    Attributes
+    ----------
+    ids : tuple of int
+    cache : transformers.Cache
+        Its keys and values, of one row.
+    """
+
+    ids: Ids
+    cache: Any
+
+
+@torch.inference_mode()
+def begin(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device) -> Begun | None:
+    """Read what the prompts of a decoder begin with; None where it is not worth a pass, or the model keeps no cache.
+
+    A model that is met for the first time reads two prompts both ways: where the two disagree, it reads whole prompts.
+    """
+    shared = common_prefix(prompts)
+    if len(prompts) < 2 or shared < PAD_STEP or not all(getattr(m, "packable", True) for m in model.modules()):
+        return None
+    ids = torch.tensor([prompts[0][:shared]], device=device)
+    out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    cache = getattr(out, "past_key_values", None)
+    if not keeps_all(cache, max(map(len, prompts))):
+        return None
+    begun = Begun(prompts[0][:shared], cache)
+
+    def said(ways: Sequence[Begun | None]) -> list[torch.Tensor]:
+        return [_next_words(model, prompts[:2], pad_id, device, way) for way in ways]
+
+    return begun if same_words(model, "begun", lambda: said([None, begun])) else None
+
+
+def _next_words(
+    model: Any, prompts: Sequence[Ids], pad_id: int, device: torch.device, begun: Begun | None
+) -> torch.Tensor:
+    given, width = generation_inputs(prompts, pad_id=pad_id, device=device, begun=begun)
+    positions = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    read = 0 if begun is None else len(begun.ids)
+    given |= {"input_ids": given["input_ids"][:, read:width], "position_ids": positions[:, read:width]}
+    logits: torch.Tensor = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1]
+    return logits
 
 
 def generation_inputs(
-    prompts: Sequence[Ids], *, pad_id: int, device: torch.device, start_ids: Ids = (), step: int = PAD_STEP
-) -> tuple[dict[str, torch.Tensor], int]:
+    prompts: Sequence[Ids],
+    *,
+    pad_id: int,
+    device: torch.device,
+    start_ids: Ids = (),
+    step: int = PAD_STEP,
+    begun: Begun | None = None,
+) -> tuple[dict[str, Any], int]:
     """Pad prompts as ``model.generate`` wants them.
+
+    Parameters
+    ----------
+    prompts : sequence of tuple of int, length B
+    step : int
+        Widths are multiples of it.
+    begun : Begun or None
+        What all of them begin with: padding stands behind it, before what is a row's own.
 
     Returns
     -------
-    dict of str to Tensor
+    dict of str to Tensor, or Cache
     int
         Tokens that stand before each answer in what is generated.
     """
-    ids, mask = (torch.from_numpy(array).to(device) for array in pad(prompts, pad_id, left=not start_ids, step=step))
-    given = {"input_ids": ids, "attention_mask": mask}
+    read = 0 if begun is None else len(begun.ids)
+    own, known = pad([prompt[read:] for prompt in prompts], pad_id, left=not start_ids, step=step)
+    ids, mask = torch.from_numpy(own).to(device), torch.from_numpy(known).to(device)
+    if begun is not None:
+        ids = torch.cat([torch.tensor(begun.ids, device=device).expand(len(ids), -1), ids], dim=1)
+        mask = torch.cat([mask.new_ones(len(mask), read), mask], dim=1)
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if begun is not None:
+        given["past_key_values"] = fork(begun.cache, torch.zeros(len(ids), dtype=torch.long, device=device))
     if not start_ids:
         return given, ids.shape[1]
     return {**given, "decoder_input_ids": torch.tensor(start_ids, device=device).repeat(len(ids), 1)}, len(start_ids)

@@ -16,7 +16,7 @@ import torch
 from llmfit.batching import pad
 from llmfit.encoding import Ids
 
-__all__ = ["Reading", "go_on", "keeps_all", "read"]
+__all__ = ["Reading", "fork", "go_on", "keeps_all", "read"]
 
 
 @dataclass(frozen=True)
@@ -121,17 +121,17 @@ def go_on(model: Any, reading: Reading, rows: torch.Tensor, tails: torch.Tensor)
             "attention_mask": torch.cat([known, known.new_ones(len(ids), depth)], dim=1).long(),
             "position_ids": known.sum(1)[:, None] + torch.arange(depth, device=rows.device),
         }
-    out = model(**given, past_key_values=_fork(reading.cache, copies), use_cache=True)
+    out = model(**given, past_key_values=fork(reading.cache, copies), use_cache=True)
     logits: torch.Tensor = out.logits
     return logits.reshape(count, n_tails, depth, -1)
 
 
-def _fork(cache: Any, rows: torch.Tensor) -> Any:
+def fork(cache: Any, rows: torch.Tensor) -> Any:
     """Copy a key-value cache, with some rows repeated."""
     from transformers.cache_utils import EncoderDecoderCache
 
     if isinstance(cache, EncoderDecoderCache):
-        return EncoderDecoderCache(_fork(cache.self_attention_cache, rows), _fork(cache.cross_attention_cache, rows))
+        return EncoderDecoderCache(fork(cache.self_attention_cache, rows), fork(cache.cross_attention_cache, rows))
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
     forked.batch_select_indices(rows)
