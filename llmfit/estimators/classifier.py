@@ -218,8 +218,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     def _head_targets(self, y: pd.Series) -> list[tuple[float, ...]]:
         if self._form is not None:
             return [tuple(map(float, row)) for row in targets.to_indicator(y, self.classes_)]
-        place = {label: (float(i),) for i, label in enumerate(self.classes_.tolist())}
-        return [place[label] for label in targets.label_values(y).tolist()]
+        place = {label_text(label): (float(i),) for i, label in enumerate(self.classes_)}
+        return [place[text] for text in self._answer_texts(y)]
 
     def _check_truth(self, y: pd.Series) -> None:
         targets.check_known(y, self.classes_, self._form)
@@ -235,7 +235,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         return f"Predict the {self.target_}.{named}"
 
     def _reserve(self, encoder: Any, prompts: Any, answers: Sequence[str]) -> int:
-        return max(map(len, encoder.closed([prompts.template.completion(text) for text in sorted(set(answers))])))
+        return max(map(len, encoder.closed([prompts.template.completion(label_text(c)) for c in self.classes_])))
 
     def _check_prompts(self, encoder: Any) -> None:
         self._label_ids(encoder)
