@@ -60,6 +60,7 @@ class LinearHead:
     pooling : {"auto", "last", "mean", "first"}, default="auto"
         Which tokens of a row make its vector: the last, all in the mean, or the first. "auto" is the last token of a
         decoder, the only one that has seen the others, and the mean of an encoder (of an encoder-decoder's encoder).
+        A decoder's first token has seen none: "first" is refused there.
     dropout : float, default=0.0
         Share of the vector set to zero in training.
     cache : None or path, default=None
