@@ -64,7 +64,7 @@ def _check_blocks(spec: Any, model: Any) -> None:
 
 
 def _blocks(pattern: str, model: Any) -> set[int]:
-    """Number the blocks of a list as peft does; "" is the first list in a layer's name."""
+    """Find the numbers of the blocks in a list, as peft does; "" is the first list in a layer's name."""
     try:
         rule = re.compile(rf"(?:^|.*?\.){pattern}\.(\d+)\." if pattern else r".*?\.[^.]*\.(\d+)\.")
     except re.error:
