@@ -40,7 +40,7 @@ class Pooler(nn.Module):
     Parameters
     ----------
     base : BaseModel
-        Lent: a decoder's output embeddings are replaced by a tap.
+        Lent: a decoder's output embeddings are replaced by a tap; of an encoder-decoder, the encoder alone is left.
     pooling : str
         A name in `POOLINGS`.
 
@@ -58,10 +58,9 @@ class Pooler(nn.Module):
         self.where = base.device
         self.dtype = torch.promote_types(base.dtype, torch.float32)
         self.tap = _Tap() if base.kind == "decoder" else None
+        if base.kind == "encoder-decoder":
+            _leave_encoder(base.model)
         self.size = _tapped(base, self.tap) if self.tap is not None else int(base.model.config.hidden_size)
-        config = base.model.config
-        starts = (getattr(config, "decoder_start_token_id", None), base.pad_id)
-        self.start = next(i for i in starts if i is not None)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Compute a vector a row.
@@ -97,6 +96,23 @@ def _tapped(base: Any, tap: nn.Module) -> int:
     return int(words.weight.shape[-1] if not hasattr(words, "in_features") else words.in_features)
 
 
+def _leave_encoder(model: Any) -> None:
+    """Take the decoder and the output embeddings out, through which no vector comes: nobody shall train or count them.
+
+    The model keeps its name, its configuration and the names of its layers for whoever wraps it.
+    """
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    places = [(m, name) for m in model.modules() for name, child in m.named_children() if child is decoder]
+    for module, name in places:
+        setattr(module, name, nn.Module())
+    model.set_output_embeddings(nn.Identity())
+
+    def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
+        return encoder(input_ids=input_ids, attention_mask=attention_mask)
+
+    model.forward = forward
+
+
 def _picked(hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Pick the kept positions; what a wrapper puts before a row's tokens is left aside: (N, H)."""
     return hidden[:, -keep.shape[1] :][keep]
@@ -113,15 +129,6 @@ def _read_decoder(pooler: Any, input_ids: torch.Tensor, _: torch.Tensor, keep: t
 
 def _read_encoder(pooler: Any, input_ids: torch.Tensor, known: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return _picked(pooler.model(input_ids=input_ids, attention_mask=known.long()).last_hidden_state, keep)
-
-
-def _read_encoder_decoder(
-    pooler: Any, input_ids: torch.Tensor, known: torch.Tensor, keep: torch.Tensor
-) -> torch.Tensor:
-    """Read the encoder's states; the decoder goes one token, so that wrappers of the whole model have their say."""
-    start = input_ids.new_full((len(input_ids), 1), pooler.start)
-    out = pooler.model(input_ids=input_ids, attention_mask=known.long(), decoder_input_ids=start, use_cache=False)
-    return _picked(out.encoder_last_hidden_state, keep)
 
 
 class Vectors(nn.Module):
@@ -197,5 +204,5 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 READERS: dict[str, Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "decoder": _read_decoder,
     "encoder": _read_encoder,
-    "encoder-decoder": _read_encoder_decoder,
+    "encoder-decoder": _read_encoder,
 }
