@@ -318,7 +318,7 @@ def test_saved_heads_come_back_bit_for_bit(kind, adapter, bases, frame, settings
         assert loaded.get_params() == model.get_params()
         assert (tmp_path / name / "head.safetensors").is_file()
         card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
-        assert "| head | linear (pooling='auto', dropout=0.0) |" in card
+        assert "| head | linear (pooling='auto', dropout=0.0, bias=True) |" in card
 
 
 def test_the_adapter_of_a_saved_head_is_a_peft_folder(bases, frame, settings, tmp_path):
@@ -468,7 +468,8 @@ HEAD_SENTENCES: list[tuple[Any, str]] = [
     ({"type": "mlp"}, "The 'head' parameter of LLMClassifier must be one of 'lm', 'linear'. Got 'mlp' instead."),
     (
         {"poolling": "mean"},
-        "The head 'linear' has no parameter 'poolling'. It has 'cache', 'dropout', 'pooling'. Did you mean 'pooling'?",
+        "The head 'linear' has no parameter 'poolling'. It has 'bias', 'cache', 'dropout', 'pooling'. "
+        "Did you mean 'pooling'?",
     ),
     ({"type": "lm", "pooling": "mean"}, "The head 'lm' has no parameter 'pooling'. It has none."),
     (

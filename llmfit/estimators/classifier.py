@@ -52,7 +52,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         "double_quant", "compute_dtype"}), 8 (or {"bits": 8, "threshold"}). Not with adapter="full".
     head : "lm", "linear" or dict, default="lm"
         Answer in words, or by a linear layer on a row's pooled hidden states: {"type": "linear", "pooling": "auto"
-        ("last" for a decoder, "mean" for an encoder), "last", "mean" or "first", "dropout", "cache"}; see
+        ("last" for a decoder, "mean" for an encoder), "last", "mean" or "first", "dropout", "bias", "cache"}; see
         :class:`llmfit.heads.LinearHead`. Encoders such as BERT need "linear".
     epochs : int, default=3
         Passes over the rows.

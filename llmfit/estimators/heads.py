@@ -87,10 +87,10 @@ def answer(estimator: Any, base: BaseModel, rows: Sequence[Encoded]) -> Any:
     with estimator._bar(len(rows), "predict") as bar:
         if estimator._adapter is None:
             vectors = embed(base, head, prompts, batch_tokens=estimator.batch_tokens, progress=bar.update)
-            out = functional.linear(vectors, own["weight"].to(vectors.dtype), own["bias"].to(vectors.dtype))
+            out = functional.linear(vectors, **{name: tensor.to(vectors.dtype) for name, tensor in own.items()})
         else:
             longest = max(row.length for row in rows)
-            spec = WithHead(estimator._adapter, head, len(own.get("bias", ())))
+            spec = WithHead(estimator._adapter, head, len(own["weight"]))
             with base.attach(spec, estimator._tensors, longest=longest) as model:
                 out = scoring.head_outputs(
                     model,

@@ -136,14 +136,16 @@ class Vectors(nn.Module):
 
     They are given to the head with each number's mean taken off, divided by its spread and by the root of how many
     there are: vectors of length one in the mean, whatever the model, for which one learning rate is right.
-    :meth:`to_plain` writes the head that was learned so for the vectors as they are.
+    :meth:`to_plain` writes the head that was learned so for the vectors as they are. Not `centred`, the mean is left
+    on: a head without bias could not take it off again.
     """
 
-    def __init__(self, vectors: torch.Tensor, learned: int) -> None:
+    def __init__(self, vectors: torch.Tensor, learned: int, *, centred: bool = True) -> None:
         super().__init__()
         self.size, self.dtype, self.where = vectors.shape[1], vectors.dtype, vectors.device
         wide = vectors[:learned].double()
-        self.mean, self.spread = wide.mean(0), wide.std(0, correction=0)
+        self.mean = wide.mean(0) * centred
+        self.spread = (wide - self.mean).square().mean(0).sqrt()
         self.spread[self.spread <= SMALLEST * self.spread.max()] = 1.0
         self.spread *= self.size**0.5
         self.scaled = ((vectors - self.mean) / self.spread).to(self.dtype)
@@ -155,15 +157,21 @@ class Vectors(nn.Module):
     def to_plain(self, head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Write a head for the vectors as they are."""
         weight = head["weight"].detach().double() / self.spread
-        plain = {"weight": weight, "bias": head["bias"].detach().double() - weight @ self.mean}
-        return {name: tensor.to(self.dtype) for name, tensor in plain.items()}
+        return self._written(head, weight, -weight @ self.mean)
 
     def to_scaled(self, head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Write a head for the scaled vectors; {} stays {}."""
         if not head:
             return {}
-        weight, bias = head["weight"].double(), head["bias"].double()
-        return {"weight": (weight * self.spread).to(self.dtype), "bias": (bias + weight @ self.mean).to(self.dtype)}
+        weight = head["weight"].double()
+        return self._written(head, weight * self.spread, weight @ self.mean)
+
+    def _written(
+        self, head: Mapping[str, torch.Tensor], weight: torch.Tensor, more: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Write a head with another weight, and more of its bias where it has one."""
+        written = {"weight": weight} | ({"bias": head["bias"].detach().double() + more} if "bias" in head else {})
+        return {name: tensor.to(self.dtype) for name, tensor in written.items()}
 
 
 class Headed(nn.Module):
@@ -174,14 +182,15 @@ class Headed(nn.Module):
     backbone : Pooler or Vectors
     outputs : int
     dropout : float
+    bias : bool
     """
 
-    def __init__(self, backbone: Any, outputs: int, dropout: float) -> None:
+    def __init__(self, backbone: Any, outputs: int, dropout: float, *, bias: bool = True) -> None:
         super().__init__()
         self.backbone, self.dropout = backbone, nn.Dropout(dropout)
-        self.head = nn.Linear(backbone.size, outputs, dtype=backbone.dtype, device=backbone.where)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = nn.Linear(backbone.size, outputs, bias=bias, dtype=backbone.dtype, device=backbone.where)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def load_head(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of a head that was learned; {} leaves the zeros."""
