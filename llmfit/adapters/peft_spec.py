@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,6 +51,7 @@ HARMLESS = (  # what peft warns of and sets right, or what is as it shall be
     "Unsupported layer type",
 )
 WRAPPED = "base_model.model."  # what peft puts before the names of a model's layers
+CONSTANT = ".ranknum."  # of AdaLoRA, made anew
 APART = ("prompt_embeddings",)  # peft writes them into the model by itself
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
 
@@ -151,7 +152,9 @@ class PeftSpec(AdapterSpec):
         import peft
 
         try:
-            odd = [n for n in peft.set_peft_model_state_dict(model, tensors).unexpected_keys if n not in APART]
+            loaded = peft.set_peft_model_state_dict(model, tensors)
+            odd = [name for name in loaded.unexpected_keys if name not in APART]
+            odd += _without_weights(model, loaded.missing_keys) if not {*APART} & {*tensors} else []
         except (RuntimeError, KeyError) as error:
             raise ModelLoadError(f"The saved weights do not belong to this base model: {reason(error)}.") from error
         if odd:
@@ -308,6 +311,14 @@ def _settle(model: Any, *, low: bool) -> None:
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = not low
+
+
+def _without_weights(model: Any, missing: Sequence[str]) -> list[str]:
+    """Name what is trained and was not loaded, under any of the names that it has."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    there = {id(parameter) for name, parameter in named if name not in set(missing)}
+    learns = [(name, id(parameter)) for name, parameter in named if parameter.requires_grad and CONSTANT not in name]
+    return [name for name, own in learns if own not in there]
 
 
 def _plain(value: Any) -> Any:

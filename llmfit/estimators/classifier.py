@@ -45,8 +45,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         and "na_rep" (what a missing value reads as). None lists the features as ``name: value``.
     adapter : None, str, dict or spec, default="lora"
         What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), any other method of
-        ``llmfit.adapters.METHODS`` or of PEFT, "full", or None for zero-shot and few-shot, where `fit` only learns the
-        labels. None with a linear head trains the head alone, on vectors that are computed once.
+        ``llmfit.adapters.METHODS`` or of PEFT, the path of a PEFT folder to begin from, "full", or None for zero-shot
+        and few-shot, where `fit` learns only the labels. None with a linear head trains the head alone, on vectors.
     quantization : None, 4, 8, dict or Quantization, default=None
         Bits in which the frozen base model's linear layers are stored: 4 (or {"bits": 4, "type": "nf4" or "fp4",
         "double_quant", "compute_dtype"}), 8 (or {"bits": 8, "threshold"}). Not with adapter="full".
