@@ -178,7 +178,7 @@ def resolve_features(
     ParameterError
         If the spelling or a kind is none of the accepted ones.
     DataError
-        If a column is missing, named twice, or is the target.
+        If a column is missing, named twice, or is the target, or one declared as binary has more than two values.
     """
     kinds = _spelled("features", given, owner)
     targets = [target] if isinstance(target, str) else list(target or ())
@@ -191,9 +191,18 @@ def resolve_features(
         if name in kinds:
             raise DataError(f"The target column {name!r} is among the features. Leave it out of 'features'.")
     check_columns(kinds, frame, owner)
+    _check_binary([name for name, kind in kinds.items() if kind == "binary"], frame)
     return tuple(
         Feature(name, kind or _feature_kind(frame[name]), _is_whole(frame[name])) for name, kind in kinds.items()
     )
+
+
+def _check_binary(names: Sequence[str], frame: pd.DataFrame) -> None:
+    """Raise for the first column declared as binary that has more than two values."""
+    for name in names:
+        distinct = int(frame[name].dropna().astype(str).nunique())
+        if distinct > 2:
+            raise DataError(f"The feature {name!r} is declared as 'binary', but has {distinct} distinct values.")
 
 
 def _is_whole(column: pd.Series) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from llmfit.exceptions import DataError, quoted
 
-__all__ = ["Table", "as_column", "check_readable", "is_array_like", "to_table"]
+__all__ = ["Table", "as_column", "check_readable", "has_names", "is_array_like", "to_table"]
 
 TEXT_COLUMN = "text"
 
@@ -50,6 +50,11 @@ def is_array_like(X: Any) -> bool:
     """Tell whether `X` has no column names, so that scikit-learn's checks of arrays apply."""
     named = isinstance(X, pd.DataFrame | pd.Series) or _from_library(X, "polars")
     return not (named or _from_library(X, "datasets") or _is_column_of_texts(X) or _is_list_of(X, dict))
+
+
+def has_names(X: Any) -> bool:
+    """Tell what names its columns itself: a frame, a Dataset, a list of dicts."""
+    return hasattr(X, "columns") or hasattr(X, "column_names") or _is_list_of(X, dict)
 
 
 def _is_column_of_texts(X: Any) -> bool:
@@ -144,6 +149,8 @@ def as_column(y: Any, n_rows: int, name: str) -> pd.Series:
     if _from_library(y, "polars") or _from_library(y, "datasets"):
         y = y.collect() if hasattr(y, "collect") else y
         y = y.to_pandas() if hasattr(y, "to_pandas") else list(y)
+    if _is_list_of(y, dict):
+        y = pd.DataFrame.from_records(y)
     if isinstance(y, pd.DataFrame) and y.shape[1] == 1:
         y = y.iloc[:, 0]
     if not isinstance(y, pd.Series):

@@ -478,8 +478,7 @@ WRONG_HERE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such block": (
         {"layers_to_transform": 7},
-        "The 'target_modules' parameter of LoRA must name layers of this model that LoRA can adapt. "
-        "Got 'all-linear' instead.",
+        "The 'layers_to_transform' parameter of LoRA must be at most 1 in this model. Got 7 instead.",
     ),
 }
 

@@ -127,7 +127,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "vector_length": (
         "llama",
         {"type": "vblora", "vector_length": 7},
-        "The adapter 'vblora' cannot be put into this model: `in_features` 32 must be divisible by `vector_length` 7.",
+        "The 'vector_length' parameter of VBLoRA must be a divisor of the inputs and outputs of every layer adapted, "
+        "and 'model.layers.0.self_attn.q_proj' has 32 and 32. Got 7 instead.",
     ),
     "butterflies": (
         "llama",
@@ -140,12 +141,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama",
         {"type": "ia3", "target_modules": ["k_proj"]},
         "The 'target_modules' and 'feedforward_modules' parameters of IA3 belong together: give both, or none.",
-    ),
-    "family of ln_tuning": (
-        "olmo2",
-        {"type": "ln_tuning"},
-        "The 'target_modules' parameter of LNTuning must name layers of this model that LNTuning can adapt. "
-        "Got None instead.",
     ),
     "blocks": (
         "llama",

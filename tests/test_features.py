@@ -364,3 +364,14 @@ def test_labels_are_completions(settings: dict[str, Any]) -> None:
     for labels, texts in (([1.0, 2.0], ["1", "2"]), ([True, False], ["True", "False"]), ([7, 30], ["7", "30"])):
         shown = LLMClassifier(**settings).preview(FRAME[["a"]], y=labels)
         assert shown["completion"].tolist() == [f" {text}</s>" for text in texts]
+
+
+def test_a_feature_declared_as_binary_has_two_values_at_most(frame, settings):
+    colours = ["red", "green", None, "red"] * 2
+    clf = LLMClassifier(**settings, features={"text": "text", "colour": "binary"}, target="label", adapter=None)
+    assert clf.fit(frame.assign(colour=colours)).features_["colour"] == "binary"
+    with pytest.raises(DataError) as error:
+        clf.fit(frame.assign(colour=[*colours[:7], "blue"]))
+    assert str(error.value) == "The feature 'colour' is declared as 'binary', but has 3 distinct values."
+    kept = clf.predict(frame.assign(colour="a value that no fitted row had"))
+    assert len(kept) == 8

@@ -318,7 +318,7 @@ def test_saved_heads_come_back_bit_for_bit(kind, adapter, bases, frame, settings
         assert loaded.get_params() == model.get_params()
         assert (tmp_path / name / "head.safetensors").is_file()
         card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
-        assert "| head | linear (pooling='auto', dropout=0.0) |" in card
+        assert "| head | linear (pooling='auto', dropout=0.0, bias=True) |" in card
 
 
 def test_the_adapter_of_a_saved_head_is_a_peft_folder(bases, frame, settings, tmp_path):
@@ -360,7 +360,7 @@ def test_answers_do_not_depend_on_rows_beside_duplicates_or_order(adapter, frame
 
 
 def test_a_search_over_keys_of_the_head(frame, settings):
-    grid = {"head__pooling": ["mean", "first"], "learning_rate": [1e-2, 1e-1]}
+    grid = {"head__pooling": ["mean", "last"], "learning_rate": [1e-2, 1e-1]}
     given = settings | {"adapter": None, "epochs": 30}
     search = GridSearchCV(headed(given, features="text"), grid, cv=2).fit(frame, frame["label"])
     folds = list(StratifiedKFold(2).split(frame, frame["label"]))
@@ -371,7 +371,7 @@ def test_a_search_over_keys_of_the_head(frame, settings):
         ]
         parts = zip(alone, folds, strict=True)
         assert score == np.mean([one.score(frame.iloc[b], frame["label"].iloc[b]) for one, (_, b) in parts])
-    assert {one["head__pooling"] for one in search.cv_results_["params"]} == {"mean", "first"}
+    assert {one["head__pooling"] for one in search.cv_results_["params"]} == {"mean", "last"}
     assert same(search.best_estimator_, clone(search.best_estimator_).fit(frame, frame["label"]))
     assert headed(given).set_params(head__dropout=0.5).head == {"type": "linear", "dropout": 0.5}
 
@@ -468,7 +468,8 @@ HEAD_SENTENCES: list[tuple[Any, str]] = [
     ({"type": "mlp"}, "The 'head' parameter of LLMClassifier must be one of 'lm', 'linear'. Got 'mlp' instead."),
     (
         {"poolling": "mean"},
-        "The head 'linear' has no parameter 'poolling'. It has 'cache', 'dropout', 'pooling'. Did you mean 'pooling'?",
+        "The head 'linear' has no parameter 'poolling'. It has 'bias', 'cache', 'dropout', 'pooling'. "
+        "Did you mean 'pooling'?",
     ),
     ({"type": "lm", "pooling": "mean"}, "The head 'lm' has no parameter 'pooling'. It has none."),
     (

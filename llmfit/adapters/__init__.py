@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from llmfit.adapters.adalora import AdaLoRA
 from llmfit.adapters.changes import BOFT, HRA, IA3, OFT, AdaptionPrompt, BitFit, LNTuning
+from llmfit.adapters.folders import adapter_folder, spec_from_folder
 from llmfit.adapters.full import Full
 from llmfit.adapters.lora import DoRA, LoRA
 from llmfit.adapters.other import other_method, other_names
@@ -53,6 +55,7 @@ __all__ = [
     "WaveFT",
     "adapter_defaults",
     "adapter_from_folder",
+    "adapter_start",
     "count_parameters",
     "resolve_adapter",
 ]
@@ -66,8 +69,9 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
 
     Parameters
     ----------
-    value : None, str, dict or AdapterSpec
-        A method's name, a dict of "type" and its settings, or a spec. A dict without "type" is LoRA.
+    value : None, str, dict, path or AdapterSpec
+        A method's name, a dict of "type" and its settings, or a spec. A dict without "type" is LoRA. The path of a PEFT
+        folder stands for the method and the settings that it was made with.
 
     Returns
     -------
@@ -78,7 +82,12 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
     ------
     ParameterError
         If the method or a setting is unknown, or a value cannot be used.
+    ModelLoadError
+        If a PEFT folder cannot be read.
     """
+    start = adapter_start(value)
+    if start is not None:
+        return spec_from_folder(start, METHODS.values())
     if value is None:
         return None
     if isinstance(value, AdapterSpec):
@@ -99,6 +108,25 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
     spec = method(**settings)
     spec.check()
     return spec
+
+
+def adapter_start(value: Any) -> Path | None:
+    """Find the PEFT folder whose weights a fit begins from; None where it begins anew.
+
+    Raises
+    ------
+    ParameterError
+        If there are settings beside a folder.
+    """
+    given = value if isinstance(value, Mapping) else {"type": value}
+    name = given.get("type", "lora")
+    folder = adapter_folder(name) if _method(name) is None else None
+    if folder is not None and len(given) > 1:
+        (key, *_) = (key for key in given if key != "type")
+        raise ParameterError(
+            f"The adapter folder {str(folder)!r} takes no settings beside its own. Got {key!r} as well."
+        )
+    return folder
 
 
 def adapter_defaults(given: Mapping[str, Any]) -> dict[str, Any]:

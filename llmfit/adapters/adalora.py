@@ -121,7 +121,7 @@ class AdaLoRA(LayerSpec):
             return
         if step == config.total_step - config.tfinal and not allocator.ipt:  # no step before, to weigh anything by
             allocator.update_ipt(model.base_model.model)
-        for parameter in model.parameters():  # layers that no answer came through: a head reads the encoder alone
+        for parameter in model.parameters():  # layers that no token came through, as experts'
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = parameter.new_zeros(parameter.shape)
         model.base_model.update_and_allocate(step)

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters.peft_spec import LayerSpec, PeftSpec, largest_divisor, sizes
-from llmfit.adapters.some import SomeLayers
+from llmfit.adapters.peft_spec import LayerSpec, PeftSpec
+from llmfit.adapters.rules import as_names
+from llmfit.adapters.some import Blocked, SomeLayers, width_of
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import ParameterError, parameter_error, quoted
 
@@ -52,6 +53,11 @@ class IA3(LayerSpec):
             raise ParameterError(
                 "The 'target_modules' and 'feedforward_modules' parameters of IA3 belong together: give both, or none."
             )
+        if self.target_modules not in (None, "all-linear"):
+            targets = as_names(self.target_modules)
+            for name in as_names(self.feedforward_modules):
+                if name not in targets:
+                    raise parameter_error("feedforward_modules", "IA3", "among target_modules", name)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -61,7 +67,7 @@ class LNTuning(LayerSpec):
     Parameters
     ----------
     target_modules : str or list of str, default=None
-        The norms. None is peft's choice for the model's family.
+        The norms. None is peft's choice for the model's family, or all of them where it has none.
     exclude_modules, modules_to_save : str or list of str, default=None
 
     References
@@ -75,6 +81,19 @@ class LNTuning(LayerSpec):
 
     target_modules: Any = None
     exclude_modules: Any = None
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """All norms, in a family for which peft has no choice."""
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING as FAMILIES
+
+        if self.target_modules is not None or model.config.model_type in FAMILIES:
+            return {}
+        norms = (name for name, module in model.named_modules() if "norm" in type(module).__name__.lower())
+        return {"target_modules": sorted(norms)}
+
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """Name the layers that have weights, where nobody has named any."""
+        return {} if self.target_modules is not None else {"target_modules": self.layers_of(tensors)}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -99,7 +118,7 @@ class BitFit(LayerSpec):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class OFT(SomeLayers):
+class OFT(Blocked, SomeLayers):
     """OFT: each layer's weight is turned by a block-diagonal orthogonal matrix.
 
     Parameters
@@ -125,6 +144,14 @@ class OFT(SomeLayers):
     peft_type: ClassVar[str] = "OFT"
     learning_rate: ClassVar[float] = 1e-3
     fixed: ClassVar[dict[str, Any]] = {"r": 0}
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {
+        **SomeLayers.idle,
+        "eps": ("coft", False),
+        "num_cayley_neumann_terms": ("use_cayley_neumann", False),
+    }
+    size: ClassVar[str] = "oft_block_size"
+    most: ClassVar[int] = 32
+    both: ClassVar[bool] = False
 
     oft_block_size: int | None = None
     module_dropout: float = 0.0
@@ -134,25 +161,14 @@ class OFT(SomeLayers):
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = 5
 
-    def fitted(self, model: Any) -> dict[str, Any]:
-        """Find a block that divides the inputs of every layer."""
-        given = super().fitted(model)
-        if self.oft_block_size is not None:
-            return given
-        inputs = [inputs for inputs, _ in sizes(model, self.config("decoder", **given, oft_block_size=32))]
-        return {**given, "oft_block_size": largest_divisor(inputs, most=32)}
-
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read the block off its b (b - 1) / 2 weights."""
-        given = super().learned(tensors)
-        if self.oft_block_size is not None:
-            return given
-        number = next(tensor.shape[-1] for name, tensor in tensors.items() if ".oft_R" in name)
-        return {**given, "oft_block_size": (1 + math.isqrt(1 + 8 * number)) // 2}
+        number = width_of(tensors, ".oft_R", None) or 0
+        return {**super().learned(tensors), "oft_block_size": (1 + math.isqrt(1 + 8 * number)) // 2}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class BOFT(SomeLayers):
+class BOFT(Blocked, SomeLayers):
     """BOFT: each layer's weight is turned by a product of sparse orthogonal matrices, like a butterfly.
 
     Parameters
@@ -172,18 +188,13 @@ class BOFT(SomeLayers):
     peft_type: ClassVar[str] = "BOFT"
     learning_rate: ClassVar[float] = 1e-3
     names: ClassVar[dict[str, str]] = {"dropout": "boft_dropout"}
+    size: ClassVar[str] = "boft_block_size"
+    most: ClassVar[int] = 4
+    both: ClassVar[bool] = False
 
     boft_block_size: int | None = None
     boft_n_butterfly_factor: int = 1
     dropout: float = 0.0
-
-    def fitted(self, model: Any) -> dict[str, Any]:
-        """Find a block that divides the inputs of every layer."""
-        given = super().fitted(model)
-        if self.boft_block_size is not None:
-            return given
-        inputs = [inputs for inputs, _ in sizes(model, self.config("decoder", **given))]
-        return {**given, "boft_block_size": largest_divisor(inputs, most=4)}
 
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Let peft wrap the layers; without a kernel of its own it takes one matrix, whatever it is told."""
@@ -198,8 +209,7 @@ class BOFT(SomeLayers):
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read the block off its b by b weights."""
-        size = next(tensor.shape[-1] for name, tensor in tensors.items() if ".boft_R" in name)
-        return {**super().learned(tensors), "boft_block_size": size}
+        return {**super().learned(tensors), "boft_block_size": width_of(tensors, ".boft_R", None)}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters import start_settings as starts
 from llmfit.adapters.peft_spec import WRAPPED, LayerSpec
+from llmfit.adapters.places import matching
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import check_choice, parameter_error
 
@@ -90,6 +91,7 @@ class LoRA(LayerSpec):
     learning_rate: ClassVar[float] = 2e-4  # Biderman et al. 2024, LoRA Learns Less and Forgets Less: 1e-4 to 5e-4
     names: ClassVar[dict[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
     apart: ClassVar[tuple[str, ...]] = ("loraplus_lr_ratio", *starts.CONFIGS)
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {"layers_pattern": ("layers_to_transform", None)}
 
     r: int = 16
     alpha: float | None = None
@@ -123,10 +125,6 @@ class LoRA(LayerSpec):
             raise parameter_error("r", owner, "even where init_lora_weights is 'orthogonal'", self.r)
         if self.use_dora and starts.moves_base(start):
             raise parameter_error("use_dora", owner, f"False where init_lora_weights is {start!r}", self.use_dora)
-        if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise parameter_error(
-                "layers_pattern", owner, "None where layers_to_transform is None", self.layers_pattern
-            )
         starts.check_configs(self, owner)
 
     def settings(self) -> dict[str, Any]:
@@ -162,12 +160,12 @@ class LoRA(LayerSpec):
 
     def rank_of(self, layer: str) -> int:
         """Rank that the settings give a layer."""
-        return int(_matching(self.rank_pattern, layer, self.r))
+        return int(matching(self.rank_pattern, layer, self.r))
 
     def scale_of(self, layer: str) -> float:
         """Factor on B A that the settings give a layer."""
         settings, rank = self.settings(), self.rank_of(layer)
-        alpha = _matching(settings.get("alpha_pattern"), layer, settings["lora_alpha"])
+        alpha = matching(settings.get("alpha_pattern"), layer, settings["lora_alpha"])
         return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
     # In and out ---------------------------------------------------------------------------------
@@ -213,10 +211,3 @@ def _layers_with_a(tensors: Tensors) -> list[tuple[str, str]]:
     """Names of every A, and of the layer that it belongs to."""
     parts = [(name, *name.removeprefix(WRAPPED).partition(".lora_")) for name in tensors]
     return [(name, layer) for name, layer, _, rest in parts if rest.startswith(("A", "embedding_A"))]
-
-
-def _matching(pattern: Any, layer: str, otherwise: Any) -> Any:
-    """Look a layer up among names that are regular expressions, as peft does."""
-    from peft.utils.other import get_pattern_key
-
-    return (pattern or {}).get(get_pattern_key((pattern or {}).keys(), layer), otherwise)

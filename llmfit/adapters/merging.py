@@ -66,7 +66,7 @@ def _untie(model: Any) -> bool:
     from torch import nn
 
     embedding, head = (_inner(layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
-    if head is None or embedding is None or head.weight is not embedding.weight:
+    if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     _say_tied(model.config, False)

@@ -27,6 +27,7 @@ REFUSED = {
     "poly": "it needs the number of a task with every row",
     "xlora": "it mixes adapters that are trained already",
 }
+NEEDED = {"trainable_tokens": ("token_indices",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -34,6 +35,13 @@ class OtherSpec(PeftSpec):
     """Base of the specs made of peft's configurations."""
 
     learning_rate: ClassVar[float] = 1e-3
+
+    def check(self) -> None:
+        """Raise a ParameterError for a setting that peft wants and does not ask for."""
+        super().check()
+        for field in NEEDED.get(self.type, ()):
+            if not getattr(self, field):
+                raise ParameterError(f"The adapter {self.type!r} needs {field!r}.")
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
         """Put the adapter in; see :class:`PeftSpec`."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llmfit.adapters.places import check_patterns, check_places, no_target
 from llmfit.adapters.rules import RULES, as_names
 from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Plan, Tensors, compute_low, is_low, own_biases
-from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, reason, suggest
+from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, parameter_error, reason
 from llmfit.sources import public_name
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ HARMLESS = (  # what peft warns of and sets right, or what is as it shall be
     "Unsupported layer type",
 )
 WRAPPED = "base_model.model."  # what peft puts before the names of a model's layers
+CONSTANT = ".ranknum."  # of AdaLoRA, made anew
 APART = ("prompt_embeddings",)  # peft writes them into the model by itself
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
 
@@ -68,12 +70,15 @@ class PeftSpec(AdapterSpec):
         Fields that are no settings of peft's.
     fixed : dict of str to any
         Settings of peft's that the user has no say in.
+    idle : dict of str to tuple of (str, any)
+        Fields that have no effect while another field has a value: that field, and the value.
     """
 
     peft_type: ClassVar[str]
     names: ClassVar[Mapping[str, str]] = {}
     apart: ClassVar[tuple[str, ...]] = ()
     fixed: ClassVar[Mapping[str, Any]] = {}
+    idle: ClassVar[Mapping[str, tuple[str, Any]]] = {}
 
     def check(self) -> None:
         """Raise a ParameterError for the first setting that cannot be used."""
@@ -81,6 +86,10 @@ class PeftSpec(AdapterSpec):
             value = getattr(self, field.name)
             if field.name in RULES and not (value is None and field.default is None):
                 RULES[field.name](field.name, type(self).__name__, value)
+            other, off = self.idle.get(field.name, ("", None))
+            if other and value != field.default and getattr(self, other) == off:
+                wanted = f"{field.default!r} where {other} is {off!r}"
+                raise parameter_error(field.name, type(self).__name__, wanted, value)
 
     # Settings -----------------------------------------------------------------------------------
 
@@ -112,13 +121,14 @@ class PeftSpec(AdapterSpec):
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
         """Wrap the model's layers; weights in float32 beside a base of any dtype."""
-        self.check_model(base.model)
+        check_places(self, base.model)
         if is_low(base.dtype):
             compute_low(base, base.model)
         with self._one_sentence(base.model):
             settings = self.fitted(base.model) if tensors is None else self.learned(tensors)
             model = self.put_in(base, self.config(base.kind, **settings), tensors, plan)
-        self._check_patterns(model)
+        adapted = [n.removeprefix(WRAPPED) for n, m in model.named_modules() if hasattr(m, "get_base_layer")]
+        check_patterns(self, adapted)
         own_biases(base.model)
         if tensors is not None:
             self.load(model, tensors)
@@ -142,7 +152,9 @@ class PeftSpec(AdapterSpec):
         import peft
 
         try:
-            odd = [n for n in peft.set_peft_model_state_dict(model, tensors).unexpected_keys if n not in APART]
+            loaded = peft.set_peft_model_state_dict(model, tensors)
+            odd = [name for name in loaded.unexpected_keys if name not in APART]
+            odd += _without_weights(model, loaded.missing_keys) if not {*APART} & {*tensors} else []
         except (RuntimeError, KeyError) as error:
             raise ModelLoadError(f"The saved weights do not belong to this base model: {reason(error)}.") from error
         if odd:
@@ -165,40 +177,6 @@ class PeftSpec(AdapterSpec):
 
     # Sentences ----------------------------------------------------------------------------------
 
-    def check_model(self, model: Any) -> None:
-        """Raise a ParameterError for a setting that this model has no place for."""
-        names = getattr(self, "target_modules", None)
-        for name in as_names(names) if names not in (None, "all-linear") else ():
-            if not any(layer == name or layer.endswith(f".{name}") for layer, _ in model.named_modules()):
-                raise self._no_target(f"{suggest(name, leaf_names(model))}")
-        for field in ("exclude_modules", "modules_to_save", "feedforward_modules"):
-            for name in as_names(getattr(self, field, None) or ()):
-                if not any(layer == name or layer.endswith(f".{name}") for layer, _ in model.named_modules()):
-                    raise ParameterError(
-                        f"The {field!r} parameter of {type(self).__name__} must name layers of this model. "
-                        f"Got {name!r} instead.{suggest(name, leaf_names(model))}"
-                    )
-
-    def _check_patterns(self, model: Any) -> None:
-        """Raise for a name in a pattern that no adapted layer has; peft would leave it out."""
-        from peft.utils.other import get_pattern_key
-
-        layers = [n.removeprefix(WRAPPED) for n, m in model.named_modules() if hasattr(m, "get_base_layer")]
-        for field in (f.name for f in fields(self) if f.name.endswith("_pattern") and f.name != "layers_pattern"):
-            for key in getattr(self, field) or ():
-                if not any(get_pattern_key([key], layer) == key for layer in layers):
-                    raise ParameterError(
-                        f"The {field!r} parameter of {type(self).__name__} must name layers that are adapted. "
-                        f"Got {key!r} instead.{suggest(key, [layer.rpartition('.')[2] for layer in layers])}"
-                    )
-
-    def _no_target(self, hint: str = "") -> ParameterError:
-        owner = type(self).__name__
-        return ParameterError(
-            f"The 'target_modules' parameter of {owner} must name layers of this model that {owner} can adapt. "
-            f"Got {getattr(self, 'target_modules', None)!r} instead.{hint}"
-        )
-
     @contextmanager
     def _one_sentence(self, model: Any) -> Iterator[None]:
         """Turn what peft says of settings that do not go with a model into one sentence."""
@@ -213,7 +191,7 @@ class PeftSpec(AdapterSpec):
             if is_out_of_memory(error):
                 raise
             if any(words in str(error).lower() for words in ("target module", "`target_modules`")):
-                raise self._no_target() from error
+                raise no_target(self, model, said=str(error)) from error
             raise ParameterError(
                 f"The adapter {self.type!r} cannot be put into this model: {reason(error)}."
             ) from error
@@ -261,7 +239,8 @@ class LayerSpec(PeftSpec):
         from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
         mark = f".{PEFT_TYPE_TO_PREFIX_MAPPING[self.peft_type]}"
-        return sorted({name.partition(mark)[0].removeprefix(WRAPPED) for name in tensors if mark in name})
+        layers = {name.partition(mark)[0] for name in tensors if mark in name}
+        return sorted(n.removeprefix(WRAPPED) for n in layers if n.startswith(WRAPPED))  # not what all of them share
 
 
 # Models ---------------------------------------------------------------------------------------------
@@ -272,12 +251,6 @@ def config_class(peft_type: str) -> Any:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     return PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
-
-
-def leaf_names(model: Any) -> list[str]:
-    """Names of layers as users write them, without the path and without the numbers of a list."""
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    return sorted(name for name in names if name and not name.isdigit())
 
 
 def linear_names(model: Any) -> list[str]:
@@ -338,6 +311,14 @@ def _settle(model: Any, *, low: bool) -> None:
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = not low
+
+
+def _without_weights(model: Any, missing: Sequence[str]) -> list[str]:
+    """Name what is trained and was not loaded, under any of the names that it has."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    there = {id(parameter) for name, parameter in named if name not in set(missing)}
+    learns = [(name, id(parameter)) for name, parameter in named if parameter.requires_grad and CONSTANT not in name]
+    return [name for name, own in learns if own not in there]
 
 
 def _plain(value: Any) -> Any:

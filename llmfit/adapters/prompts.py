@@ -131,6 +131,7 @@ class PrefixTuning(PromptSpec):
     learning_rate: ClassVar[float] = 1e-2  # peft's examples
     recomputable: ClassVar[bool] = False  # a layer that is computed again would find its cache filled
     prefix: ClassVar[bool] = True
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {"encoder_hidden_size": ("prefix_projection", False)}
 
     prefix_projection: bool = False
     encoder_hidden_size: int | None = None

@@ -67,6 +67,8 @@ def _tokens(name: str, owner: str, value: Any) -> None:
     lists = list(value.values()) if isinstance(value, Mapping) else [value]
     if not lists or not all(isinstance(ids, list | tuple) and ids and all(map(_is_whole, ids)) for ids in lists):
         raise parameter_error(name, owner, "a list of token ids, or a dict of layer to such a list", value)
+    if any(len({*ids}) < len(ids) for ids in lists):
+        raise parameter_error(name, owner, "distinct token ids", value)
 
 
 def _pattern(name: str, owner: str, value: Any, *, whole: bool = True) -> None:

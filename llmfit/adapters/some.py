@@ -1,13 +1,18 @@
-"""Layers left out by name or by number: what most methods of peft can do alike."""
+"""What many methods of peft can do alike: leave layers out by name or by number, find a size that goes with a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from llmfit.adapters.peft_spec import LayerSpec
+from llmfit.adapters.peft_spec import LayerSpec, largest_divisor, size_of, target_layers
+from llmfit.adapters.places import matching
+from llmfit.adapters.spec import Tensors
+from llmfit.exceptions import parameter_error
 
-__all__ = ["SomeBlocks", "SomeLayers"]
+__all__ = ["Blocked", "SomeBlocks", "SomeLayers", "width_of"]
+
+IDLE = {"layers_pattern": ("layers_to_transform", None)}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,6 +31,8 @@ class SomeLayers(LayerSpec):
         Name of the list of blocks, where it is unusual.
     """
 
+    idle: ClassVar[dict[str, tuple[str, Any]]] = IDLE
+
     exclude_modules: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None
@@ -35,5 +42,55 @@ class SomeLayers(LayerSpec):
 class SomeBlocks(LayerSpec):
     """Base of the methods that can leave blocks out; see :class:`SomeLayers`."""
 
+    idle: ClassVar[dict[str, tuple[str, Any]]] = IDLE
+
     layers_to_transform: Any = None
     layers_pattern: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Blocked(LayerSpec):
+    """Base of the methods with a size that must divide those of every adapted layer; one is found where none is given.
+
+    Attributes
+    ----------
+    size : str
+        The field; another one, ``<size>_pattern``, may give some layers other sizes.
+    most : int
+        Largest size that is found.
+    both : bool
+        Divide the layers' outputs as well as their inputs.
+    """
+
+    size: ClassVar[str]
+    most: ClassVar[int]
+    both: ClassVar[bool]
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """Find a size that divides every layer, or raise a ParameterError where one that is given does not."""
+        given, chosen = super().fitted(model), getattr(self, self.size)
+        found = target_layers(model, self.config("decoder", **{**given, self.size: chosen or self.most}))
+        sides = {name: size_of(layer)[: 1 + self.both] for name, layer in found.items() if layer.weight.dim() == 2}
+        field = f"{self.size}_pattern"
+        free: list[int] = []
+        for layer, numbers in sides.items():
+            own = matching(getattr(self, field, None), layer, None)
+            if own is not None:
+                self._check_divides(field, own, layer, numbers)
+            elif chosen is not None:
+                self._check_divides(self.size, chosen, layer, numbers)
+            else:
+                free += numbers
+        return given if chosen is not None else {**given, self.size: largest_divisor(free, most=self.most)}
+
+    def _check_divides(self, field: str, size: int, layer: str, numbers: tuple[int, ...]) -> None:
+        if any(number % size for number in numbers):
+            sides, has = "inputs and outputs" if self.both else "inputs", " and ".join(map(str, numbers))
+            wanted = f"a divisor of the {sides} of every layer adapted, and {layer!r} has {has}"
+            raise parameter_error(field, type(self).__name__, wanted, size)
+
+
+def width_of(tensors: Tensors, mark: str, pattern: Any) -> int | None:
+    """Read how wide weights of that name are in a layer that no pattern names; None where there is no such layer."""
+    plain = (n for n in tensors if mark in n and matching(pattern, n.split(mark)[0], None) is None)
+    return next((tensors[name].shape[-1] for name in plain), None)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmfit.adapters.peft_spec import largest_divisor, sizes
-from llmfit.adapters.some import SomeBlocks, SomeLayers
+from llmfit.adapters.peft_spec import sizes
+from llmfit.adapters.some import Blocked, SomeBlocks, SomeLayers, width_of
 from llmfit.adapters.spec import Tensors
 from llmfit.exceptions import check_choice, parameter_error
 
@@ -107,6 +107,7 @@ class LoKr(LoHa):
     type: ClassVar[str] = "lokr"
     quantizable: ClassVar[tuple[int, ...]] = (8,)
     peft_type: ClassVar[str] = "LOKR"
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {**SomeLayers.idle, "rank_dropout_scale": ("rank_dropout", 0)}
 
     decompose_both: bool = False
     decompose_factor: int = -1
@@ -155,13 +156,8 @@ class FourierFT(SomeLayers):
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read the number of coefficients off a layer that no pattern names."""
         given = super().learned(tensors)
-        if self.n_frequency is not None:
-            return given
-        from peft.utils.other import get_pattern_key
-
-        keys = list(self.n_frequency_pattern or ())
-        plain = [n for n in tensors if self.weight in n and get_pattern_key(keys, n.split(self.weight)[0]) not in keys]
-        return {**given, **({"n_frequency": tensors[plain[0]].shape[-1]} if plain else {})}
+        found = width_of(tensors, self.weight, self.n_frequency_pattern)
+        return {**given, "n_frequency": found} if self.n_frequency is None and found else given
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -199,7 +195,7 @@ class WaveFT(FourierFT):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class VBLoRA(SomeLayers):
+class VBLoRA(Blocked, SomeLayers):
     """VB-LoRA: low-rank updates put together from the vectors of one bank that all layers share.
 
     Parameters
@@ -224,6 +220,9 @@ class VBLoRA(SomeLayers):
     peft_type: ClassVar[str] = "VBLORA"
     learning_rate: ClassVar[float] = 1e-2  # the paper: 1e-3 for the bank, 1e-2 for the logits
     names: ClassVar[dict[str, str]] = {"dropout": "vblora_dropout"}
+    size: ClassVar[str] = "vector_length"
+    most: ClassVar[int] = 256
+    both: ClassVar[bool] = True
 
     r: int = 4
     num_vectors: int = 256
@@ -239,14 +238,6 @@ class VBLoRA(SomeLayers):
         if self.topk > self.num_vectors:
             raise parameter_error("topk", "VBLoRA", f"at most num_vectors, which is {self.num_vectors}", self.topk)
 
-    def fitted(self, model: Any) -> dict[str, Any]:
-        """Find a length that divides every layer."""
-        given = super().fitted(model)
-        if self.vector_length is not None:
-            return given
-        both = [size for pair in sizes(model, self.config("decoder", **given)) for size in pair]
-        return {**given, "vector_length": largest_divisor(both, most=256)}
-
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read the length of the bank's vectors."""
         bank = next(tensor for name, tensor in tensors.items() if "vblora_vector_bank" in name)
@@ -254,7 +245,7 @@ class VBLoRA(SomeLayers):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class C3A(SomeBlocks):
+class C3A(Blocked, SomeBlocks):
     """C3A: an update made of blocks that are circulant, one learned row each.
 
     Parameters
@@ -274,6 +265,9 @@ class C3A(SomeBlocks):
     type: ClassVar[str] = "c3a"
     peft_type: ClassVar[str] = "C3A"
     learning_rate: ClassVar[float] = 1e-2
+    size: ClassVar[str] = "block_size"
+    most: ClassVar[int] = 256
+    both: ClassVar[bool] = True
 
     block_size: int | None = None
     block_size_pattern: Any = None
@@ -285,24 +279,11 @@ class C3A(SomeBlocks):
         choices = [True, "gaussian", "kaiming_uniform", "xavier_uniform"]
         check_choice("init_weights", "C3A", self.init_weights, choices)
 
-    def fitted(self, model: Any) -> dict[str, Any]:
-        """Find a block that divides every layer."""
-        given = super().fitted(model)
-        if self.block_size is not None:
-            return given
-        both = [size for pair in sizes(model, self.config("decoder", **given)) for size in pair]
-        return {**given, "block_size": largest_divisor(both, most=256)}
-
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read the block off a layer that no pattern names."""
         given = super().learned(tensors)
-        if self.block_size is not None:
-            return given
-        from peft.utils.other import get_pattern_key
-
-        keys = list(self.block_size_pattern or ())
-        plain = [n for n in tensors if ".c3a_kernel" in n and get_pattern_key(keys, n.split(".c3a_")[0]) not in keys]
-        return {**given, **({"block_size": tensors[plain[0]].shape[-1]} if plain else {})}
+        found = width_of(tensors, ".c3a_kernel", self.block_size_pattern)
+        return {**given, "block_size": found} if self.block_size is None and found else given
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -367,6 +348,12 @@ class RandLoRA(SomeBlocks):
     sparse: bool = False
     very_sparse: bool = False
     projection_prng_key: int = 0
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        if self.sparse and self.very_sparse:
+            raise parameter_error("sparse", "RandLoRA", "False where very_sparse is True", self.sparse)
 
     def settings(self) -> dict[str, Any]:
         """Spell out alpha."""

@@ -18,12 +18,13 @@ from llmfit.estimators.several import BY_KIND, SHARED, Several, auto_head, check
 from llmfit.estimators.targets import indicator_form, one_column
 from llmfit.exceptions import ParameterError, check_keys
 from llmfit.features import infer_kind, resolve_targets
-from llmfit.frames import to_table
+from llmfit.frames import has_names, to_table
 from llmfit.params import Nested
 
 __all__ = ["LLMEstimator"]
 
 WORDS: dict[type[BaseLLM], str] = {LLMClassifier: "classes", LLMRegressor: "numbers", LLMGenerator: "text"}
+SEVERAL = "several targets"
 OWN = ("class_weight", "generation")  # parameters that not all of them have
 
 
@@ -35,9 +36,10 @@ def _is_classifier(self: LLMEstimator) -> bool:
 
 def _columns_of(y: Any) -> dict[str, str | None]:
     """Name the targets that y alone names: the columns of a frame of several, unless it says which labels a row has."""
-    if not hasattr(y, "columns") or len(y.columns) < 2 or indicator_form(y) is not None:
+    if not has_names(y) or indicator_form(y) is not None:
         return {}
-    return dict.fromkeys(to_table(y).frame.columns)
+    columns = list(to_table(y).frame.columns)
+    return dict.fromkeys(columns) if len(columns) > 1 else {}
 
 
 class LLMEstimator(Several):
@@ -58,7 +60,8 @@ class LLMEstimator(Several):
     head : "auto", "lm", "linear" or dict, default="auto"
         As in :class:`LLMClassifier`; "auto" answers in words, but for numbers alone and several classes a row.
     loss_weights : None or dict of target to float, default=None
-        Of several targets: what each one's loss weighs, and its part of the score; 1 where none is given.
+        Of several targets: what each one's loss weighs, and its part of the score; 1 where none is given. In words, it
+        is the weight of each of an answer's tokens: long answers weigh more than short ones.
     class_weight
         As in :class:`LLMClassifier`; refused where the target is text or numbers, or there are several.
     generation
@@ -142,6 +145,7 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         with all_or_nothing(self):
             before = vars(self).get("estimator_")
             chosen: Any = self._choose(X, y)
+            self._check_continued(chosen)
             if chosen is None:
                 if before is not None:
                     del self.estimator_
@@ -151,11 +155,38 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
             self._forget_several()
             if self.warm_start and type(before) is type(chosen):
                 vars(chosen).update({**vars(before), **vars(chosen)})
-            self.estimator_ = chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set)
-            for name in ("n_features_in_", "feature_names_in_"):
-                if hasattr(chosen, name):
-                    setattr(self, name, getattr(chosen, name))
+            self._adopt(chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set))
         return self
+
+    def _adopt(self, fitted: BaseLLM) -> None:
+        """Take the estimator that answers one target, and what scikit-learn looks for in this one."""
+        self.estimator_ = fitted
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(fitted, name):
+                setattr(self, name, getattr(fitted, name))
+
+    def _kinds_before(self) -> dict[str, str]:
+        """Kinds of the targets of the last fit, with warm_start: few rows more must not make them others."""
+        fitted = vars(self)
+        if not self.warm_start or not self.__sklearn_is_fitted__():
+            return {}
+        if "estimator_" not in fitted:
+            return dict(self._targets)
+        inner = fitted["estimator_"]
+        several = getattr(inner, "_form", None) is not None
+        kind = "set" if several else next(kind for kind, cls in BY_KIND.items() if cls is type(inner))
+        return {inner.target_: kind}
+
+    def _check_continued(self, chosen: BaseLLM | None) -> None:
+        """Refuse to go on from the weights of a fit that answered otherwise; they would be lost."""
+        before = vars(self).get("estimator_", self)
+        if not (self.warm_start and vars(before).get("_tensors")):
+            return
+        then, now = WORDS.get(type(before), SEVERAL), SEVERAL if chosen is None else WORDS[type(chosen)]
+        if then != now:
+            raise ParameterError(
+                f"warm_start goes on from a fit of {then}. Got {now} instead. Set warm_start=False to begin anew."
+            )
 
     def _forget_several(self) -> None:
         """Drop what a fit of several targets has left here: one target's estimator has its own."""
@@ -186,15 +217,15 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
 
     def _choose(self, X: Any, y: Any) -> BaseLLM | None:
         """Make the estimator that the target's kind wants, with the parameters of this one; None for several."""
-        named = resolve_targets(self.target, type(self).__name__) or _columns_of(y)
+        named, before = resolve_targets(self.target, type(self).__name__) or _columns_of(y), self._kinds_before()
         self._targets = dict(named) if len(named) > 1 else None
         _, target = read_fit(self, X, y, self._default_target)
         if self._targets is not None:
-            self._targets = {name: kind or infer_kind(target[name]) for name, kind in named.items()}
+            self._targets = {n: kind or before.get(n) or infer_kind(target[n]) for n, kind in named.items()}
             return None
         check_loss_weights(self.loss_weights, [target.name], type(self).__name__)
         name, kind = next(iter(named.items()), (None, None))
-        kind = kind or infer_kind(target)
+        kind = kind or (before.get(name) if name else next(iter(before.values()), None)) or infer_kind(target)
         chosen = BY_KIND[kind]
         for parameter in OWN:
             if parameter not in chosen._get_param_names() and getattr(self, parameter) is not None:

@@ -200,7 +200,7 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
             limit,
             owner=type(self).__name__,
             default_task=self._default_task(),
-            shares=self._shares() if self._head is None else (),
+            shares=self._shares(),
         )
         answers, shown = self._answer_texts(target), list(range(len(target)) if kept is None else kept)
         prompts = with_examples(

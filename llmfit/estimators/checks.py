@@ -8,9 +8,10 @@ from __future__ import annotations
 import numbers
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from llmfit.adapters import AdapterSpec, resolve_adapter
+from llmfit.adapters import AdapterSpec, adapter_start, resolve_adapter
 from llmfit.callbacks import Callback, EarlyStopping, resolve_callbacks, resolve_early_stopping
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error
 from llmfit.heads import LinearHead, check_use, resolve_head
@@ -35,6 +36,7 @@ class Checked:
     gradient_checkpointing: bool = False
     head: LinearHead | None = None
     outputs: int = 0  # of the head, once the target is known
+    start: Path | None = None  # a PEFT folder whose weights the adapter begins from
 
     @property
     def trains(self) -> bool:
@@ -80,6 +82,7 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
         seed=seed,
         gradient_checkpointing=estimator.gradient_checkpointing,
         head=head,
+        start=adapter_start(estimator.adapter),
     )
 
 

@@ -45,14 +45,14 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         and "na_rep" (what a missing value reads as). None lists the features as ``name: value``.
     adapter : None, str, dict or spec, default="lora"
         What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), any other method of
-        ``llmfit.adapters.METHODS`` or of PEFT, "full", or None for zero-shot and few-shot, where `fit` only learns the
-        labels. None with a linear head trains the head alone, on vectors that are computed once.
+        ``llmfit.adapters.METHODS`` or of PEFT, the path of a PEFT folder to begin from, "full", or None for zero-shot
+        and few-shot, where `fit` learns only the labels. None with a linear head trains the head alone, on vectors.
     quantization : None, 4, 8, dict or Quantization, default=None
         Bits in which the frozen base model's linear layers are stored: 4 (or {"bits": 4, "type": "nf4" or "fp4",
         "double_quant", "compute_dtype"}), 8 (or {"bits": 8, "threshold"}). Not with adapter="full".
     head : "lm", "linear" or dict, default="lm"
         Answer in words, or by a linear layer on a row's pooled hidden states: {"type": "linear", "pooling": "auto"
-        ("last" for a decoder, "mean" for an encoder), "last", "mean" or "first", "dropout", "cache"}; see
+        ("last" for a decoder, "mean" for an encoder), "last", "mean" or "first", "dropout", "bias", "cache"}; see
         :class:`llmfit.heads.LinearHead`. Encoders such as BERT need "linear".
     epochs : int, default=3
         Passes over the rows.
@@ -218,8 +218,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     def _head_targets(self, y: pd.Series) -> list[tuple[float, ...]]:
         if self._form is not None:
             return [tuple(map(float, row)) for row in targets.to_indicator(y, self.classes_)]
-        place = {label: (float(i),) for i, label in enumerate(self.classes_.tolist())}
-        return [place[label] for label in targets.label_values(y).tolist()]
+        place = {label_text(label): (float(i),) for i, label in enumerate(self.classes_)}
+        return [place[text] for text in self._answer_texts(y)]
 
     def _check_truth(self, y: pd.Series) -> None:
         targets.check_known(y, self.classes_, self._form)
@@ -235,7 +235,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         return f"Predict the {self.target_}.{named}"
 
     def _reserve(self, encoder: Any, prompts: Any, answers: Sequence[str]) -> int:
-        return max(map(len, encoder.closed([prompts.template.completion(text) for text in sorted(set(answers))])))
+        return max(map(len, encoder.closed([prompts.template.completion(label_text(c)) for c in self.classes_])))
 
     def _check_prompts(self, encoder: Any) -> None:
         self._label_ids(encoder)

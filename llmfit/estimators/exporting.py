@@ -12,13 +12,14 @@ from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
+from llmfit.estimators.classifying import LOADER, as_classifier, check_classifier, installed
 from llmfit.exceptions import LLMFitError, ParameterError, check_choice, parameter_error, reason
 from llmfit.persistence import write_folder
 
 __all__ = ["EXPORT_MANIFEST", "Exported"]
 
 EXPORT_MANIFEST = "llmfit_export.json"
-LOADERS = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM", "encoder": "AutoModel"}
+LOADERS = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
 
 
 class Exported:
@@ -26,6 +27,9 @@ class Exported:
 
     def export(self, path: Any, *, merge: bool = True, dtype: str = "auto") -> None:
         """Write the fitted model for transformers, or its adapter for PEFT; llmfit is not needed to load either.
+
+        A classifier with a linear head is written for ``AutoModelForSequenceClassification``, where that answers alike:
+        on a decoder, with the last token's vector and ``head={"type": "linear", "bias": False}``.
 
         Parameters
         ----------
@@ -43,7 +47,8 @@ class Exported:
         Raises
         ------
         ParameterError
-            If the adapter cannot be merged, or there is none to write by itself.
+            If the adapter cannot be merged, or there is none to write by itself, or transformers has no model that
+            answers as a linear head does.
         DataError
             If the folder holds something else.
         ModelLoadError
@@ -68,10 +73,7 @@ class Exported:
         check_choice("merge", "export", merge, [True, False])
         check_choice("dtype", "export", dtype, ["auto", *DTYPES])
         if inner._head is not None:
-            raise ParameterError(
-                "export writes models that answer in words, and this one answers with a linear head, which would be "
-                "lost. Use save()."
-            )
+            check_classifier(inner, merge=merge)
         if merge:
             check_mergeable(inner._adapter)
         elif inner._adapter is None or inner._adapter.type == "full":
@@ -90,7 +92,8 @@ class Exported:
         def fill(folder: Path) -> None:
             base = _write_merged(inner, folder, dtype) if merge else _write_adapter(inner, folder)
             base.tokenizer.save_pretrained(folder)
-            _write_card(inner, folder, "merged" if merge else "adapter", LOADERS[base.kind])
+            loader = LOADERS[base.kind] if inner._head is None else LOADER
+            _write_card(inner, folder, "merged" if merge else "adapter", loader)
 
         write_folder(path, content, fill, manifest=EXPORT_MANIFEST, what="exported model")
 
@@ -151,12 +154,14 @@ def _write_merged(estimator: Any, folder: Path, dtype: str) -> Any:
 
     base, stored = load_copy(estimator.base_model)
     estimator._check_fingerprint(base)
-    settings = estimator._generation_config(base)
-    with base.attach(estimator._adapter, estimator._tensors or None) as adapted, quiet_loading():
-        model = merge(adapted).to(stored if dtype == "auto" else DTYPES[dtype])
+    settings = estimator._generation_config(base) if estimator._head is None else None
+    with base.attach(installed(estimator), estimator._tensors or None) as adapted, quiet_loading():
+        model = merge(adapted) if estimator._head is None else as_classifier(estimator, base, adapted)
         if settings is not None:
             model.generation_config = settings
-        model.save_pretrained(folder)
+        model.to(stored if dtype == "auto" else DTYPES[dtype]).save_pretrained(folder)
+    if estimator._head is not None and base.tokenizer.pad_token_id is None:  # such a model looks for what fills a row
+        base.tokenizer.pad_token = base.tokenizer.convert_ids_to_tokens(base.pad_id)
     return base
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from llmfit.adapters import AdapterSpec, Plan, Planned, Tensors, count_parameters
+from llmfit.adapters import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
 from llmfit.base_model import BaseModel
 from llmfit.batching import auto_batch_size, epoch_order
 from llmfit.callbacks import Progress
@@ -124,6 +124,8 @@ def fit_adapter(
         check_outputs(before, checked.outputs)
     if not rows:
         raise DataError("Every row to train on has weight zero: look at sample_weight and class_weight.")
+    if before is None and checked.start is not None and checked.adapter is not None:
+        before = adapter_from_folder(checked.start, checked.adapter)
     checkpoint = None
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(checkpoint_dir, _fit_key(checked, base, rows, validation, before))

@@ -23,10 +23,15 @@ __all__ = ["answer", "check_base", "embed", "own_template"]
 
 
 def check_base(base: BaseModel, head: LinearHead | None, name: object) -> None:
-    """Refuse answers in words of a model that has none."""
+    """Refuse answers in words of a model that has none, and of a head at a token that has seen nothing."""
     if head is None and base.kind == "encoder":
         raise ParameterError(
             f"The base model {str(name)!r} is an encoder, which has no words to answer in. Set head='linear'."
+        )
+    if head is not None and base.kind == "decoder" and head.pooling == "first":
+        raise ParameterError(
+            "The 'pooling' parameter of head must be 'auto', 'last' or 'mean' for a decoder, whose first token has "
+            "seen no other. Got 'first' instead."
         )
 
 
@@ -82,10 +87,10 @@ def answer(estimator: Any, base: BaseModel, rows: Sequence[Encoded]) -> Any:
     with estimator._bar(len(rows), "predict") as bar:
         if estimator._adapter is None:
             vectors = embed(base, head, prompts, batch_tokens=estimator.batch_tokens, progress=bar.update)
-            out = functional.linear(vectors, own["weight"].to(vectors.dtype), own["bias"].to(vectors.dtype))
+            out = functional.linear(vectors, **{name: tensor.to(vectors.dtype) for name, tensor in own.items()})
         else:
             longest = max(row.length for row in rows)
-            spec = WithHead(estimator._adapter, head, len(own.get("bias", ())))
+            spec = WithHead(estimator._adapter, head, len(own["weight"]))
             with base.attach(spec, estimator._tensors, longest=longest) as model:
                 out = scoring.head_outputs(
                     model,

@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from llmfit.exceptions import DataError, quoted
 from llmfit.features import resolve_target, row_name
-from llmfit.frames import TEXT_COLUMN, Table, as_column, check_readable, is_array_like, to_table
+from llmfit.frames import TEXT_COLUMN, Table, as_column, check_readable, has_names, is_array_like, to_table
 
 __all__ = ["mean_hit", "naming", "read_eval_set", "read_fit", "read_table", "read_target", "read_weights"]
 
@@ -103,17 +103,19 @@ def _several_targets(estimator: Any, table: Table, y: Any) -> pd.DataFrame:
     columns = [
         _without_gaps(_target_column(given, name, owner, "the frame" if y is None else "y"), index) for name in names
     ]
-    return pd.DataFrame({column.name: column.array for column in columns}, index=index)
+    return pd.concat(columns, axis=1)  # each of its dtype
 
 
 def _several_columns(y: Any, names: list[str]) -> pd.DataFrame:
     if isinstance(y, pd.Series):
         return y.to_frame(y.name if isinstance(y.name, str) else TEXT_COLUMN)
-    if not isinstance(y, list | tuple | np.ndarray) or (len(y) and isinstance(y[0], dict)):
+    if has_names(y):
         return to_table(y).frame
-    frame = pd.DataFrame(np.asarray(y, dtype=object) if not isinstance(y, np.ndarray) else y).infer_objects()
-    if frame.shape[1] != len(names):
-        raise DataError(f"y must have a column for each of the targets {quoted(names)}. Got {frame.shape[1]} instead.")
+    array = y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
+    frame = pd.DataFrame(array).infer_objects() if array.ndim in (1, 2) else None
+    if frame is None or frame.shape[1] != len(names):
+        wrong = f"{type(y).__name__} of shape {array.shape}" if frame is None else frame.shape[1]
+        raise DataError(f"y must have a column for each of the targets {quoted(names)}. Got {wrong} instead.")
     return frame.set_axis(names, axis=1)
 
 

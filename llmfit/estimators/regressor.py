@@ -117,6 +117,9 @@ batch_size_, max_length_, memory_footprint_
     def _learn_answers(self, y: pd.Series) -> None:
         _numbers(y)
 
+    def _check_truth(self, y: pd.Series) -> None:
+        _numbers(y)
+
     def _learn_units(self, y: pd.Series, weights: np.ndarray) -> None:
         if self.warm_start and hasattr(self, "target_scale_"):
             return  # the head that goes on has learned in these units

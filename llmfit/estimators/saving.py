@@ -119,7 +119,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
     """
     folder, manifest = read_folder(path)
     try:
-        outer = ESTIMATORS[manifest["class"]](**from_json(manifest["params"]))
+        outer: Any = ESTIMATORS[manifest["class"]](**from_json(manifest["params"]))
         inner: Any = outer
         if manifest["fitted_class"] != manifest["class"]:
             chosen = ESTIMATORS[manifest["fitted_class"]]
@@ -134,10 +134,7 @@ def load(path: Any, *, base_model: Any = None, **params: Any) -> Any:
     for estimator in {id(outer): outer, id(inner): inner}.values():
         estimator.set_params(**params)
     if inner is not outer:
-        outer.estimator_ = inner
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(inner, name):
-                setattr(outer, name, getattr(inner, name))
+        outer._adopt(inner)
     _check_base(inner)
     return outer
 

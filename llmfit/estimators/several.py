@@ -9,6 +9,7 @@ predicted ones in prediction.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_target
 from llmfit.estimators.regressor import LLMRegressor
 from llmfit.exceptions import DataError, ParameterError, check_number, parameter_error, quoted, suggest
+from llmfit.heads import resolve_head
 
 __all__ = ["BY_KIND", "SHARED", "Several", "auto_head", "check_loss_weights"]
 
@@ -85,7 +87,7 @@ class Several(BaseLLM):
                 "The 'class_weight' parameter has no meaning with several targets: a row has a class of each. Pass "
                 "sample_weight to weigh rows, or set loss_weights to weigh targets."
             )
-        words = self._wanted_head() == "lm"
+        words = resolve_head(self._wanted_head(), type(self).__name__, self._heads) is None
         for name, kind in kinds.items():
             if kind == "text" and not words:
                 raise ParameterError(
@@ -202,9 +204,9 @@ class Several(BaseLLM):
         """Answer every row: a frame with a column for each target."""
         table, frame = self._read_rows(X)
         answers = self._respond(frame)
-        columns = {name: inner._column(table, answers[name]) for name, inner in self.estimators_.items()}
-        arrays = {name: getattr(column, "array", column) for name, column in columns.items()}
-        answered = pd.DataFrame(arrays, index=table.frame.index)
+        named = replace(table, as_array=False)
+        columns = [inner._column(named, answers[name]) for name, inner in self.estimators_.items()]
+        answered = pd.concat(columns, axis=1)  # each of its dtype; pandas would choose one anew for arrays of objects
         return answered.to_numpy() if table.as_array else answered
 
     def predict_log_proba(self, X: Any) -> Any:
@@ -218,6 +220,7 @@ class Several(BaseLLM):
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of the targets' scores, weighed as their losses."""
+        check_loss_weights(self.loss_weights, self._targets, type(self).__name__)  # set anew since the fit, perhaps
         table, frame = self._read_rows(X)
         target, answers = read_target(self, table, y), self._respond(frame)
         scores = [
@@ -241,11 +244,12 @@ class Several(BaseLLM):
 
     def _known_rows(self, base: Any, frame: pd.DataFrame, y: pd.DataFrame) -> dict[str, list[Any]]:
         """Encode each target's true answers, behind the true ones before."""
-        rows = self._prompts.encode(base, frame)
-        pieces = self._prompts.pieces(self._prompts.encoder(base), self._answer_texts(y))
+        texts = self._answer_texts(y)
+        rows = self._prompts.encode(base, frame, texts)
+        pieces = self._prompts.pieces(self._prompts.encoder(base), texts)
         return {
             name: [
-                row._replace(prompt=sum(own[: 2 * k + 1], row.prompt), completion=own[2 * k + 1])
+                row._replace(prompt=sum(own[: 2 * k + 1], row.prompt), completion=own[2 * k + 1], shares=None)
                 for row, own in zip(rows, pieces, strict=True)
             ]
             for k, name in enumerate(self.estimators_)

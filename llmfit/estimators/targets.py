@@ -236,8 +236,8 @@ def set_texts(y: pd.Series) -> list[str]:
 
 def to_indicator(y: pd.Series, classes: np.ndarray) -> np.ndarray:
     """Say of every row and class whether the row has it: bool, (n_rows, n_classes); other labels are left out."""
-    known = classes.tolist()
-    rows: list[Collection[Any]] = [set(labels) for labels in set_values(y)]
+    known = list(map(label_text, classes))  # as in `check_known`
+    rows: list[Collection[Any]] = [set(map(label_text, labels)) for labels in set_values(y)]
     return np.array([[label in labels for label in known] for labels in rows], dtype=bool).reshape(-1, len(known))
 
 

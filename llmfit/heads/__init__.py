@@ -60,8 +60,12 @@ class LinearHead:
     pooling : {"auto", "last", "mean", "first"}, default="auto"
         Which tokens of a row make its vector: the last, all in the mean, or the first. "auto" is the last token of a
         decoder, the only one that has seen the others, and the mean of an encoder (of an encoder-decoder's encoder).
+        A decoder's first token has seen none: "first" is refused there.
     dropout : float, default=0.0
         Share of the vector set to zero in training.
+    bias : bool, default=True
+        Add a number to each output. Without, a classifier on a decoder can be exported to transformers, whose models
+        for sequence classification have none.
     cache : None or path, default=None
         With ``adapter=None``, a folder that keeps the vectors for other processes. They are found by content: of the
         base model, its dtype, the pooling and the tokens.
@@ -78,6 +82,7 @@ class LinearHead:
 
     pooling: str = "auto"
     dropout: float = 0.0
+    bias: bool = True
     cache: Any = None
 
     def check(self) -> None:
@@ -85,6 +90,7 @@ class LinearHead:
         check_choice("pooling", "head", self.pooling, ["auto", "last", "mean", "first"])
         if check_number("dropout", "head", self.dropout, least=0, most=1) == 1:
             raise parameter_error("dropout", "head", "a number >= 0 and < 1", self.dropout)
+        check_choice("bias", "head", self.bias, [True, False])
         if not (self.cache is None or isinstance(self.cache, str | os.PathLike)):
             raise parameter_error("cache", "head", "None or a path", self.cache)
         if self.cache is not None and Path(self.cache).expanduser().is_file():
@@ -230,7 +236,7 @@ class WithHead:
                 f"The adapter {self.type!r} trains the output embeddings, in whose place the linear head stands. Take "
                 "them out of modules_to_save and target_modules, or set head='lm'."
             )
-        headed = Headed(pooler, self.outputs, self.head.dropout)
+        headed = Headed(pooler, self.outputs, self.head.dropout, bias=self.head.bias)
         headed.load_head(own)
         headed.head.requires_grad_(training)
         return headed
@@ -286,7 +292,8 @@ class OnVectors:
         """Leave the model as it is: the vectors are all that is left of it."""
         from llmfit.heads.modules import Headed, Vectors
 
-        headed = Headed(Vectors(self.vectors, self.learned), self.outputs, self.head.dropout)
+        vectors = Vectors(self.vectors, self.learned, centred=self.head.bias)
+        headed = Headed(vectors, self.outputs, self.head.dropout, bias=self.head.bias)
         headed.load_head(headed.backbone.to_scaled(split_tensors(tensors or {})[0]))
         return headed
 
@@ -297,7 +304,7 @@ class OnVectors:
 
 def check_outputs(tensors: Mapping[str, torch.Tensor], outputs: int) -> None:
     """Raise unless a head that is to go on has as many outputs as are wanted now."""
-    before = len(split_tensors(tensors)[0].get("bias", ()))
+    before = len(split_tensors(tensors)[0].get("weight", ()))
     if before != outputs:
         raise DataError(
             f"warm_start goes on with a head of {before} output(s), but the target now wants {outputs}. Set "

@@ -40,7 +40,7 @@ class Pooler(nn.Module):
     Parameters
     ----------
     base : BaseModel
-        Lent: a decoder's output embeddings are replaced by a tap.
+        Lent: a decoder's output embeddings are replaced by a tap; of an encoder-decoder, the encoder alone is left.
     pooling : str
         A name in `POOLINGS`.
 
@@ -59,10 +59,9 @@ class Pooler(nn.Module):
         self.where = base.device
         self.dtype = torch.promote_types(base.dtype, torch.float32)
         self.tap = _Tap() if base.kind == "decoder" else None
+        if base.kind == "encoder-decoder":
+            _leave_encoder(base.model)
         self.size = _tapped(base, self.tap) if self.tap is not None else int(base.model.config.hidden_size)
-        config = base.model.config
-        starts = (getattr(config, "decoder_start_token_id", None), base.pad_id)
-        self.start = next(i for i in starts if i is not None)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor, layout: Any = None) -> torch.Tensor:
         """Compute a vector a row.
@@ -100,6 +99,23 @@ def _tapped(base: Any, tap: nn.Module) -> int:
             f"The base model {base.source.name!r} names no output embeddings, in whose place a head could stand."
         )
     return int(words.weight.shape[-1] if not hasattr(words, "in_features") else words.in_features)
+
+
+def _leave_encoder(model: Any) -> None:
+    """Take the decoder and the output embeddings out, through which no vector comes: nobody shall train or count them.
+
+    The model keeps its name, its configuration and the names of its layers for whoever wraps it.
+    """
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    places = [(m, name) for m in model.modules() for name, child in m.named_children() if child is decoder]
+    for module, name in places:
+        setattr(module, name, nn.Module())
+    model.set_output_embeddings(nn.Identity())
+
+    def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
+        return encoder(input_ids=input_ids, attention_mask=attention_mask)
+
+    model.forward = forward
 
 
 def _picked(hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -144,28 +160,21 @@ def _read_encoder(pooler: Any, input_ids: torch.Tensor, known: torch.Tensor, kee
     return _picked(pooler.model(input_ids=input_ids, attention_mask=known.long()).last_hidden_state, keep)
 
 
-def _read_encoder_decoder(
-    pooler: Any, input_ids: torch.Tensor, known: torch.Tensor, keep: torch.Tensor
-) -> torch.Tensor:
-    """Read the encoder's states; the decoder goes one token, so that wrappers of the whole model have their say."""
-    start = input_ids.new_full((len(input_ids), 1), pooler.start)
-    out = pooler.model(input_ids=input_ids, attention_mask=known.long(), decoder_input_ids=start, use_cache=False)
-    return _picked(out.encoder_last_hidden_state, keep)
-
-
 class Vectors(nn.Module):
     """Known vectors in place of a model: a row's first id is its place among them.
 
     They are given to the head with each number's mean taken off, divided by its spread and by the root of how many
     there are: vectors of length one in the mean, whatever the model, for which one learning rate is right.
-    :meth:`to_plain` writes the head that was learned so for the vectors as they are.
+    :meth:`to_plain` writes the head that was learned so for the vectors as they are. Not `centred`, the mean is left
+    on: a head without bias could not take it off again.
     """
 
-    def __init__(self, vectors: torch.Tensor, learned: int) -> None:
+    def __init__(self, vectors: torch.Tensor, learned: int, *, centred: bool = True) -> None:
         super().__init__()
         self.size, self.dtype, self.where = vectors.shape[1], vectors.dtype, vectors.device
         wide = vectors[:learned].double()
-        self.mean, self.spread = wide.mean(0), wide.std(0, correction=0)
+        self.mean = wide.mean(0) * centred
+        self.spread = (wide - self.mean).square().mean(0).sqrt()
         self.spread[self.spread <= SMALLEST * self.spread.max()] = 1.0
         self.spread *= self.size**0.5
         self.scaled = ((vectors - self.mean) / self.spread).to(self.dtype)
@@ -177,15 +186,21 @@ class Vectors(nn.Module):
     def to_plain(self, head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Write a head for the vectors as they are."""
         weight = head["weight"].detach().double() / self.spread
-        plain = {"weight": weight, "bias": head["bias"].detach().double() - weight @ self.mean}
-        return {name: tensor.to(self.dtype) for name, tensor in plain.items()}
+        return self._written(head, weight, -weight @ self.mean)
 
     def to_scaled(self, head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Write a head for the scaled vectors; {} stays {}."""
         if not head:
             return {}
-        weight, bias = head["weight"].double(), head["bias"].double()
-        return {"weight": (weight * self.spread).to(self.dtype), "bias": (bias + weight @ self.mean).to(self.dtype)}
+        weight = head["weight"].double()
+        return self._written(head, weight * self.spread, weight @ self.mean)
+
+    def _written(
+        self, head: Mapping[str, torch.Tensor], weight: torch.Tensor, more: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Write a head with another weight, and more of its bias where it has one."""
+        written = {"weight": weight} | ({"bias": head["bias"].detach().double() + more} if "bias" in head else {})
+        return {name: tensor.to(self.dtype) for name, tensor in written.items()}
 
 
 class Headed(nn.Module):
@@ -196,14 +211,15 @@ class Headed(nn.Module):
     backbone : Pooler or Vectors
     outputs : int
     dropout : float
+    bias : bool
     """
 
-    def __init__(self, backbone: Any, outputs: int, dropout: float) -> None:
+    def __init__(self, backbone: Any, outputs: int, dropout: float, *, bias: bool = True) -> None:
         super().__init__()
         self.backbone, self.dropout = backbone, nn.Dropout(dropout)
-        self.head = nn.Linear(backbone.size, outputs, dtype=backbone.dtype, device=backbone.where)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = nn.Linear(backbone.size, outputs, bias=bias, dtype=backbone.dtype, device=backbone.where)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def load_head(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of a head that was learned; {} leaves the zeros."""
@@ -227,5 +243,5 @@ PACKED: dict[str, Callable[[Any, torch.Tensor, Any], torch.Tensor]] = {"last": _
 READERS: dict[str, Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "decoder": _read_decoder,
     "encoder": _read_encoder,
-    "encoder-decoder": _read_encoder_decoder,
+    "encoder-decoder": _read_encoder,
 }
