@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A room imports rooms of lower tiers, and those that stand before it in its own tier.
 TIERS = [
     ["exceptions", "datasets"],
-    ["frames", "features", "templates", "params", "metrics"],
+    ["frames", "features", "templates", "params", "metrics", "files"],
     ["persistence", "encoding", "batching"],
     ["keeping", "memory", "sources", "quantization", "embeddings", "base_model", "adapters", "heads"],
     [
@@ -29,7 +29,7 @@ TIERS = [
         "scoring",
         "inference",
     ],
-    ["estimators"],
+    ["bulk", "estimators"],
     ["demo", "cli", "__main__"],
 ]
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
