@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -84,10 +84,11 @@ class Journal:
         """Begin anew, with what stands before the first row."""
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.errors.parent.mkdir(parents=True, exist_ok=True)
-        self._open("ab")
-        self.state = State(run=run)
-        self._cut()
-        self.append(head)
+        with self._closed_where_it_fails():
+            self._open("ab")
+            self.state = State(run=run)
+            self._cut()
+            self.append(head)
 
     def go_on(self, state: State) -> None:
         """Go on where an earlier run stopped.
@@ -100,11 +101,12 @@ class Journal:
         self.state = state
         if self._moved(self.partial, self.output, state.length):
             return  # stopped between the last rename and the last word of the journal
-        self._open("r+b")
-        for file, length in zip(self._files, self._lengths(), strict=True):
-            if os.fstat(file.fileno()).st_size < length:
-                raise DataError(f"{file.name!r} is shorter than its manifest says. Begin anew with overwrite.")
-        self._cut()
+        with self._closed_where_it_fails():
+            self._open("r+b")
+            for file, length in zip(self._files, self._lengths(), strict=True):
+                if os.fstat(file.fileno()).st_size < length:
+                    raise DataError(f"{file.name!r} is shorter than its manifest says. Begin anew with overwrite.")
+            self._cut()
 
     def append(self, content: bytes, errors: bytes = b"", *, rows: int = 0, bad: int = 0) -> None:
         """Append to both files, and then say so."""
@@ -158,6 +160,14 @@ class Journal:
             with suppress(OSError):  # of a disk that is full: what counts is there already
                 file.close()
         self._files = []
+
+    @contextmanager
+    def _closed_where_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _lengths(self) -> tuple[int, int]:
         return self.state.length, self.state.errors_length

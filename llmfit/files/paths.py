@@ -9,12 +9,13 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
-import io
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,7 @@ class Place:
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - it is to stay open
         shutil.copyfileobj(sys.stdin.buffer, spool)
         spool.flush()
+        weakref.finalize(self, spool.close)
         return spool
 
     def open_stored(self) -> Any:
@@ -75,10 +77,15 @@ class Place:
         except OSError as error:
             raise DataError(f"{self.name!r} cannot be read: {error.strerror}.") from error
 
-    def open(self) -> IO[bytes]:
+    @contextmanager
+    def open(self) -> Iterator[Any]:
         """Open the bytes, unpacked."""
-        stored = self.open_stored()
-        return io.BufferedReader(gzip.GzipFile(fileobj=stored)) if self.packed else stored
+        with self.open_stored() as stored:
+            if self.packed:
+                with gzip.GzipFile(fileobj=stored) as unpacked:
+                    yield unpacked
+            else:
+                yield stored
 
     def digest(self) -> str:
         """SHA-256 of the stored bytes."""

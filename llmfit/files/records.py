@@ -108,16 +108,17 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], str]]
         except StopIteration:
             return
         except csv.Error as error:
+            why = _csv_words(str(error), len(lines.taken))
             lines.give_back()
-            yield line, [], _csv_words(str(error))
+            yield line, [], why
             continue
         if cells:  # an empty line is no row
             spoiled = any(not cell.isascii() and _spoiled(cell) for cell in cells)
             yield line, cells, NO_UTF8 if spoiled else ""
 
 
-def _csv_words(error: str) -> str:
-    unclosed = "unexpected end" in error or "field limit" in error
+def _csv_words(error: str, lines: int) -> str:
+    unclosed = lines > 1 or "unexpected end" in error or "field limit" in error
     return "a quote is opened in it and not closed" if unclosed else "a quoted value goes on behind its closing quote"
 
 
@@ -131,7 +132,7 @@ def _json_lines(place: Place) -> Iterator[Record]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    text = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError:
                     yield Record(number, {}, NO_UTF8)
                     continue

@@ -128,6 +128,7 @@ class _Records(Source):
     def _scan(self) -> None:
         self.textual = self.places[0].format in ("csv", "tsv")
         self._columns: dict[str, Column] = {}
+        self._read = 0  # rows that could be read
         for place in self.places:
             records = RECORDS[place.format](place)
             while some := list(islice(records, SCANNED)):
@@ -147,13 +148,13 @@ class _Records(Source):
                 self._add_columns(record)
         for name, column in self._columns.items():
             column.see([record.values.get(name) for record in good])
+        self._read += len(good)
 
     def _add_columns(self, record: Record) -> None:
         for name in record.values:
             if name not in self._columns:
                 self._columns[name] = Column(textual=self.textual)
-                # Rows before had no such cell.
-                self._columns[name].gaps = bool(self.n_rows)
+                self._columns[name].gaps = bool(self._read)  # the rows before have no such cell
 
     def chunks(self, size: int, *, start: int = 0) -> Iterator[Chunk]:
         rows = islice(enumerate(self._rows()), start, None)
