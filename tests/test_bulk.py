@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, Truncati
 from llmfit.files import read_table
 
 HERE = Path(__file__).parent
+OPTIONS = {"proba": True, "chunk_rows": 7}
 
 
 class Killed(BaseException):
@@ -202,10 +204,8 @@ class TestEstimators:
 class TestStops:
     """The output of a run that was stopped and went on is that of one that was not, byte for byte."""
 
-    options = {"proba": True, "chunk_rows": 7}
-
     def undisturbed(self, fake: Any, table: Path, name: str) -> dict[str, bytes]:
-        fake.predict_files(table, table.parent / "plain" / name, **self.options)
+        fake.predict_files(table, table.parent / "plain" / name, **OPTIONS)
         return files_of(table.parent / "plain")
 
     def test_at_every_write_and_rename(self, name: str, fake: Any, table: Path, monkeypatch: Any) -> None:
@@ -224,10 +224,10 @@ class TestStops:
         for moment in range(1, 1000):
             folder, left = table.parent / str(moment), moment
             try:
-                fake.predict_files(table, folder / name, **self.options)
+                fake.predict_files(table, folder / name, **OPTIONS)
             except Killed:
                 left = 0
-                fake.predict_files(table, folder / name, **self.options, resume=True)
+                fake.predict_files(table, folder / name, **OPTIONS, resume=True)
                 assert files_of(folder) == expected, moment
             else:
                 break
@@ -237,13 +237,13 @@ class TestStops:
         expected, draw, kills = self.undisturbed(fake, table, name), random.Random(0), 0
         folder = table.parent / "killed"
         while True:
-            child = fork(lambda: fake.predict_files(table, folder / name, **self.options, resume=True))
+            child = fork(lambda: fake.predict_files(table, folder / name, **OPTIONS, resume=True))
             time.sleep(draw.uniform(0.01, 0.07))
             os.kill(child, signal.SIGKILL)
             if os.waitpid(child, 0)[1] == 0 or kills == 12:
                 break
             kills += 1
-        fake.predict_files(table, folder / name, **self.options, resume=True)
+        fake.predict_files(table, folder / name, **OPTIONS, resume=True)
         assert files_of(folder) == expected
         assert kills
 
@@ -256,15 +256,15 @@ class TestStops:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
                 with pytest.raises(DataError) as caught:
-                    fake.predict_files(table, folder / name, **self.options, resume=True)
+                    fake.predict_files(table, folder / name, **OPTIONS, resume=True)
                 assert str(caught.value) == (
-                    f"{str(folder / name)!r} cannot be written: File too large. The rows that are done are kept: run it "
-                    "again with resume=True."
+                    f"{str(folder / name)!r} cannot be written: File too large. The rows that are done are kept: "
+                    "run it again with resume=True."
                 )
 
             assert os.waitpid(fork(limited), 0)[1] == 0
             assert not (folder / name).exists()
-        fake.predict_files(table, folder / name, **self.options, resume=True)
+        fake.predict_files(table, folder / name, **OPTIONS, resume=True)
         assert files_of(folder) == expected
 
 
@@ -274,6 +274,11 @@ def fork(work: Any) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
+        from tqdm import auto, std
+
+        std.tqdm._lock = auto.tqdm._lock = (
+            threading.RLock()
+        )  # the usual one is shared with the parent, and killed with it
         try:
             work()
         except BaseException:
@@ -324,7 +329,8 @@ class TestResume:
             return str(caught.value)
 
         assert refused(resume=False) == (
-            f"{begun} by an earlier run, which did 14 row(s). Pass resume=True to go on, or overwrite=True to begin anew."
+            f"{begun} by an earlier run, which did 14 row(s). Pass resume=True to go on, or overwrite=True to "
+            "begin anew."
         )
         assert refused(proba=True) == f"{begun} with proba=False, not proba=True: {end}"
         assert refused(chunk_rows=8) == f"{begun} with chunk_rows=7, not chunk_rows=8: {end}"
@@ -360,7 +366,8 @@ class TestResume:
         with pytest.raises(DataError) as caught:
             fake.predict_files(table, tmp_path / "out.csv", resume=True)
         assert str(caught.value) == (
-            f"{str(tmp_path / 'out.csv')!r} was finished by an earlier run, and is gone. Pass overwrite=True to begin anew."
+            f"{str(tmp_path / 'out.csv')!r} was finished by an earlier run, and is gone. Pass overwrite=True to "
+            "begin anew."
         )
 
     def test_what_is_there_is_not_written_over(self, fake: Any, table: Path, tmp_path: Path) -> None:
@@ -406,13 +413,13 @@ class TestResume:
         out = self.stopped(fake, table, monkeypatch)
         partial, manifest = Path(f"{out}.partial"), Path(f"{out}.manifest.json")
         partial.write_bytes(partial.read_bytes()[:20])
-        with pytest.raises(DataError, match="is shorter than its manifest says. Begin anew with overwrite.$"):
+        with pytest.raises(DataError, match=r"is shorter than its manifest says. Begin anew with overwrite.$"):
             fake.predict_files(table, out, chunk_rows=7, resume=True)
         partial.unlink()
-        with pytest.raises(DataError, match="is missing, which an earlier run wrote. Begin anew with overwrite.$"):
+        with pytest.raises(DataError, match=r"is missing, which an earlier run wrote. Begin anew with overwrite.$"):
             fake.predict_files(table, out, chunk_rows=7, resume=True)
         manifest.write_text("{")
-        with pytest.raises(DataError, match="^The manifest '.*' cannot be read: "):
+        with pytest.raises(DataError, match=r"^The manifest '.*' cannot be read: "):
             fake.predict_files(table, out, chunk_rows=7, resume=True)
 
 

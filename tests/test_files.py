@@ -238,7 +238,8 @@ class TestBadRows:
         (
             "t.txt",
             b"",
-            "'{}' has no suffix of a known format: '.csv', '.tsv', '.tab', '.jsonl', '.ndjson', '.json', '.parquet', '.pq', '.xlsx', each of the first 6 also with '.gz'. Rename it, or name the format.",
+            "'{}' has no suffix of a known format: '.csv', '.tsv', '.tab', '.jsonl', '.ndjson', '.json', "
+            "'.parquet', '.pq', '.xlsx', each of the first 6 also with '.gz'. Rename it, or name the format.",
         ),
         ("t.parquet.gz", b"", "'{}' cannot be read: parquet is compressed by itself. Unpack it."),
     ],
@@ -283,20 +284,21 @@ def test_names_that_are_none_are_refused(tmp_path: Path) -> None:
     )
 
 
-class TestWriting:
-    COLUMNS = {
-        "text": ["a,b", 'say "x"', None, ""],
-        "n": [1, None, 3, 4],
-        "r": [0.1, float("nan"), 1e-9, 2.0],
-        "o": [["x", 1], {"k": 1.5}, datetime.date(2024, 1, 2), None],
-    }
-    KINDS = {"text": "text", "n": "int", "r": "float", "o": "object"}
+COLUMNS = {
+    "text": ["a,b", 'say "x"', None, ""],
+    "n": [1, None, 3, 4],
+    "r": [0.1, float("nan"), 1e-9, 2.0],
+    "o": [["x", 1], {"k": 1.5}, datetime.date(2024, 1, 2), None],
+}
+KINDS = {"text": "text", "n": "int", "r": "float", "o": "object"}
 
+
+class TestWriting:
     def written(self, name: str, tmp_path: Path) -> bytes:
         place = find_output(tmp_path / name)
-        writer = make_writer(place, self.KINDS)
-        first = {key: values[:1] for key, values in self.COLUMNS.items()}
-        rest = {key: values[1:] for key, values in self.COLUMNS.items()}
+        writer = make_writer(place, KINDS)
+        first = {key: values[:1] for key, values in COLUMNS.items()}
+        rest = {key: values[1:] for key, values in COLUMNS.items()}
         content = writer.head() + writer.rows(first) + writer.rows({key: [] for key in first}) + writer.rows(rest)
         if writer.finish is None:
             place.path.write_bytes(content)
@@ -332,5 +334,5 @@ class TestWriting:
 
     def test_parquet_of_no_rows_has_its_columns(self, tmp_path: Path) -> None:
         (tmp_path / "none").write_bytes(b"")
-        make_writer(find_output("t.parquet"), self.KINDS).finish(tmp_path / "none", tmp_path / "t.parquet")
-        assert pd.read_parquet(tmp_path / "t.parquet").columns.tolist() == list(self.KINDS)
+        make_writer(find_output("t.parquet"), KINDS).finish(tmp_path / "none", tmp_path / "t.parquet")
+        assert pd.read_parquet(tmp_path / "t.parquet").columns.tolist() == list(KINDS)

@@ -20,7 +20,7 @@ OPTIONS = {
     "errors=": "--errors",
     "with keep.": "with --keep.",
     "keep names": "--keep names",
-    "proba=True": "--proba",
+    "proba=True needs": "--proba needs",
     "base_model=": "--base-model",
     "merge=False": "--no-merge",
     "merge=True": "--merge",

@@ -81,7 +81,7 @@ def demo(given: Any) -> None:
 def _from_config(given: Any) -> Any:
     from llmfit.config import from_config
 
-    made = from_config([given.config, *given.more, dict(given.settings)])
+    made = from_config([given.config, *given.more], **dict(given.settings))
     if given.quiet:
         (made.estimator if _is_search(made) else made).set_params(verbose=0)
     return made
