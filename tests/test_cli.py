@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -270,8 +271,6 @@ class TestTheRest:
         assert f"  llmfit {command} " in capsys.readouterr().out.partition("examples:")[2]
 
     def test_examples_of_the_help_are_commands_that_there_are(self) -> None:
-        import shlex
-
         for _, _, examples, _ in COMMANDS.values():
             for line in examples.splitlines():
                 words = shlex.split(line.partition("      ")[0]) if line.startswith("  llmfit") else []
@@ -295,6 +294,19 @@ class TestTheRest:
     def test_settings_are_yaml(self, text: str, value: Any) -> None:
         given = make_parser().parse_args(["fit", "c", "d", "-o", "m", "--set", f"x.y={text}"])
         assert given.settings == [("x.y", value)]
+
+
+def test_the_commands_of_the_readme_are_all_that_is_needed(place: Path, tiny: str, frame: pd.DataFrame) -> None:
+    readme = (Path(llmfit.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (place / "spam.yaml").write_text(readme.partition("```yaml\n")[2].partition("```")[0].replace("smollm2", tiny))
+    assert len((place / "spam.yaml").read_text().splitlines()) == 8
+    for name in ("train", "test", "new"):
+        frame.to_csv(f"{name}.csv", index=False)
+    commands = [line for line in readme.splitlines() if line.startswith("llmfit ")]
+    assert [command.split()[1] for command in commands] == ["preview", "fit", "evaluate", "predict"]
+    for command in commands:
+        assert run(*shlex.split(command, comments=True)[1:]) == 0, command
+    assert pd.read_csv("scored.csv").columns.tolist()[-2:] == ["label_proba_fruit", "label_proba_vehicle"]
 
 
 class TestProcess:

@@ -133,7 +133,12 @@ def score_files(
     kept, kinds = _columns(source, keep, answering.kinds)
     answering.answer(_no_rows(source))  # what is wrong with the columns is wrong with all rows
     writer = make_writer(output, kinds)
-    run = {"inputs": source.digest(), "model": answering.digest, **settings, "keep": list(keep) if keep else keep}
+    run = {
+        "inputs": source.digest(),
+        "model": answering.digest,
+        **settings,
+        "keep": None if keep is None else list(keep),
+    }
     with _writing(output):
         sink = _begin(output, errors, run, writer, resume=resume, overwrite=overwrite)
     tell = progress or (lambda _: None)
