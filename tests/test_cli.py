@@ -98,7 +98,10 @@ class TestFit:
             (["config.yaml", "no.csv", "-o", "m"], "'no.csv' cannot be read: there is no such file.\n"),
             (["config.yaml", "rows.csv", "-o", "rows.csv"], "'rows.csv' exists and is no saved llmfit model. "),
             (["config.yaml", "rows.csv", "-o", "rows.csv/m"], "'rows.csv/m' cannot be written: "),
-            (["config.yaml", "rows.csv", "-o", "m", "--set", "epoch=1"], "LLMClassifier has no parameter 'epoch'."),
+            (
+                ["config.yaml", "rows.csv", "-o", "m", "--set", "epochs=x"],
+                "The 'epochs' parameter of LLMClassifier must",
+            ),
             (["config.yaml", "rows.csv", "-o", "m", "--set", "target=lable"], "LLMClassifier needs the target column"),
         ],
     )
