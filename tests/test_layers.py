@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A room imports rooms of lower tiers, and those that stand before it in its own tier.
 TIERS = [
     ["exceptions", "datasets"],
-    ["frames", "features", "templates", "params", "metrics", "ranking", "plots"],
+    ["frames", "features", "templates", "params", "metrics", "ranking", "plots", "files"],
     ["persistence", "encoding", "batching"],
     ["keeping", "memory", "sources", "quantization", "embeddings", "base_model", "adapters", "heads"],
     [
@@ -30,8 +30,8 @@ TIERS = [
         "scoring",
         "inference",
     ],
-    ["estimators"],
-    ["search", "report", "demo", "cli", "__main__"],
+    ["bulk", "estimators"],
+    ["search", "config", "report", "demo", "cli", "__main__"],
 ]
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 PLACE = {room: place for rooms in TIERS for place, room in enumerate(rooms)}

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from llmfit.batching import PAD_STEP
 from llmfit.estimators.exporting import Exported
+from llmfit.estimators.filing import Filed
 from llmfit.estimators.hooks import Hooks
 from llmfit.estimators.nested import NESTED
 from llmfit.estimators.reading import naming, read_eval_set, read_fit, read_table, read_weights
@@ -46,7 +47,7 @@ def all_or_nothing(estimator: Any, *, undone: bool = False) -> Iterator[None]:
             vars(estimator).update(kept)
 
 
-class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
+class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
     """Base of the estimators. See :class:`llmfit.LLMClassifier` for the parameters."""
 
     _nested: ClassVar[dict[str, Nested]] = NESTED

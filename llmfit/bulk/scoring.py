@@ -1,0 +1,341 @@
+"""The rows of files, answered and written: each once, in order, or into the file of errors with the reason.
+
+Takes a :class:`~llmfit.files.Source` and what answers frames; a frame of which one row cannot be answered is halved
+until that row stands alone, so that the others are. Knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from llmfit.bulk.journal import Journal, State
+from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, quoted, warn
+from llmfit.files import Bad, Chunk, Place, Source, Writer, make_writer, plain_values
+from llmfit.files.paths import STANDARD
+
+__all__ = ["Answering", "Scored", "check_free", "score_files"]
+
+ERRORS = {"row": "int", "file": "text", "line": "int", "reason": "text"}
+ROW = "row"
+NAMED_ROW = re.compile(r"Row \d+ \(index .*?\): ")
+
+
+class Answering(NamedTuple):
+    """What answers rows.
+
+    Parameters
+    ----------
+    answer : callable (frame) -> dict of column to list
+        Raises DataError where a row cannot be answered.
+    kinds : dict of column to str
+        The columns of answers, and their kinds of llmfit.files.KINDS.
+    digest : str
+        Of all that decides the answers.
+    """
+
+    answer: Callable[[pd.DataFrame], dict[str, list[Any]]]
+    kinds: dict[str, str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of a run.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the input, over all runs that it took.
+    bad_rows : int
+        How many of them have no answer and stand in the file of errors.
+    output : str
+    errors : str or None
+        None where there are no such rows.
+    """
+
+    rows: int
+    bad_rows: int
+    output: str
+    errors: str | None
+
+
+class _Pipe:
+    """Standard output, which takes rows as they come; errors go to a file, or stop the run where there is none."""
+
+    def __init__(self, errors: Place | None) -> None:
+        self.state = State()
+        self._errors = errors.path.open("wb") if errors is not None else None
+
+    def append(self, content: bytes, errors: bytes = b"", *, rows: int = 0, bad: int = 0) -> None:
+        """Write rows."""
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        if self._errors is not None:
+            self._errors.write(errors)
+            self._errors.flush()
+        self.state.rows += rows
+        self.state.bad += bad
+        self.state.errors_length += len(errors)
+
+    def finish(self, make: Any = None) -> None:
+        """There is nothing to put in its place."""
+
+    def close(self) -> None:
+        """Let go of the file of errors."""
+        if self._errors is not None:
+            self._errors.close()
+
+
+def score_files(
+    source: Source,
+    output: Place,
+    answering: Answering,
+    *,
+    settings: dict[str, Any],
+    keep: Sequence[str] | None = None,
+    errors: Place | None = None,
+    chunk_rows: int = 1000,
+    resume: bool = False,
+    overwrite: bool = False,
+    strict: bool = False,
+    progress: Callable[[int], Any] | None = None,
+) -> Scored:
+    """Answer the rows of files and write them; see :meth:`llmfit.LLMClassifier.predict_files`.
+
+    Parameters
+    ----------
+    source : Source
+    output : Place
+    answering : Answering
+    settings : dict of str to JSON value
+        What else decides the bytes of the output; a run goes on only where they are the same.
+    keep : sequence of str or None
+        Columns of the input to write beside a row's number; None for all, without the number.
+    errors : Place or None
+        None only for standard output.
+    chunk_rows, resume, overwrite, strict
+        As there.
+    progress : callable (rows) -> None, or None
+        Told of each chunk, and first of the rows that an earlier run did.
+
+    Returns
+    -------
+    Scored
+    """
+    kept, kinds = _columns(source, keep, answering.kinds)
+    answering.answer(_no_rows(source))  # what is wrong with the columns is wrong with all rows
+    writer = make_writer(output, kinds)
+    run = {
+        "inputs": source.digest(),
+        "model": answering.digest,
+        **settings,
+        "keep": None if keep is None else list(keep),
+    }
+    with _writing(output):
+        sink = _begin(output, errors, run, writer, resume=resume, overwrite=overwrite)
+    tell = progress or (lambda _: None)
+    tell(sink.state.rows)
+    stops = strict or errors is None
+    with closing(sink), _writing(output):
+        if not sink.state.done:
+            with _gathered() as answer:
+                for chunk in source.chunks(chunk_rows, start=sink.state.rows):
+                    columns, bad = _answered(chunk, answering, kept, keep is not None, writer, answer)
+                    if bad and stops:
+                        raise _stopped(bad[0], strict)
+                    listed = _listed(bad, errors, first=not sink.state.errors_length)
+                    sink.append(writer.rows(columns), listed, rows=chunk.size, bad=len(bad))
+                    tell(chunk.size)
+            sink.finish(writer.finish)
+    state = sink.state
+    return Scored(state.rows, state.bad, output.name, errors.name if errors is not None and state.bad else None)
+
+
+def _columns(source: Source, keep: Sequence[str] | None, answers: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
+    """Say which columns of the input are written, and all columns of the output."""
+    kept = list(source.kinds) if keep is None else list(keep)
+    for name in kept:
+        if name not in source.kinds:
+            raise DataError(f"keep names the column {name!r}, but the input has only {quoted(source.kinds)}.")
+    number = {} if keep is None else {ROW: "int"}
+    twice = [name for name in kept if name in answers or name in number]
+    if twice:
+        raise DataError(
+            f"The input has the column {twice[0]!r} already, which the output is to have. Leave it out with keep."
+        )
+    return kept, {**number, **{name: source.kinds[name] for name in kept}, **answers}
+
+
+def _no_rows(source: Source) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series([], dtype=object) for name in source.kinds})
+
+
+def _begin(
+    output: Place, errors: Place | None, run: dict[str, Any], writer: Writer, *, resume: bool, overwrite: bool
+) -> Any:
+    """Open what is written to: anew, or where an earlier run stopped."""
+    check_free(output, errors, resume=resume, overwrite=overwrite)
+    if output.name == STANDARD or errors is None:
+        pipe = _Pipe(errors)
+        pipe.append(writer.head())
+        return pipe
+    journal = Journal(output.path, errors.path)
+    before = journal.read() if resume else None
+    if before is None:
+        journal.begin(run, writer.head())
+        return journal
+    _check_same(output, before, run)
+    if before.done:
+        _check_whole(output, journal, before)
+    else:
+        journal.go_on(before)
+    return journal
+
+
+def check_free(output: Place, errors: Place | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to write over anything, unless that is wanted.
+
+    Raises
+    ------
+    ParameterError
+        If both are wanted, to go on and to begin anew.
+    DataError
+        If there is something already.
+    """
+    if resume and overwrite:
+        raise ParameterError("resume=True goes on with an earlier run, overwrite=True begins anew. Pass one of them.")
+    if overwrite or output.name == STANDARD or errors is None:
+        return
+    before = Journal(output.path, errors.path).read()
+    if resume:
+        if before is None and output.path.exists():
+            raise DataError(
+                f"{output.name!r} exists and has no manifest: it cannot be resumed. Pass overwrite=True, or name "
+                "another file."
+            )
+        return
+    if before is not None and not before.done:
+        raise DataError(
+            f"{output.name!r} was begun by an earlier run, which did {before.rows} row(s). Pass resume=True to go on, "
+            "or overwrite=True to begin anew."
+        )
+    for place in (output, errors):
+        if place.path.exists():
+            raise DataError(f"{place.name!r} exists: nothing was written. Pass overwrite=True, or name another file.")
+
+
+def _check_same(output: Place, before: State, run: dict[str, Any]) -> None:
+    """Refuse to go on with what another run began."""
+    for name, now in run.items():
+        then = before.run.get(name)
+        if then != now:
+            what = WORDS.get(name, f"{name}={then!r}, not {name}={now!r}")
+            raise DataError(
+                f"{output.name!r} was begun with {what}: it cannot go on. Pass overwrite=True to begin anew."
+            )
+
+
+def _check_whole(output: Place, journal: Journal, before: State) -> None:
+    """Leave a run that is done as it is, as long as its output is there."""
+    if not output.path.is_file():
+        raise DataError(
+            f"{output.name!r} was finished by an earlier run, and is gone. Pass overwrite=True to begin anew."
+        )
+    journal.state = before
+    journal.tidy()
+
+
+def _answered(
+    chunk: Chunk,
+    answering: Answering,
+    kept: Sequence[str],
+    numbered: bool,
+    writer: Writer,
+    gathered: Callable[[], Any],
+) -> tuple[dict[str, list[Any]], list[Bad]]:
+    """Answer a chunk: the columns of the output, and the rows that have no answer."""
+    with gathered():
+        answers, reasons = _halving(chunk.frame, 0, answering)
+    good = [place for place in range(len(chunk.frame)) if place not in reasons]
+    rows = chunk.frame.index
+    columns: dict[str, list[Any]] = {ROW: [int(rows[place]) for place in good]} if numbered else {}
+    for name in kept:
+        typed = chunk.textual and not writer.textual
+        cells = plain_values(chunk.frame[name]) if typed else chunk.cells[name]
+        columns[name] = [cells[place] for place in good]
+    bad = [Bad(int(rows[place]), *chunk.spots[place], reason) for place, reason in reasons.items()]
+    return {**columns, **answers}, sorted([*chunk.bad, *bad])
+
+
+def _halving(frame: pd.DataFrame, first: int, answering: Answering) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """Answer rows, those that can be; the others by their place in the chunk, with the reason."""
+    if not len(frame):
+        return {name: [] for name in answering.kinds}, {}
+    try:
+        return answering.answer(frame), {}
+    except DataError as error:
+        if len(frame) == 1:
+            return {name: [] for name in answering.kinds}, {first: NAMED_ROW.sub("", str(error), count=1)}
+    middle = len(frame) // 2
+    answers, bad = _halving(frame.iloc[:middle], first, answering)
+    more, later = _halving(frame.iloc[middle:], first + middle, answering)
+    return {name: [*answers[name], *more[name]] for name in answering.kinds}, bad | later
+
+
+def _listed(bad: Sequence[Bad], errors: Place | None, *, first: bool) -> bytes:
+    """Write rows of the file of errors, which has a head only where it has rows."""
+    if not bad or errors is None:
+        return b""
+    writer = make_writer(errors, ERRORS)
+    columns = {name: [getattr(row, name) for row in bad] for name in ERRORS}
+    return (writer.head() if first else b"") + writer.rows(columns)
+
+
+def _stopped(bad: Bad, strict: bool) -> DataError:
+    advice = "" if strict else " Name a file with errors=, and such rows go there."
+    return DataError(f"{bad.where}: {bad.reason}{advice}")
+
+
+@contextmanager
+def _writing(output: Place) -> Iterator[None]:
+    """Say what kept the output from being written; what is done stays."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{output.name!r} cannot be written: {error.strerror or error}. The rows that are done are kept: run it "
+            "again with resume=True."
+        ) from error
+
+
+@contextmanager
+def _gathered() -> Iterator[Callable[[], Any]]:
+    """Say at the end, once for each kind, what chunk after chunk warns of."""
+    seen: dict[type[Warning], tuple[Warning, int]] = {}
+
+    @contextmanager
+    def gather() -> Iterator[None]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", LLMFitWarning)
+            yield
+        for one in caught:
+            first, count = seen.get(one.category, (one.message, 0))
+            seen[one.category] = (first, count + 1)  # type: ignore[assignment]
+
+    yield gather
+    for kind, (first, count) in seen.items():
+        more = f" {count - 1} more chunk(s) of rows gave such a warning." if count > 1 else ""
+        warn(kind(f"{first}{more}"))
+
+
+WORDS = {"inputs": "another input", "model": "another model"}

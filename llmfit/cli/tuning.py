@@ -1,0 +1,129 @@
+"""Commands that begin with a config: ``fit``, ``search``, ``preview``, and ``demo``.
+
+Takes parsed arguments; trains, saves, shows. Everything heavy is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from llmfit.cli.saying import put, put_frame, say
+from llmfit.exceptions import DataError, ParameterError
+
+__all__ = ["demo", "fit", "preview", "search"]
+
+
+def fit(given: Any) -> None:
+    """Train a model and save it."""
+    from llmfit.files import read_table
+
+    _check_folder(given.output)
+    estimator = _from_config(given)
+    if _is_search(estimator):
+        raise ParameterError(f"The config {given.config!r} has hyperopt, which is a search. Run: llmfit search.")
+    frame = read_table(given.data, format=given.format)
+    known = {"eval_set": read_table(given.eval, format=given.format)} if given.eval else {}
+    estimator.fit(frame, **known)
+    estimator.save(given.output)
+    say(f"{len(frame)} row(s) learned; the model is in {given.output!r}.")
+
+
+def search(given: Any) -> None:
+    """Try candidates, show them, save the best."""
+    import pandas as pd
+
+    from llmfit.files import read_table
+
+    if given.output:
+        _check_folder(given.output)
+    found = _from_config(given)
+    if not _is_search(found):
+        raise ParameterError(f"The config {given.config!r} has no hyperopt, so that there is nothing to search.")
+    if given.output and not found.refit:
+        raise ParameterError("The best model cannot be saved: the config says refit: false.")
+    frame = read_table(given.data, format=given.format)
+    found.fit(frame, _targets(found.estimator, frame))
+    results = pd.DataFrame(found.cv_results_)
+    put_frame(_leaderboard(results))
+    if given.results:
+        results.sort_values("rank_test_score", kind="stable").to_csv(given.results, index=False)
+    if given.output:
+        found.best_estimator_.save(given.output)
+        say(f"The best of {len(results)} candidate(s) is in {given.output!r}.")
+
+
+def preview(given: Any) -> None:
+    """Show prompts."""
+    import llmfit
+    from llmfit.files import read_table
+
+    if Path(given.config).is_dir():
+        estimator = llmfit.load(given.config, verbose=0, **{n.replace(".", "__"): v for n, v in given.settings})
+    else:
+        estimator = _from_config(given)
+    estimator = estimator.estimator if _is_search(estimator) else estimator
+    for number, row in enumerate(
+        estimator.preview(read_table(given.data, format=given.format), given.rows).itertuples()
+    ):
+        put(f"--- row {number}: {row.prompt_tokens} + {row.completion_tokens} tokens, {row.cut} character(s) cut")
+        put(f"{row.prompt}[{row.completion}]\n")
+
+
+def demo(given: Any) -> None:
+    """Run the main job on packaged data."""
+    from llmfit.demo import run_demo
+
+    run_demo(base_model=given.base_model, rows=given.rows)
+
+
+def _from_config(given: Any) -> Any:
+    from llmfit.config import from_config
+
+    made = from_config([given.config, *given.more], **dict(given.settings))
+    if given.quiet:
+        (made.estimator if _is_search(made) else made).set_params(verbose=0)
+    return made
+
+
+def _is_search(estimator: Any) -> bool:
+    return hasattr(estimator, "refit") and hasattr(estimator, "estimator")
+
+
+def _targets(estimator: Any, frame: Any) -> Any:
+    """Take the target out of the frame: scikit-learn stratifies its folds by y."""
+    named = estimator.target
+    names = [named] if isinstance(named, str) else list(named or ())
+    if not names:
+        raise ParameterError("A search needs to know its target. Set the key target.")
+    for name in names:
+        if name not in frame.columns:
+            raise DataError(f"The target column {name!r} is missing: the data has {list(frame.columns)}.")
+    return frame[names[0]] if len(names) == 1 else frame[names]
+
+
+def _leaderboard(results: Any) -> Any:
+    """Take what tells candidates apart and how good they are, the best first."""
+    names = [name for name in results.columns if name.startswith("param_")]
+    shown = ["rank_test_score", "mean_test_score", "std_test_score", *names, "mean_fit_time"]
+    table = results[[name for name in shown if name in results]].sort_values("rank_test_score", kind="stable")
+    words = {
+        "rank_test_score": "rank",
+        "mean_test_score": "score",
+        "std_test_score": "spread",
+        "mean_fit_time": "seconds",
+    }
+    return table.rename(columns={**words, **{name: name.removeprefix("param_") for name in names}})
+
+
+def _check_folder(path: str) -> None:
+    """Refuse a folder that cannot be saved to, before hours are spent."""
+    from llmfit.persistence import MANIFEST
+
+    folder = Path(path).expanduser()
+    if folder.exists() and not ((folder / MANIFEST).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
+        raise DataError(f"{path!r} exists and is no saved llmfit model. Choose another.")
+    parent = next(above for above in folder.absolute().parents if above.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise DataError(f"{path!r} cannot be written: {str(parent)!r} is no folder that may be written to.")

@@ -1,0 +1,146 @@
+"""What a column of a file holds, learned from all of its cells and not from the first of them.
+
+Takes cells: texts of a CSV file, or values of a JSON file; gives one kind a column and the cells as such a column. As
+the kind comes of the whole file, it does not depend on where a chunk begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["KINDS", "MISSING", "Column"]
+
+# Texts that pandas.read_csv takes for a missing value.
+MISSING = frozenset(
+    [
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    ]
+)
+TRUTH = {"true": True, "false": False, "True": True, "False": False, "TRUE": True, "FALSE": False}
+# No zero before other digits: 007 is a name that is made of digits, and loses itself as a number.
+INTEGER = re.compile(r"\s*[+-]?(?:0|[1-9][0-9]*)\s*")
+REAL = re.compile(r"\s*[+-]?(?:(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))\s*")
+LIMITS = (-(2**63), 2**63 - 1)
+
+
+class Column:
+    """One column of a file: what has been seen in it, and then its cells as an array.
+
+    Parameters
+    ----------
+    textual : bool
+        Cells are texts, whose kind is to be read out of them; else they are values of JSON.
+    """
+
+    def __init__(self, *, textual: bool) -> None:
+        self.textual = textual
+        self.gaps = False
+        self._seen: set[str] = set()
+
+    def see(self, cells: Iterable[Any]) -> None:
+        """Learn from cells."""
+        if self.textual and "text" in self._seen:
+            return  # it stays a text, whatever follows
+        kind_of = _kind_of_text if self.textual else _kind_of_value
+        kinds = set(map(kind_of, cells))
+        self.gaps |= "gap" in kinds
+        self._seen |= kinds - {"gap"}
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        if len(self._seen) == 1:
+            return next(iter(self._seen))
+        if self._seen == {"int", "float"} or not self._seen:
+            return "float"
+        return "text" if self.textual else "object"
+
+    def array(self, cells: Sequence[Any]) -> Any:
+        """Give cells as an array of the column's kind.
+
+        Raises
+        ------
+        ValueError
+            If a cell is none that was seen.
+        """
+        known = [cell if not self._is_gap(cell) else None for cell in cells]
+        return KINDS[self.kind](known, self.gaps)
+
+    def _is_gap(self, cell: Any) -> bool:
+        return cell in MISSING if self.textual and cell is not None else _kind_of_value(cell) == "gap"
+
+
+def _kind_of_text(cell: str | None) -> str:
+    if cell is None or cell in MISSING:
+        return "gap"
+    if INTEGER.fullmatch(cell):
+        return "int" if LIMITS[0] <= int(cell) <= LIMITS[1] else "text"
+    if REAL.fullmatch(cell):
+        return "float"
+    return "bool" if cell in TRUTH else "text"
+
+
+def _kind_of_value(cell: Any) -> str:
+    if cell is None or (isinstance(cell, float) and cell != cell):  # nan
+        return "gap"
+    if isinstance(cell, int) and not isinstance(cell, bool) and not LIMITS[0] <= cell <= LIMITS[1]:
+        return "object"
+    return OF_VALUE.get(type(cell), "object")
+
+
+def _integers(cells: Sequence[Any], gaps: bool) -> Any:
+    numbers = [None if cell is None else int(cell) for cell in cells]
+    return pd.array(numbers, dtype="Int64") if gaps else np.array(numbers, dtype="int64")
+
+
+def _reals(cells: Sequence[Any], _: bool) -> Any:
+    return np.array([np.nan if cell is None else float(cell) for cell in cells], dtype="float64")
+
+
+def _truths(cells: Sequence[Any], gaps: bool) -> Any:
+    values = [TRUTH[cell] if isinstance(cell, str) else cell for cell in cells]
+    return pd.array(values, dtype="boolean") if gaps else np.array(values, dtype=bool)
+
+
+def _texts(cells: Sequence[Any], _: bool) -> Any:
+    return pd.array(list(cells), dtype="str")
+
+
+def _objects(cells: Sequence[Any], _: bool) -> Any:
+    values = np.empty(len(cells), dtype=object)
+    for place, cell in enumerate(cells):
+        values[place] = cell
+    return values
+
+
+OF_VALUE = {bool: "bool", int: "int", float: "float", str: "text"}
+KINDS: dict[str, Callable[[Sequence[Any], bool], Any]] = {
+    "int": _integers,
+    "float": _reals,
+    "bool": _truths,
+    "text": _texts,
+    "object": _objects,
+}

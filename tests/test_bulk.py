@@ -1,0 +1,518 @@
+"""Big files: every row once, in order, whatever stops the run and whenever."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import fake_model
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.exceptions import NotFittedError
+
+import llmfit
+from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, TruncationWarning
+from llmfit.files import read_table
+
+HERE = Path(__file__).parent
+OPTIONS = {"proba": True, "chunk_rows": 7}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def rows(count: int) -> pd.DataFrame:
+    sizes = [i * 37 % 101 for i in range(count)]
+    return pd.DataFrame({"id": [f"{i:06d}" for i in range(count)], "size": sizes, "weight": [s / 7 for s in sizes]})
+
+
+def spoil(path: Path) -> None:
+    """Put lines among others that cannot be read, and cells that are no numbers."""
+    lines = path.read_text().splitlines(keepends=True)
+    for number in range(7, len(lines), 13):
+        lines[number] = "lonely\n" if number % 2 else "x,y,1\n"
+    path.write_text("".join(lines))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
+    fake_model.put_in_place(monkeypatch)
+    frame = rows(40).drop(columns="id").assign(label=["low" if i * 37 % 101 < 50 else "high" for i in range(40)])
+    return llmfit.LLMClassifier("fake", target="label", adapter="full", verbose=0).fit(frame)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rows(60).to_csv(tmp_path / "in.csv", index=False)
+    spoil(tmp_path / "in.csv")
+    return tmp_path / "in.csv"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+class TestOutput:
+    def test_is_what_predict_says(self, fake: Any, tmp_path: Path) -> None:
+        frame = rows(25)
+        frame.to_csv(tmp_path / "in.csv", index=False)
+        scored = fake.predict_files(tmp_path / "in.csv", tmp_path / "out.csv", proba=True, chunk_rows=4)
+        assert (scored.rows, scored.bad_rows, scored.errors) == (25, 0, None)
+        out = pd.read_csv(tmp_path / "out.csv", dtype={"id": str})
+        assert out["id"].tolist() == frame["id"].tolist()
+        assert out["label_predicted"].tolist() == fake.predict(frame).tolist()
+        proba = out[["label_proba_high", "label_proba_low"]].to_numpy()
+        np.testing.assert_array_equal(proba, fake.predict_proba(frame))
+        assert sorted(files_of(tmp_path)) == ["in.csv", "out.csv", "out.csv.manifest.json"]
+
+    @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet", "t.csv.gz", "t.jsonl.gz"])
+    @pytest.mark.parametrize("source", ["in.csv", "in.jsonl", "in.parquet"])
+    def test_has_the_same_rows_in_every_format(self, name: str, source: str, fake: Any, tmp_path: Path) -> None:
+        frame = rows(9).assign(gap=pd.array([1, None, 3] * 3, dtype="Int64"))
+        write = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}[Path(source).suffix]
+        options = (
+            {"orient": "records", "lines": True, "double_precision": 15} if write == "to_json" else {"index": False}
+        )
+        getattr(frame, write)(tmp_path / source, **options)
+        fake.predict_files(tmp_path / source, tmp_path / name, chunk_rows=2)
+        read = read_table(tmp_path / name)
+        pd.testing.assert_frame_equal(
+            read, frame.assign(label_predicted=fake.predict(frame)).astype({"id": "str", "label_predicted": "str"})
+        )
+
+    @pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+    def test_rows_that_have_no_answer_stand_among_the_errors(
+        self, chunk_rows: int, fake: Any, table: Path, tmp_path: Path
+    ) -> None:
+        scored = fake.predict_files(table, tmp_path / "out.csv", chunk_rows=chunk_rows)
+        out, errors = pd.read_csv(tmp_path / "out.csv"), pd.read_csv(tmp_path / "out.errors.csv")
+        assert (scored.rows, scored.bad_rows, scored.errors) == (60, 5, str(tmp_path / "out.errors.csv"))
+        assert errors["row"].tolist() == [6, 19, 32, 45, 58]
+        assert errors["line"].tolist() == [8, 21, 34, 47, 60]
+        assert set(errors["file"]) == {"in.csv"}
+        assert errors["reason"].tolist()[:2] == [
+            "it has 1 value(s), the header has 3.",
+            "the number column 'size' holds 'y', which is no number.",
+        ]
+        good = rows(60).drop(index=errors["row"])
+        assert out["id"].tolist() == good["id"].astype(int).tolist()
+        assert out["label_predicted"].tolist() == fake.predict(good).tolist()
+
+    def test_keep_names_the_columns_behind_the_number(self, fake: Any, table: Path, tmp_path: Path) -> None:
+        fake.predict_files(table, tmp_path / "a.csv", keep=["id"], errors=tmp_path / "bad.jsonl")
+        fake.predict_files(table, tmp_path / "b.csv", keep=[])
+        a, b = (pd.read_csv(tmp_path / name) for name in ("a.csv", "b.csv"))
+        assert a.columns.tolist() == ["row", "id", "label_predicted"]
+        assert a["row"].tolist() == a["id"].tolist()
+        assert b.columns.tolist() == ["row", "label_predicted"]
+        assert read_table(tmp_path / "bad.jsonl")["row"].tolist() == [6, 19, 32, 45, 58]
+
+    def test_no_rows_give_a_head_alone(self, fake: Any, tmp_path: Path) -> None:
+        (tmp_path / "in.csv").write_text("size,weight\n")
+        assert fake.predict_files(tmp_path / "in.csv", tmp_path / "out.csv").rows == 0
+        assert (tmp_path / "out.csv").read_text() == "size,weight,label_predicted\n"
+
+    def test_prompts_that_are_too_long_are_errors(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        clf = llmfit.LLMClassifier(**settings, target="label", features="text", max_length=120).fit(frame)
+        frame.loc["r2", "text"] = "z" * 150
+        frame.to_csv(tmp_path / "in.csv", index=False)
+        clf.predict_files(tmp_path / "in.csv", tmp_path / "out.csv", chunk_rows=4)
+        (error,) = pd.read_csv(tmp_path / "out.errors.csv").to_dict("records")
+        assert error["row"] == 2
+        assert error["reason"].startswith("the prompt has 2")
+        assert error["reason"].endswith("Raise max_length, or set truncation='prompt'.")
+        out = pd.read_csv(tmp_path / "out.csv")
+        assert out["label_predicted"].tolist() == clf.predict(frame.drop(index="r2")).tolist()
+
+    def test_what_chunks_warn_of_is_said_once(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        clf = llmfit.LLMClassifier(**settings, target="label", features="text", max_length=120, truncation="prompt")
+        clf.fit(frame)
+        frame.assign(text="z" * 150).to_csv(tmp_path / "in.csv", index=False)
+        with pytest.warns(TruncationWarning) as caught:
+            clf.predict_files(tmp_path / "in.csv", tmp_path / "out.csv", chunk_rows=2)
+        assert len(caught) == 1
+        assert str(caught[0].message).endswith("preview() shows them. 3 more chunk(s) of rows gave such a warning.")
+
+
+class TestEstimators:
+    def columns(self, estimator: Any, frame: pd.DataFrame, tmp_path: Path, **options: Any) -> pd.DataFrame:
+        frame.to_json(tmp_path / "in.jsonl", orient="records", lines=True)
+        before = dict(vars(estimator))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LLMFitWarning)
+            estimator.predict_files(tmp_path / "in.jsonl", tmp_path / "out.jsonl", keep=[], chunk_rows=3, **options)
+        assert vars(estimator) == before
+        return read_table(tmp_path / "out.jsonl").drop(columns="row")
+
+    def test_generator_and_regressor(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        words = llmfit.LLMGenerator(**settings, target="label", generation={"max_new_tokens": 3}).fit(frame)
+        out = self.columns(words, frame, tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LLMFitWarning)
+            assert out["label_predicted"].fillna("").tolist() == words.predict(frame).tolist()
+        (tmp_path / "out.jsonl").unlink()
+        sizes = llmfit.LLMRegressor(**settings, target="size").fit(frame)
+        out = self.columns(sizes, frame, tmp_path)
+        np.testing.assert_allclose(out["size_predicted"], sizes.predict(frame), rtol=1e-5)
+
+    def test_several_targets(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        both = llmfit.LLMEstimator(**settings, target={"label": "category", "size": "number"}, head="linear").fit(frame)
+        out = self.columns(both, frame, tmp_path, proba=True)
+        assert out.columns.tolist() == ["label_predicted", "label_proba_fruit", "label_proba_vehicle", "size_predicted"]
+        assert out["label_predicted"].tolist() == both.predict(frame)["label"].tolist()
+        np.testing.assert_allclose(out["label_proba_fruit"], both.predict_proba(frame)["label"][:, 0], rtol=1e-5)
+
+    def test_one_target_of_the_estimator_that_chooses(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        chosen = llmfit.LLMEstimator(**settings, target="label").fit(frame)
+        assert self.columns(chosen, frame, tmp_path)["label_predicted"].tolist() == chosen.predict(frame).tolist()
+
+    def test_several_labels_a_row(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        cells = [["a"], ["b"], ["a", "b"], []] * 2
+        clf = llmfit.LLMClassifier(**settings, target="tags", head="linear").fit(frame.assign(tags=cells))
+        out = self.columns(clf, frame, tmp_path, proba=True)
+        assert out["tags_predicted"].tolist() == clf.predict(frame).tolist()
+        assert out.columns.tolist() == ["tags_predicted", "tags_proba_a", "tags_proba_b"]
+
+    def test_an_indicator(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        indicator = pd.DataFrame({"a": [1, 0, 1, 0] * 2, "b": [0, 1, 1, 0] * 2}, index=frame.index)
+        clf = llmfit.LLMClassifier(**settings, head="linear").fit(frame[["text"]], indicator)
+        out = self.columns(clf, frame, tmp_path)
+        assert out.to_numpy().tolist() == clf.predict(frame[["text"]]).to_numpy().tolist()
+        assert out.columns.tolist() == ["a_predicted", "b_predicted"]
+
+    def test_probabilities_need_classes(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        sizes = llmfit.LLMRegressor(**settings, target="size").fit(frame)
+        frame.to_csv(tmp_path / "in.csv")
+        with pytest.raises(ParameterError) as caught:
+            sizes.predict_files(tmp_path / "in.csv", tmp_path / "out.csv", proba=True)
+        assert str(caught.value) == "proba=True needs a target of classes, and LLMRegressor has none."
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.jsonl.gz"])
+class TestStops:
+    """The output of a run that was stopped and went on is that of one that was not, byte for byte."""
+
+    def undisturbed(self, fake: Any, table: Path, name: str) -> dict[str, bytes]:
+        fake.predict_files(table, table.parent / "plain" / name, **OPTIONS)
+        return files_of(table.parent / "plain")
+
+    def test_at_every_write_and_rename(self, name: str, fake: Any, table: Path, monkeypatch: Any) -> None:
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[:22]))
+        expected, plain = self.undisturbed(fake, table, name), {"sync": os.fsync, "replace": Path.replace}
+        left = 0
+
+        def count(*_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        monkeypatch.setattr(os, "fsync", lambda handle: (count(), plain["sync"](handle)))
+        monkeypatch.setattr(Path, "replace", lambda own, other: (plain["replace"](own, other), count())[0])
+        for moment in range(1, 1000):
+            folder, left = table.parent / str(moment), moment
+            try:
+                fake.predict_files(table, folder / name, **OPTIONS)
+            except Killed:
+                left = 0
+                fake.predict_files(table, folder / name, **OPTIONS, resume=True)
+                assert files_of(folder) == expected, moment
+            else:
+                break
+        assert moment > 20  # it has been stopped everywhere
+
+    def test_by_sigkill_at_random_moments(self, name: str, fake: Any, table: Path) -> None:
+        expected, draw, kills = self.undisturbed(fake, table, name), random.Random(0), 0
+        folder = table.parent / "killed"
+        while True:
+            child = fork(lambda: fake.predict_files(table, folder / name, **OPTIONS, resume=True))
+            time.sleep(draw.uniform(0.01, 0.07))
+            os.kill(child, signal.SIGKILL)
+            if os.waitpid(child, 0)[1] == 0 or kills == 12:
+                break
+            kills += 1
+        fake.predict_files(table, folder / name, **OPTIONS, resume=True)
+        assert files_of(folder) == expected
+        assert kills
+
+    def test_by_a_disk_that_is_full(self, name: str, fake: Any, table: Path) -> None:
+        expected = self.undisturbed(fake, table, name)
+        folder = table.parent / "full"
+        for size in (100, 400, 700, 1500):
+
+            def limited(most: int = size) -> None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+                with pytest.raises(DataError) as caught:
+                    fake.predict_files(table, folder / name, **OPTIONS, resume=True)
+                assert str(caught.value) == (
+                    f"{str(folder / name)!r} cannot be written: File too large. The rows that are done are kept: "
+                    "run it again with resume=True."
+                )
+
+            assert os.waitpid(fork(limited), 0)[1] == 0
+            assert not (folder / name).exists()
+        fake.predict_files(table, folder / name, **OPTIONS, resume=True)
+        assert files_of(folder) == expected
+
+
+def fork(work: Any) -> int:
+    """Run something in a process of its own, which has all that this one has loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        from tqdm import auto, std
+
+        std.tqdm._lock = auto.tqdm._lock = (
+            threading.RLock()
+        )  # the usual one is shared with the parent, and killed with it
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+class TestResume:
+    def stopped(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Path:
+        """Stop a run after some rows."""
+        from llmfit.bulk.journal import Journal
+
+        append, done = Journal.append, []
+
+        def stop(self: Any, *pieces: Any, **counts: Any) -> None:
+            done.append(counts)
+            if len(done) == 4:
+                raise Killed
+            append(self, *pieces, **counts)
+
+        out = table.parent / "out.csv"
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "append", stop)
+            with pytest.raises(Killed):
+                fake.predict_files(table, out, chunk_rows=7, **options)
+        return out
+
+    def test_goes_on_where_the_run_was(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = self.stopped(fake, table, monkeypatch)
+        assert not out.exists()
+        answered: list[int] = []
+        respond = type(fake)._respond
+        monkeypatch.setattr(
+            type(fake), "_respond", lambda own, asked: answered.extend(asked.index) or respond(own, asked)
+        )
+        fake.predict_files(table, out, chunk_rows=7, resume=True)
+        assert set(answered) == set(range(14, 60)) - {32, 58}  # 14 rows were done, and two of the others are none
+
+    def test_another_run_is_refused(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = self.stopped(fake, table, monkeypatch)
+        begun = f"{str(out)!r} was begun"
+        end = "it cannot go on. Pass overwrite=True to begin anew."
+
+        def refused(estimator: Any = fake, **options: Any) -> str:
+            with pytest.raises(DataError) as caught:
+                estimator.predict_files(table, out, **{"chunk_rows": 7, "resume": True, **options})
+            return str(caught.value)
+
+        assert refused(resume=False) == (
+            f"{begun} by an earlier run, which did 14 row(s). Pass resume=True to go on, or overwrite=True to "
+            "begin anew."
+        )
+        assert refused(proba=True) == f"{begun} with proba=False, not proba=True: {end}"
+        assert refused(chunk_rows=8) == f"{begun} with chunk_rows=7, not chunk_rows=8: {end}"
+        assert refused(keep=["id"]) == f"{begun} with keep=None, not keep=['id']: {end}"
+        other = llmfit.LLMClassifier("fake", target="label", adapter="full", verbose=0)
+        other.fit(rows(30).drop(columns="id").assign(label=["low", "high"] * 15))
+        assert refused(other) == f"{begun} with another model: {end}"
+        table.write_text(table.read_text() + "000060,1,1.5\n")
+        assert refused() == f"{begun} with another input: {end}"
+        fake.predict_files(table, out, overwrite=True)
+        assert len(pd.read_csv(out)) == 56
+
+    def test_a_model_that_was_saved_and_loaded_is_the_same(
+        self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from llmfit.estimators.filing import _digest
+
+        frame = rows(30).drop(columns="id").assign(label=["low", "high"] * 15)
+        first, again = (
+            llmfit.LLMClassifier("fake", target="label", adapter="full", verbose=v).fit(frame) for v in (0, 0)
+        )
+        assert _digest(first) == _digest(again)
+        assert _digest(first) != _digest(fake)
+        assert _digest(again.set_params(batch_tokens=64, verbose=1)) == _digest(first)
+        assert _digest(again.set_params(dtype="bfloat16")) != _digest(first)
+
+    def test_a_run_that_is_done_stays(self, fake: Any, table: Path, tmp_path: Path) -> None:
+        scored = fake.predict_files(table, tmp_path / "out.csv")
+        before = files_of(tmp_path)
+        assert fake.predict_files(table, tmp_path / "out.csv", resume=True) == scored
+        assert files_of(tmp_path) == before
+        (tmp_path / "out.csv").unlink()
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, tmp_path / "out.csv", resume=True)
+        assert str(caught.value) == (
+            f"{str(tmp_path / 'out.csv')!r} was finished by an earlier run, and is gone. Pass overwrite=True to "
+            "begin anew."
+        )
+
+    def test_what_is_there_is_not_written_over(self, fake: Any, table: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out.csv"
+        exists = "exists: nothing was written. Pass overwrite=True, or name another file."
+        for name in ("out.errors.csv", "out.csv"):
+            (tmp_path / name).write_text("mine")
+            with pytest.raises(DataError) as caught:
+                fake.predict_files(table, out)
+            assert str(caught.value) == f"{str(tmp_path / name)!r} {exists}"
+            assert (tmp_path / name).read_text() == "mine"
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, out, resume=True)
+        assert str(caught.value) == (
+            f"{str(out)!r} exists and has no manifest: it cannot be resumed. Pass overwrite=True, or name another file."
+        )
+        fake.predict_files(table, out, overwrite=True)
+        assert len(pd.read_csv(out)) == 55
+
+    def test_an_earlier_error_file_goes_with_the_output_that_is_replaced(
+        self, fake: Any, table: Path, tmp_path: Path
+    ) -> None:
+        fake.predict_files(table, tmp_path / "out.csv")
+        rows(5).to_csv(table, index=False)
+        fake.predict_files(table, tmp_path / "out.csv", overwrite=True)
+        assert not (tmp_path / "out.errors.csv").exists()
+
+    def test_two_runs_do_not_write_one_file(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from llmfit.bulk.journal import Journal
+
+        out = self.stopped(fake, table, monkeypatch)
+        other = Journal(out, table.parent / "out.errors.csv")
+        other.go_on(other.read())
+        try:
+            with pytest.raises(DataError) as caught:
+                fake.predict_files(table, out, chunk_rows=7, resume=True)
+            assert str(caught.value) == f"Another run is writing {str(out)!r}."
+        finally:
+            other.close()
+        fake.predict_files(table, out, chunk_rows=7, resume=True)
+
+    def test_files_of_a_run_that_are_damaged_are_named(self, fake: Any, table: Path, monkeypatch: Any) -> None:
+        out = self.stopped(fake, table, monkeypatch)
+        partial, manifest = Path(f"{out}.partial"), Path(f"{out}.manifest.json")
+        partial.write_bytes(partial.read_bytes()[:20])
+        with pytest.raises(DataError, match=r"is shorter than its manifest says. Begin anew with overwrite.$"):
+            fake.predict_files(table, out, chunk_rows=7, resume=True)
+        partial.unlink()
+        with pytest.raises(DataError, match=r"is missing, which an earlier run wrote. Begin anew with overwrite.$"):
+            fake.predict_files(table, out, chunk_rows=7, resume=True)
+        manifest.write_text("{")
+        with pytest.raises(DataError, match=r"^The manifest '.*' cannot be read: "):
+            fake.predict_files(table, out, chunk_rows=7, resume=True)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({"chunk_rows": 0}, "The 'chunk_rows' parameter of predict_files must be an int >= 1. Got 0 instead."),
+            ({"proba": 1}, "The 'proba' parameter of predict_files must be one of True, False. Got 1 instead."),
+            (
+                {"keep": "id"},
+                "The 'keep' parameter of predict_files must be None or a list of column names. Got 'id' instead.",
+            ),
+            ({"keep": ["no"]}, "keep names the column 'no', but the input has only 'id', 'size', 'weight'."),
+            (
+                {"resume": True, "overwrite": True},
+                "resume=True goes on with an earlier run, overwrite=True begins anew. Pass one of them.",
+            ),
+            (
+                {"errors": "e.parquet"},
+                "The 'errors' parameter of predict_files must be a CSV, TSV or JSONL file. Got 'e.parquet' instead.",
+            ),
+        ],
+    )
+    def test_parameters(self, options: Any, sentence: str, fake: Any, table: Path, tmp_path: Path) -> None:
+        with pytest.raises((ParameterError, DataError)) as caught:
+            fake.predict_files(table, tmp_path / "out.csv", **options)
+        assert str(caught.value) == sentence
+        assert sorted(files_of(tmp_path)) == ["in.csv"]
+
+    def test_columns(self, fake: Any, tmp_path: Path) -> None:
+        (tmp_path / "in.csv").write_text("size,other\n1,2\n")
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(tmp_path / "in.csv", tmp_path / "out.csv")
+        assert str(caught.value) == (
+            "LLMClassifier needs the feature column 'weight', but the frame has only 'size', 'other'."
+        )
+        (tmp_path / "in.csv").write_text("size,weight,label_predicted\n1,2,low\n")
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(tmp_path / "in.csv", tmp_path / "out.csv")
+        assert str(caught.value) == (
+            "The input has the column 'label_predicted' already, which the output is to have. Leave it out with keep."
+        )
+        fake.predict_files(tmp_path / "in.csv", tmp_path / "out.csv", keep=["size"])
+
+    def test_reading_and_writing_one_file(self, fake: Any, table: Path) -> None:
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, table, overwrite=True)
+        assert str(caught.value) == f"{str(table)!r} is read and was to be written. Name another file."
+
+    def test_strict_stops_at_the_first_bad_row_and_can_go_on(self, fake: Any, table: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, tmp_path / "out.csv", strict=True, chunk_rows=4)
+        assert str(caught.value) == "'in.csv', line 8: it has 1 value(s), the header has 3."
+        assert fake.predict_files(table, tmp_path / "out.csv", resume=True, chunk_rows=4).bad_rows == 5
+        fake.predict_files(table, tmp_path / "plain.csv", chunk_rows=4)
+        assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+
+    def test_an_estimator_that_is_not_fitted(self, table: Path, tmp_path: Path) -> None:
+        with pytest.raises(NotFittedError):
+            llmfit.LLMClassifier().predict_files(table, tmp_path / "out.csv")
+
+
+def peak_of(count: int, folder: Path) -> tuple[int, int]:
+    """Answer so many rows in a process of its own: its peak memory in MB, and the rows written."""
+    code = f"""
+        import resource, sys
+        sys.path.insert(0, {str(HERE)!r})
+        import pytest, fake_model, llmfit
+        from pathlib import Path
+        from test_bulk import rows
+        fake_model.put_in_place(pytest.MonkeyPatch())
+        frame = rows(8).drop(columns="id").assign(label=["low", "high"] * 4)
+        clf = llmfit.LLMClassifier("fake", target="label", adapter="full", verbose=0).fit(frame)
+        folder = Path({str(folder)!r})
+        with open(folder / "in.csv", "w") as file:
+            file.write("id,size,weight\\n")
+            file.writelines(f"{{i:07d}},{{i * 37 % 101}},{{i * 37 % 101 / 7}}\\n" for i in range({count}))
+        print(clf.predict_files(folder / "in.csv", folder / "out.csv", overwrite=True, chunk_rows=2000).rows)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    """
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    done, peak = map(int, out.stdout.split())
+    return peak, done
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_no_more_memory_than_some_thousands(tmp_path: Path) -> None:
+    few, done = peak_of(20_000, tmp_path)
+    assert done == 20_000
+    many, done = peak_of(1_000_000, tmp_path)
+    assert done == 1_000_000
+    assert many < few + 40
+    with (tmp_path / "out.csv").open() as file:
+        next(file)
+        assert all(line.startswith(f"{number:07d},") for number, line in enumerate(file))
