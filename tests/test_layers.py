@@ -30,7 +30,7 @@ TIERS = [
         "inference",
     ],
     ["estimators"],
-    ["demo", "cli", "__main__"],
+    ["search", "config", "demo", "cli", "__main__"],
 ]
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 PLACE = {room: place for rooms in TIERS for place, room in enumerate(rooms)}

@@ -46,6 +46,7 @@ PUBLIC = {
     "clear_cache",
     "datasets",
     "exceptions",
+    "from_config",
     "load",
 }
 MODULES = sorted(module.name for module in pkgutil.walk_packages(llmfit.__path__, "llmfit."))

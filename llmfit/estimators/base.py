@@ -362,6 +362,23 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
         check_is_fitted(self)
         save(self, path)
 
+    def to_config(self) -> dict[str, Any]:
+        """Write the class and the parameters that differ from their defaults as plain values.
+
+        Returns
+        -------
+        dict of str to any
+            What YAML and JSON can hold, and :func:`llmfit.from_config` reads back; specs are dicts.
+
+        Raises
+        ------
+        ParameterError
+            If a parameter has no plain form, such as callbacks.
+        """
+        from llmfit.estimators.describing import to_config
+
+        return to_config(self)
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "history_")
 

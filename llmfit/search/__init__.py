@@ -58,7 +58,8 @@ def make_search(
     """
     check_choice("kind", "the search", kind, list(KINDS))
     candidates = {name: _candidates(name, values) for name, values in space.items()}
-    return KINDS[kind](estimator, candidates, scoring, cv, n_iter, random_state, settings)
+    drawn = {"n_iter": n_iter, "random_state": random_state} if kind == "random" else {}
+    return KINDS[kind](estimator, candidates, scoring=scoring, cv=cv, **drawn, **settings)
 
 
 def _candidates(name: str, values: Any) -> Any:
@@ -80,21 +81,19 @@ def _candidates(name: str, values: Any) -> Any:
     return stats.uniform(low, high - low)
 
 
-def _grid(estimator: Any, space: Any, scoring: Any, cv: Any, n_iter: int, random_state: Any, settings: Any) -> Any:
+def _grid(estimator: Any, space: Any, **settings: Any) -> Any:
     from sklearn.model_selection import GridSearchCV
 
     for name, values in space.items():
         if not isinstance(values, list):
             raise ParameterError(f"A grid needs a list of values of {name!r}, not a range. Choose kind='random'.")
-    return GridSearchCV(estimator, space, scoring=scoring, cv=cv, **settings)
+    return GridSearchCV(estimator, space, **settings)
 
 
-def _random(estimator: Any, space: Any, scoring: Any, cv: Any, n_iter: int, random_state: Any, settings: Any) -> Any:
+def _random(estimator: Any, space: Any, **settings: Any) -> Any:
     from sklearn.model_selection import RandomizedSearchCV
 
-    return RandomizedSearchCV(
-        estimator, space, n_iter=n_iter, scoring=scoring, cv=cv, random_state=random_state, **settings
-    )
+    return RandomizedSearchCV(estimator, space, **settings)
 
 
 KINDS: dict[str, Callable[..., Any]] = {"grid": _grid, "random": _random}
