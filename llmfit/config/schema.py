@@ -161,7 +161,7 @@ def _of_row(row: Row, path: str) -> dict[str, Any]:
         return {"enum": list(row.neutral), **about}
     if row.verdict == IDLE:
         return about
-    section = SECTIONS.get(path)
+    section = SECTIONS.get(path) or SECTIONS.get(path.removeprefix("input_features.encoder."))
     if section is None:
         form = KINDS[row.kind][2]
         return {**({"anyOf": [form, {"type": "null"}]} if form else {}), **about}
@@ -189,15 +189,26 @@ def _hyperopt(path: str) -> dict[str, Any]:
 
 
 def _ludwigs_adapter(_: str) -> dict[str, Any]:
-    """Describe Ludwig's keys of every method, beside llmfit's."""
-    common = {name: _of_row(row, "") for name, row in TABLES["adapter"].items() if name != "type"}
+    """Describe the adapters in both languages: Ludwig's keys of a method beside llmfit's."""
+    from llmfit.adapters import METHODS
+
+    common = {name: _of_row(row, f"adapter.{name}") for name, row in TABLES["adapter"].items() if name != "type"}
     forms = []
     for path, rows in TABLES.items():
         if path.startswith("adapter ("):
             kind = path[len("adapter (") : -1]
-            properties = {"type": {"const": kind}, **common, **{name: _of_row(row, "") for name, row in rows.items()}}
-            forms.append({"type": "object", "properties": properties, "required": [] if kind == "lora" else ["type"]})
-    return {"anyOf": forms}
+            ludwigs = {**common, **{name: _of_row(row, "") for name, row in rows.items()}}
+            properties = {"type": {"const": kind}, **ludwigs, **_of_fields(METHODS[kind])}
+            forms.append(_object(properties, [] if kind == "lora" else ["type"]))
+    return {"anyOf": [{"type": ["string", "null"]}, *forms]}
+
+
+def _ludwigs_quantization(_: str) -> dict[str, Any]:
+    """Describe quantization in both languages."""
+    from llmfit.quantization import Quantization
+
+    ludwigs = {name: _of_row(row, "") for name, row in TABLES["quantization"].items()}
+    return {"anyOf": [{"type": ["integer", "null"]}, _object({**_of_fields(Quantization), **ludwigs})]}
 
 
 def _any_mapping(_: str) -> dict[str, Any]:
@@ -208,5 +219,6 @@ SECTIONS: dict[str, Any] = {
     **{path: _section for path in TABLES if path and "(" not in path and "<" not in path},
     "hyperopt": _hyperopt,
     "adapter": _ludwigs_adapter,
+    "quantization": _ludwigs_quantization,
     "defaults": _any_mapping,
 }

@@ -271,8 +271,8 @@ class BaseLLM(Exported, NestedParams, Hooks, BaseEstimator):
         frame = self._prompts.select(table.frame, type(self).__name__)
         weights = None if weights is None else weights.tolist()
         if self._head is None:
-            return self._prompts.encode(base, frame, self._answer_texts(target), weights)
-        rows = self._prompts.encode(base, frame, None, weights)
+            return self._prompts.encode(base, frame, self._answer_texts(target), weights, learning=True)
+        rows = self._prompts.encode(base, frame, None, weights, learning=True)
         return [row._replace(target=own) for row, own in zip(rows, self._head_targets(target), strict=True)]
 
     # prediction ---------------------------------------------------------------------------------

@@ -87,7 +87,6 @@ INPUT: Table = table(
     refused("active", "leave the feature out.", True),
     idle("proc_column", "a name of Ludwig's own for the prepared column"),
     idle("tied", "one model reads all columns, so that all are tied"),
-    refused("augmentation", "there is no augmentation of rows."),
 )
 _OWN_TOKENS = "the base model's tokenizer says how text becomes tokens"
 _OF_WORDS = "a setting of Ludwig's own tokenizers; the base model has its own"
@@ -138,21 +137,20 @@ ENCODER: Table = table(
     many("saved_weights_in_checkpoint", idle, "the base model is never saved with what is learned", False),
     many("vocab vocab_size", idle, _OWN_TOKENS),
     many(
-        "activation activation_function add_pooling_layer afn asm attention_dropout attention_probs_dropout_prob "
-        "attention_window attn_pdrop attn_type bi_data bos_index bos_token_id causal clamp_len classifier_dropout "
-        "classifier_dropout_prob d_ff d_inner d_kv d_model decoder_start_token_id dim dropout dropout_rate emb_dim "
-        "embd_pdrop embed_init_std embedding_size end_n_top eos_index eos_token_id feed_forward_proj ff_activation "
-        "gelu_activation gradient_checkpointing hidden_act hidden_dim hidden_dropout_prob hidden_size init_std "
-        "initializer_factor initializer_range inner_group_num intermediate_size is_encoder is_encoder_decoder lang_id "
-        "layer_norm_eps layer_norm_epsilon mask_index mask_token_id max_position_embeddings max_relative_positions "
-        "mem_len n_ctx n_embd n_head n_heads n_inner n_langs n_layer n_layers n_positions norm_rel_ebd "
-        "num_attention_heads num_decoder_layers num_heads num_hidden_groups num_hidden_layers num_layers pad_index "
+        "activation activation_function add_pooling_layer afn attention_dropout attention_probs_dropout_prob "
+        "attention_window attn_pdrop attn_type bi_data bos_token_id clamp_len classifier_dropout "
+        "classifier_dropout_prob d_ff d_inner d_kv d_model dim dropout dropout_rate embd_pdrop embedding_size "
+        "end_n_top eos_token_id feed_forward_proj ff_activation gradient_checkpointing hidden_act hidden_dim "
+        "hidden_dropout_prob hidden_size initializer_factor initializer_range inner_group_num "
+        "intermediate_size layer_norm_eps layer_norm_epsilon max_position_embeddings max_relative_positions "
+        "mem_len n_ctx n_embd n_head n_heads n_inner n_layer n_layers n_positions norm_rel_ebd "
+        "num_attention_heads num_decoder_layers num_heads num_hidden_groups num_hidden_layers num_layers "
         "pad_token_id pooler_dropout pooler_hidden_act pooler_hidden_size pos_att_type position_biased_input "
-        "position_buckets position_embedding_type qa_dropout relative_attention relative_attention_num_buckets "
-        "resid_pdrop reuse_len same_length scale_attn_weights sep_token_id seq_classif_dropout share_att_key "
-        "sinusoidal_embeddings sinusoidal_pos_embds start_n_top summary_activation summary_last_dropout summary_type "
-        "summary_use_proj tie_word_embeddings tokenizer_class type_vocab_size unk_index untie_r use_cache use_lang_emb "
-        "use_mems_eval use_mems_train",
+        "position_buckets position_embedding_type qa_dropout relative_attention "
+        "relative_attention_num_buckets resid_pdrop reuse_len same_length scale_attn_weights sep_token_id "
+        "seq_classif_dropout share_att_key sinusoidal_pos_embds start_n_top summary_activation "
+        "summary_last_dropout summary_type summary_use_proj type_vocab_size untie_r use_mems_eval "
+        "use_mems_train",
         idle,
         _SHAPE,
     ),
@@ -201,7 +199,10 @@ OUTPUT_PREPROCESSING: Table = table(
 )
 _SCORED = "classes are scored as answers, so that every row has one of them and no text is searched"
 _GENERATOR = "a setting of Ludwig's own generator, which reads no pretrained model"
-_FC = "fc_output_size fc_use_bias fc_weights_initializer fc_bias_initializer fc_norm fc_norm_params fc_activation fc_dropout"
+_FC = (
+    "fc_output_size fc_use_bias fc_weights_initializer fc_bias_initializer fc_norm fc_norm_params fc_activation "
+    "fc_dropout"
+)
 DECODER: Table = table(
     mapped(
         "type", "head: classifier and regressor 'linear'; text_extractor, category_extractor, generator 'lm'", "text"
@@ -217,7 +218,7 @@ DECODER: Table = table(
     many("weights_initializer bias_initializer", idle, "the head begins as zeros: every class equally likely"),
     refused("calibration", "wrap the fitted estimator: CalibratedClassifierCV(FrozenEstimator(model))."),
     refused("mc_dropout_samples", "predictions are made without dropout.", 0),
-    many("activation multiplier clip dropout", idle, "read only by decoders that are refused"),
+    many("activation dropout", idle, "read only by decoders that are refused"),
     many("cell_type num_layers reduce_input max_sequence_length vocab_size teacher_forcing_decay", idle, _GENERATOR),
     idle("teacher_forcing_decay_rate", _GENERATOR, 0.0),
     refused("beam_width", "say generation.num_beams.", 1),

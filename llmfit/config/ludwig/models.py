@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmfit.config.ludwig.rows import Table, idle, many, mapped, read_section, refused, table
+from llmfit.config.ludwig.rows import Table, check_kind, idle, many, mapped, read_section, refused, table
 from llmfit.exceptions import ParameterError, check_keys, unknown_key
 
 __all__ = ["SECTIONS", "read_adapter", "read_generation", "read_prompt", "read_quantization"]
@@ -38,6 +38,7 @@ def read_adapter(given: Any, place: str) -> Any:
         resolve_adapter(given)
         return given
     kind = given.get("type", "lora")
+    check_kind(ADAPTER["type"], f"{place}.type", kind)
     own = [key for key in adapter_defaults(given) if key != "type"]
     if not own:
         resolve_adapter({"type": kind})  # says what there is
@@ -166,7 +167,7 @@ ADAPTERS: dict[str, Table] = {
         many("eva_config loftq_config", idle, "read by starts that AdaLoRA has not"),
     ),
     "ia3": table(
-        _TARGETS,
+        mapped("target_modules", "adapter.target_modules; PEFT's choice for the model where it is not given", "names"),
         mapped("feedforward_modules", "adapter.feedforward_modules", "names"),
         idle("fan_in_fan_out", "the kind of a layer is read off the model", False),
         mapped("modules_to_save", "adapter.modules_to_save", "names"),

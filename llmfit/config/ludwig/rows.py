@@ -51,7 +51,7 @@ def mapped(key: str, words: str, kind: str = "any", default: Any = None) -> Row:
 
 
 def refused(key: str, words: str, *neutral: Any) -> Row:
-    """Describe a key that has no meaning here, but for neutral values: None, and those given, Ludwig's default first."""
+    """Describe a key that has no meaning here, but for neutral values: None, and those given, Ludwig's own first."""
     return Row(key, REFUSED, words, "any", neutral[0] if neutral else None, (None, *neutral))
 
 

@@ -160,13 +160,13 @@ def read_preprocessing(given: Any, targets: list[str]) -> dict[str, Any]:
     split = said.get("split")
     if split is None:
         return params
-    kind = split.get("type", "random")
+    known = read_section(SPLIT, split, "preprocessing.split")
+    kind = known.get("type") or "random"
     if kind not in ("random", "stratify"):
         raise ParameterError(
             f"The config's 'preprocessing.split.type' cannot be {kind!r} here: pass the rows of the validation to "
             "fit(..., eval_set=...), and keep those of the test to yourself."
         )
-    known = read_section(SPLIT, split, "preprocessing.split")
     if known.get("column") is not None and known["column"] not in targets:
         raise ParameterError(
             f"The config's 'preprocessing.split.column' must be the target, whose classes a split keeps in proportion. "
@@ -285,8 +285,8 @@ OPTIMIZER: Table = table(
     mapped("momentum_decay", _SETTING, "number", 0.004),
     mapped("alpha", _SETTING, "number", 0.99),
     many("nesterov centered amsgrad", mapped, _SETTING, "bool", False),
-    mapped("block_wise", _SETTING, "bool", True),
-    mapped("percentile_clipping", _SETTING, "int", 100),
+    refused("block_wise", "bitsandbytes keeps states by blocks.", True),
+    refused("percentile_clipping", "gradients are scaled by their norm. Say trainer.gradient_clipping.", 100, 0),
     refused("lr", "say trainer.learning_rate."),
     many("scale_parameter relative_step", refused, "torch's Adafactor goes by trainer.learning_rate.", True, False),
     refused("warmup_init", "say trainer.learning_rate_scheduler.warmup_fraction.", False),
