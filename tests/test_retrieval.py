@@ -177,7 +177,8 @@ def test_another_model_than_that_of_the_fit_is_refused(frame, settings, tiny_cha
         clf.predict(frame)
     now = clf.base_model_["fingerprint"]
     assert str(caught.value) == (
-        f"The model {tiny!r} of few_shot is not the one of the fit: its fingerprint is {now}, not {retrieval.fingerprint}."
+        f"The model {tiny!r} of few_shot is not the one of the fit: its fingerprint is {now}, not "
+        f"{retrieval.fingerprint}."
     )
 
 

@@ -396,7 +396,8 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "true examples": ({"few_shot": True}, "The 'k' parameter of few_shot must be an int >= 1. Got True instead."),
     "half an example": (
         {"few_shot": 1.5},
-        "The 'few_shot' parameter of template must be None, an int or a dict of k, seed, retrieval and model. Got 1.5 instead.",
+        "The 'few_shot' parameter of template must be None, an int or a dict of k, seed, retrieval and model. "
+        "Got 1.5 instead.",
     ),
     "an unknown key of few_shot": (
         {"few_shot": {"n": 3}},

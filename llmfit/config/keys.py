@@ -53,13 +53,15 @@ class Key(NamedTuple):
 def own_keys() -> dict[str, Key]:
     """List every parameter of every estimator, by its name."""
     found: dict[str, Key] = {}
-    for estimator in ESTIMATORS.values():
+    for estimator in ESTIMATORS:
         found = {**estimator_keys(estimator), **found}
     return found
 
 
-def estimator_keys(estimator: type[Any]) -> dict[str, Key]:
+@lru_cache(maxsize=8)
+def estimator_keys(name: str) -> dict[str, Key]:
     """List the parameters of an estimator, by their names."""
+    estimator = ESTIMATORS[name]
     words = {**documented(LLMClassifier), **documented(estimator)}
     parameters = [p for p in inspect.signature(estimator).parameters.values() if p.name != "self"]
     return {
@@ -97,7 +99,7 @@ def check_own(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     params = dict(config)
     name = params.pop("estimator", None) or "LLMEstimator"
     check_choice("estimator", "the config", name, list(ESTIMATORS))
-    keys = estimator_keys(ESTIMATORS[name])
+    keys = estimator_keys(name)
     for key, value in params.items():
         if key not in keys:
             others = "" if key not in own_keys() else f" {name} has no such parameter."

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmfit.config.keys import ESTIMATORS, Key, documented, own_keys
 from llmfit.config.ludwig import TABLES, TOP
-from llmfit.config.ludwig.rows import IDLE, KINDS, REFUSED, Row, Table
+from llmfit.config.ludwig.rows import IDLE, KINDS, REFUSED, Row
 from llmfit.config.searching import OWN
 
 __all__ = ["json_schema"]
@@ -35,24 +35,16 @@ def json_schema() -> dict[str, Any]:
     """
     own = {name: _of_key(key) for name, key in own_keys().items()}
     ludwig = {name: _of_row(row, name) for name, row in TOP.items() if name not in own}
-    both = {name: {**_either(own[name], _of_row(TOP[name], name)), **_about(own[name])} for name in TOP if name in own}
     estimator = {"enum": list(ESTIMATORS), "default": "LLMEstimator", "description": "The class of the estimator."}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A configuration of llmfit, in its own keys or Ludwig's",
         "type": "object",
-        "properties": {"estimator": estimator, **own, **ludwig, **both},
+        "properties": {"estimator": estimator, **own, **ludwig},
         "patternProperties": {r"\.": {"description": "A path: adapter.r is the key r within adapter."}},
         "additionalProperties": False,
+        "$defs": {path: make(path) for path, make in SECTIONS.items()},
     }
-
-
-def _about(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: schema[key] for key in ("default", "description") if key in schema}
-
-
-def _either(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [{k: v for k, v in one.items() if k not in ("default", "description")} for one in (first, second)]}
 
 
 # Own keys ---------------------------------------------------------------------------------------
@@ -99,12 +91,15 @@ def _of_fields(spec: type[Any]) -> dict[str, Any]:
 
 
 def _adapters() -> list[dict[str, Any]]:
-    """List one form a method; LoRA may go without its type, and methods that only PEFT has are not looked into."""
+    """List one form a method, in both languages; LoRA may go without type, what only PEFT has is not looked into."""
     from llmfit.adapters import METHODS
 
+    common = {name: _of_row(row, f"adapter.{name}") for name, row in TABLES["adapter"].items() if name != "type"}
     forms = []
     for name, method in METHODS.items():
-        properties = {"type": {"const": name}, **_of_fields(method)}
+        rows = TABLES.get(f"adapter ({name})", {})
+        ludwigs = {key: _of_row(row, "") for key, row in rows.items()} | (common if rows else {})
+        properties = {"type": {"const": name}, **ludwigs, **_of_fields(method)}
         forms.append(_object(properties, [] if name == "lora" else ["type"]))
     other = {"type": {"type": "string", "not": {"enum": list(METHODS)}}}
     return [*forms, {"type": "object", "properties": other, "required": ["type"]}]
@@ -113,7 +108,8 @@ def _adapters() -> list[dict[str, Any]]:
 def _quantizations() -> list[dict[str, Any]]:
     from llmfit.quantization import Quantization
 
-    return [_object({**_of_fields(Quantization), "bits": {"enum": [4, 8]}})]
+    ludwigs = {name: _of_row(row, "") for name, row in TABLES["quantization"].items()}
+    return [_object({**ludwigs, **_of_fields(Quantization), "bits": {"enum": [4, 8]}})]
 
 
 def _heads() -> list[dict[str, Any]]:
@@ -139,7 +135,8 @@ def _early_stoppings() -> list[dict[str, Any]]:
 def _generations() -> list[dict[str, Any]]:
     from llmfit.inference import Generation
 
-    return [_object(_of_fields(Generation))]
+    ludwigs = {name: _of_row(row, "") for name, row in TABLES["generation"].items()}
+    return [_object({**ludwigs, **_of_fields(Generation)})]
 
 
 FORMS: dict[str, Any] = {
@@ -161,64 +158,36 @@ def _of_row(row: Row, path: str) -> dict[str, Any]:
         return {"enum": list(row.neutral), **about}
     if row.verdict == IDLE:
         return about
-    section = SECTIONS.get(path) or SECTIONS.get(path.removeprefix("input_features.encoder."))
-    if section is None:
+    own = path.removeprefix("input_features.encoder.")
+    if own in FORMS:
+        return {"$ref": f"#/properties/{own}", **about}
+    if path not in SECTIONS:
         form = KINDS[row.kind][2]
         return {**({"anyOf": [form, {"type": "null"}]} if form else {}), **about}
-    return {**section(path), **about}
+    form = {"$ref": f"#/$defs/{path}"}
+    others = [{"type": "array", "items": form}] if row.kind == "several" else []
+    return {"anyOf": [form, *others, {"type": ["string", "null"] if row.kind == "spec" else "null"}], **about}
 
 
 def _section(path: str) -> dict[str, Any]:
-    """Describe a section: a mapping of its keys; where its kind says so, a name or a list of mappings as well."""
-    head, _, key = path.rpartition(".")
-    row = TABLES[head][key]
-    form = _mapping(TABLES[path], path)
-    others = [{"type": "array", "items": form}] if row.kind == "several" else []
-    return {"anyOf": [form, *others, {"type": ["string", "null"] if row.kind == "spec" else "null"}]}
-
-
-def _mapping(rows: Table, path: str) -> dict[str, Any]:
-    return _object({name: _of_row(row, f"{path}.{name}" if path else name) for name, row in rows.items()})
+    """Describe a section: a mapping of its keys."""
+    return _object({name: _of_row(row, f"{path}.{name}") for name, row in TABLES[path].items()})
 
 
 def _hyperopt(path: str) -> dict[str, Any]:
     """Describe hyperopt: Ludwig's keys and llmfit's; any other is an axis."""
-    form = _mapping(TABLES[path], path)
+    form = _section(path)
     form["properties"] |= {key: {"description": "llmfit's own; see llmfit.search.make_search."} for key in OWN}
     return {**form, "additionalProperties": {"type": ["array", "object"]}}
 
 
-def _ludwigs_adapter(_: str) -> dict[str, Any]:
-    """Describe the adapters in both languages: Ludwig's keys of a method beside llmfit's."""
-    from llmfit.adapters import METHODS
-
-    common = {name: _of_row(row, f"adapter.{name}") for name, row in TABLES["adapter"].items() if name != "type"}
-    forms = []
-    for path, rows in TABLES.items():
-        if path.startswith("adapter ("):
-            kind = path[len("adapter (") : -1]
-            ludwigs = {**common, **{name: _of_row(row, "") for name, row in rows.items()}}
-            properties = {"type": {"const": kind}, **ludwigs, **_of_fields(METHODS[kind])}
-            forms.append(_object(properties, [] if kind == "lora" else ["type"]))
-    return {"anyOf": [{"type": ["string", "null"]}, *forms]}
-
-
-def _ludwigs_quantization(_: str) -> dict[str, Any]:
-    """Describe quantization in both languages."""
-    from llmfit.quantization import Quantization
-
-    ludwigs = {name: _of_row(row, "") for name, row in TABLES["quantization"].items()}
-    return {"anyOf": [{"type": ["integer", "null"]}, _object({**_of_fields(Quantization), **ludwigs})]}
-
-
-def _any_mapping(_: str) -> dict[str, Any]:
-    return {"type": ["object", "null"]}
+def _defaults(_: str) -> dict[str, Any]:
+    """Describe defaults: sections of features, by their type."""
+    return {"type": "object", "additionalProperties": _section("defaults.<type>")}
 
 
 SECTIONS: dict[str, Any] = {
-    **{path: _section for path in TABLES if path and "(" not in path and "<" not in path},
+    **{path: _section for path in TABLES if path and path not in FORMS and "(" not in path and "<" not in path},
     "hyperopt": _hyperopt,
-    "adapter": _ludwigs_adapter,
-    "quantization": _ludwigs_quantization,
-    "defaults": _any_mapping,
+    "defaults": _defaults,
 }

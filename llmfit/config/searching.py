@@ -53,13 +53,17 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
             "The config's 'hyperopt' needs at least one axis, such as parameters: {adapter.r: [4, 16]}."
         )
     places = {name: _paths(name, config, where) for name, (where, _) in axes.items()}
-    start = config
-    for name, (_, values) in axes.items():
-        start = _set(start, places[name], _probes(values)[0])
-    space = {}
+    start = _started(config, axes, places, list(axes))
+    space: dict[str, Any] = {}
     for name, (where, values) in axes.items():
         found = [make(_set(start, places[name], value), {}) for value in _probes(values)]
-        parameter, candidates = _parameter(found, values, where)
+        if len(found) == 1:
+            others = [other for other in axes if other != name]
+            parameter, candidates = _fixed(found[0], make(_started(config, axes, places, others), {}))
+            if parameter is None:
+                continue
+        else:
+            parameter, candidates = _parameter(found, values, where)
         if parameter in space:
             raise ParameterError(
                 f"The config's {where!r} is the parameter {parameter!r}, which another axis is already."
@@ -69,6 +73,16 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
     estimator = make(start, overrides)  # each axis at its first value
     estimator.set_params(**{name: _probes(values)[0] for name, values in space.items()})  # overrides may lack the key
     return make_search(estimator, space, **_settings(said, estimator, space))
+
+
+def _started(
+    config: Mapping[str, Any], axes: Mapping[str, Any], places: Mapping[str, list[str]], names: list[str]
+) -> dict[str, Any]:
+    """Set axes to their first values."""
+    start = dict(config)
+    for name in names:
+        start = _set(start, places[name], _probes(axes[name][1])[0])
+    return start
 
 
 def _axes(given: Any, place: str) -> dict[str, tuple[str, Any]]:
@@ -159,6 +173,13 @@ def _parameter(found: list[Any], values: Any, where: str) -> tuple[str, Any]:
     raise ParameterError(
         f"The config's {where!r} changes {quoted(heads)} at once: search over one of them by its name."
     )
+
+
+def _fixed(estimator: Any, plain: Any) -> tuple[str | None, Any]:
+    """Name the parameter in which one value differs from the config without it; None leaves it out of the search."""
+    now, before = _flat(estimator), _flat(plain)
+    differ = [name for name in now if name not in before or now[name] != before[name]]
+    return (differ[0], [now[differ[0]]]) if len(differ) == 1 else (None, None)
 
 
 def _candidates(read: list[Any], values: Any, where: str) -> Any:

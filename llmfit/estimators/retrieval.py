@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -108,7 +107,7 @@ def learn_retrieval(few_shot: FewShot, base: BaseModel, k: int) -> Retrieval | N
 
 
 def _at_random(
-    retrieval: Retrieval, base: BaseModel, pool: Sequence[Example], contents: Contents, hidden: Sequence[list[int]]
+    retrieval: Retrieval, _: BaseModel, pool: Sequence[Example], contents: Contents, hidden: Sequence[list[int]]
 ) -> list[list[int]]:
     """Draw examples from the seed and what a row says, so that neither its place nor the rows beside it matter."""
     places = []
@@ -151,7 +150,7 @@ def _vectors(reader: BaseModel, contents: Contents) -> np.ndarray:
 
 
 def _values(content: tuple[Segment, ...]) -> str:
-    """What a row says beside the template's words, which all rows share."""
+    """Take what a row says, without the template's words, which all rows share."""
     cells = [segment.text for segment in content if segment.column not in (None, PLAIN)]
     return "\n".join(cells) or segments_text(content)
 

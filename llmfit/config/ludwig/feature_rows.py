@@ -244,6 +244,7 @@ SECTIONS: dict[str, Table] = {
     "input_features": INPUT,
     "input_features.preprocessing": INPUT_PREPROCESSING,
     "input_features.encoder": ENCODER,
+    "input_features.encoder.preprocessing": CACHED,
     "output_features": OUTPUT,
     "output_features.preprocessing": OUTPUT_PREPROCESSING,
     "output_features.decoder": DECODER,

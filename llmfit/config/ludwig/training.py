@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from llmfit.config.ludwig.rows import Table, idle, many, mapped, read_section, refused, table, unknown
+from llmfit.config.ludwig.rows import MAPPED, Table, idle, many, mapped, read_section, refused, table, unknown
 from llmfit.exceptions import ParameterError, quoted
 
 __all__ = ["SECTIONS", "read_preprocessing", "read_trainer"]
@@ -127,15 +127,16 @@ def _optimizer_settings(name: str | None, spec: dict[str, Any]) -> dict[str, Any
 
 
 def _known_settings(name: str) -> list[str]:
-    """List what an optimiser of torch or bitsandbytes takes, its weights and rate apart."""
+    """List what an optimiser of torch or bitsandbytes takes, as far as Ludwig has it."""
     import torch
 
     from llmfit.optim import OPTIMIZERS
 
     if name not in OPTIMIZERS:
         return []
+    mine = [row.key for row in OPTIMIZER.values() if row.verdict == MAPPED]
     probe = OPTIMIZERS[name]([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    return [key for key in inspect.signature(type(probe).__init__).parameters if key not in ("self", "params", "lr")]
+    return [key for key in inspect.signature(type(probe).__init__).parameters if key in mine]
 
 
 def _clipping(given: Any, there: bool) -> dict[str, Any]:
