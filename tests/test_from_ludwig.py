@@ -609,17 +609,20 @@ SENTENCES: dict[str, tuple[Any, str]] = {
     ),
     "steps that do not fit": (
         {**BASE, "trainer": {"effective_batch_size": 8, "batch_size": 3, "gradient_accumulation_steps": 2}},
-        "The config's 'trainer.effective_batch_size' is 8, but batch_size * gradient_accumulation_steps is 3 * 2. Leave "
+        "The config's 'trainer.effective_batch_size' is 8, but batch_size * gradient_accumulation_steps is 3 * 2. "
+        "Leave "
         "one of them out.",
     ),
     "steps of nothing": (
         {**BASE, "trainer": {"gradient_accumulation_steps": 2}},
-        "The config's 'trainer.gradient_accumulation_steps' is 2, which needs a number as 'trainer.batch_size': a step has "
+        "The config's 'trainer.gradient_accumulation_steps' is 2, which needs a number as 'trainer.batch_size': a "
+        "step has "
         "as many rows as both multiplied.",
     ),
     "a schedule": (
         {**BASE, "trainer": {"learning_rate_scheduler": {"decay": "wsd"}}},
-        "The config's 'trainer.learning_rate_scheduler.decay' must be null or one of 'cosine', 'linear'. Got 'wsd' instead.",
+        "The config's 'trainer.learning_rate_scheduler.decay' must be null or one of 'cosine', 'linear'. Got 'wsd' "
+        "instead.",
     ),
     "an optimizer's setting that it has not": (
         {**BASE, "trainer": {"optimizer": {"type": "sgd", "betas": [0.9, 0.9]}}},
@@ -646,7 +649,8 @@ SENTENCES: dict[str, tuple[Any, str]] = {
     ),
     "shares": (
         {**BASE, "preprocessing": {"split": {"probabilities": [0.5, 0.5]}}},
-        "The config's 'preprocessing.split.probabilities' must be three numbers: the shares of training, validation and "
+        "The config's 'preprocessing.split.probabilities' must be three numbers: the shares of training, validation "
+        "and "
         "test. Got [0.5, 0.5] instead.",
     ),
     "a sample": (
@@ -682,7 +686,8 @@ SENTENCES: dict[str, tuple[Any, str]] = {
     ),
     "another loss": (
         at("output_features", "loss", "focal"),
-        "The config's 'output_features[0].loss.type' must be 'softmax_cross_entropy', 'next_token_softmax_cross_entropy', "
+        "The config's 'output_features[0].loss.type' must be 'softmax_cross_entropy', "
+        "'next_token_softmax_cross_entropy', "
         "'sequence_softmax_cross_entropy' for a target of the type 'category'. Got 'focal' instead.",
     ),
     "a dropout without a place": (
@@ -794,7 +799,8 @@ SEARCH_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "two at once": (
         {"trainer.early_stop": [0, 2]},
-        "The config's 'hyperopt.trainer.early_stop' changes 'early_stopping', 'validation_fraction' at once: search over "
+        "The config's 'hyperopt.trainer.early_stop' changes 'early_stopping', 'validation_fraction' at once: search "
+        "over "
         "one of them by its name.",
     ),
     "the same twice": (
@@ -803,12 +809,14 @@ SEARCH_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an algorithm": (
         {"epochs": [1], "search_alg": {"type": "bohb"}},
-        "The config's 'hyperopt.search_alg.type' must be one of 'variant_generator', 'random', 'optuna'. Got 'bohb' instead.",
+        "The config's 'hyperopt.search_alg.type' must be one of 'variant_generator', 'random', 'optuna'. Got 'bohb' "
+        "instead.",
     ),
     "a metric": (
         {"epochs": [1], "metric": "jaccard"},
         "The config's 'hyperopt.metric' must be one of 'accuracy', 'accuracy_micro', 'precision', 'recall', 'roc_auc', "
-        "'r2', 'mean_squared_error', 'mean_absolute_error', 'mean_absolute_percentage_error', 'root_mean_squared_error', "
+        "'r2', 'mean_squared_error', 'mean_absolute_error', 'mean_absolute_percentage_error', "
+        "'root_mean_squared_error', "
         "'softmax_cross_entropy', 'binary_weighted_cross_entropy', 'loss', or 'scoring' a name of scikit-learn's. "
         "Got 'jaccard' instead.",
     ),

@@ -36,7 +36,7 @@ def read_config(source: Any) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for one in source if isinstance(source, list | tuple) else [source]:
-        merged = merge(merged, _spelled_out(_read_one(one)))
+        merged = _added(merged, _read_one(one))
     return merged
 
 
@@ -73,9 +73,9 @@ def _read_file(path: Path) -> Any:
     return content
 
 
-def _spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn top-level keys with dots into mappings within mappings; plain ones come first, so that dots add to them."""
-    whole: dict[str, Any] = {key: value for key, value in config.items() if "." not in key}
+def _added(merged: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge a configuration into others: plain keys first, so that paths add to them."""
+    whole: dict[str, Any] = merge(merged, {key: value for key, value in config.items() if "." not in key})
     for key, value in config.items():
         if "." in key:
             whole = with_path(whole, key, value)
@@ -135,8 +135,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int) and key_node.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, str | int):
                 if key in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
                 seen.add(key)
@@ -173,6 +175,12 @@ PLAIN = (
 )
 for _handler in (_Loader, _Dumper):
     _as_version_1_2(_handler)
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
+    ),
+)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
