@@ -477,6 +477,10 @@ def test_how_texts_are_generated(name: str) -> None:
 def test_a_template_names_the_features_unless_it_shows_the_sample() -> None:
     text = {**WORDS, "input_features": [{"name": "prompt", "type": "text"}]}
     assert from_config({**text, "prompt": {"template": "{a} {b}"}}).features is None
+    assert from_config({**text, "prompt": {"template": "{prompt} {b}"}}).features is None
+    assert from_config({**text, "prompt": {"template": "{prompt", "task": "t"}}).features is None
+    known = {"task": "t", "template": "{__task__} {prompt:.2f}"}
+    assert from_config({**text, "prompt": known}).features == {"prompt": "text"}
     assert from_config({**text, "prompt": {"template": "{__sample__}"}}).features == {"prompt": "text"}
 
 

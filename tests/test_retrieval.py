@@ -139,6 +139,21 @@ def test_a_fitted_row_may_find_itself_once_it_is_new(frame, settings) -> None:
     assert [shown(prompt) for prompt in clf.preview(frame, n=8)["prompt"]] == [[text, text] for text in frame["text"]]
 
 
+@pytest.mark.filterwarnings("ignore::llmfit.exceptions.TruncationWarning")  # a random model does not end its answers
+def test_rows_that_are_measured_have_the_prompts_that_they_are_predicted_with(frame, settings, monkeypatch) -> None:
+    model = LLMGenerator(
+        target="label", features="text", template=few("semantic", 1), generation={"max_new_tokens": 2}, **settings
+    ).fit(frame)
+    seen: list[Any] = []
+    encode = type(model._prompts).encode
+    monkeypatch.setattr(
+        type(model._prompts), "encode", lambda *given, **more: seen.append(encode(*given, **more)) or seen[-1]
+    )
+    model.evaluate(frame)
+    assert len(seen) == 2
+    assert [row.prompt for row in seen[0]] == [row.prompt for row in seen[1]]
+
+
 def test_rows_held_out_are_no_examples(frame, settings) -> None:
     clf = LLMClassifier(
         target="label", features="text", template=few("semantic"), validation_fraction=0.25, **settings

@@ -6,6 +6,7 @@ estimator of it again.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -46,7 +47,8 @@ def to_config(estimator: Any) -> dict[str, Any]:
     """
     usual = type(estimator)().get_params(deep=False)
     config: dict[str, Any] = {"estimator": type(estimator).__name__}
-    for name, value in estimator.get_params(deep=False).items():
+    for name in inspect.signature(type(estimator)).parameters:  # in the order of the documentation
+        value = getattr(estimator, name)
         try:
             plain = to_json(_plain(value))
         except DataError:

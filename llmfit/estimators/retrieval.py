@@ -113,8 +113,8 @@ def _at_random(
     places = []
     for content, own in zip(contents, hidden, strict=True):
         drawn = np.random.default_rng([retrieval.seed, crc32(segments_text(content).encode("utf-8", "surrogatepass"))])
-        order = drawn.permutation(len(pool))
-        places.append(order[~np.isin(order, own)][: retrieval.k].tolist())
+        some = drawn.choice(len(pool), min(len(pool), retrieval.k + len(own)), replace=False).tolist()
+        places.append([place for place in some if place not in own][: retrieval.k])
     return places
 
 
@@ -131,8 +131,16 @@ def _most_alike(
         likeness = np.round(asked[start : start + CHUNK] @ known.T, DIGITS)  # (rows, examples)
         for row, own in zip(likeness, hidden[start : start + CHUNK], strict=True):
             row[own] = -np.inf
-            places.append(np.argsort(-row, kind="stable")[: retrieval.k][::-1].tolist())
+            places.append(_greatest(row, retrieval.k)[::-1])
     return places
+
+
+def _greatest(values: np.ndarray, k: int) -> list[int]:
+    """Find the places of the k greatest values, the greatest first; of equal ones, the first."""
+    least = np.partition(values, -k)[-k]
+    places = np.flatnonzero(values >= least)
+    chosen: list[int] = places[np.argsort(-values[places], kind="stable")][:k].tolist()
+    return chosen
 
 
 def _vectors(reader: BaseModel, contents: Contents) -> np.ndarray:

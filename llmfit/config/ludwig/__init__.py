@@ -8,6 +8,7 @@ package say which, the checks, the JSON Schema and docs/from-ludwig.md are made 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from string import Formatter
 from typing import Any
 
 from llmfit.config.ludwig import feature_rows, models, search_rows, training
@@ -20,6 +21,7 @@ from llmfit.exceptions import ParameterError
 __all__ = ["TABLES", "is_ludwig", "translate"]
 
 SHARED = ("base_model", "adapter", "quantization", "generation", "hyperopt")  # words of both
+TASKS = ("task", "__task__")
 BOTH_KINDS = ("text", "set", "category", "number", "binary", "sequence", "date")
 
 
@@ -147,8 +149,19 @@ def _template(said: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     found = {**inputs.template, **read_prompt(said.pop("prompt", None), "prompt")}
     params: dict[str, Any] = {"template": found} if found else {}
     if "template" in found and "{__sample__}" not in found["template"]:
-        params["features"] = None
+        names = _fields(found["template"])
+        declared = {name: kind for name, kind in inputs.features.items() if name in names}
+        whole = bool(declared) and names <= {*declared, *TASKS} and all(declared.values())
+        params["features"] = declared if whole else None
     return params
+
+
+def _fields(template: str) -> set[str]:
+    """Names of a template's fields; of one that cannot be read none, which `fit` says better."""
+    try:
+        return {name for _, name, _, _ in Formatter().parse(template) if name}
+    except ValueError:
+        return set()
 
 
 def _model(said: dict[str, Any], inputs: Inputs, trainer: dict[str, Any]) -> dict[str, Any]:
