@@ -156,7 +156,7 @@ MAPS: dict[tuple[str, str], Any] = {
     ("input_features.preprocessing", "fill_value"): ("none", {"template": {"na_rep": "none"}}),
     ("input_features.encoder", "type"): ("t5", {"base_model": "t5-small"}),
     ("input_features.encoder", "pretrained_model_name_or_path"): ("a/b", {"base_model": "a/b"}),
-    ("input_features.encoder", "base_model"): ("a/b", {"base_model": "a/b"}),
+    ("input_features.encoder", "base_model"): ("phi-2", {"base_model": "microsoft/phi-2"}),
     ("input_features.encoder", "trainable"): (True, {"adapter": "full", "head": "linear"}),
     ("input_features.encoder", "adapter"): (
         {"type": "lora", "r": 3},
@@ -675,6 +675,10 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         {**BASE, "adapter": {"type": "lora", "ranks": 3}},
         "The config has no key 'adapter.ranks'. Did you mean 'adapter.r'?",
     ),
+    "one setting by two names": (
+        {**BASE, "adapter": {"type": "lora", "bias": "all", "bias_type": "none"}},
+        "The config's 'adapter.bias_type' is 'bias' here, which is given as well: 'none' and 'all'. Leave one out.",
+    ),
     "bits that there are not": (
         {**BASE, "quantization": {"bits": 3}},
         "The config's 'quantization.bits' must be 4 or 8. Got 3 instead.",
@@ -748,6 +752,13 @@ def test_an_axis_is_the_parameter_that_differs(name: str) -> None:
     )
     assert type(search).__name__ == "GridSearchCV"
     assert search.param_grid == space
+
+
+def test_an_axis_of_encoders_leaves_what_else_is_said_of_one() -> None:
+    encoder = {"type": "auto_transformer", "pretrained_model_name_or_path": "a/b", "trainable": True}
+    search = from_config({**at("input_features", "encoder", encoder), "hyperopt": {"encoder": ["bert", "gpt2"]}})
+    assert search.param_grid == {"base_model": ["bert-base-uncased", "gpt2"]}
+    assert search.estimator.adapter == "full"
 
 
 def test_ranges_are_drawn_from() -> None:

@@ -21,6 +21,7 @@ __all__ = ["describe_search", "search_of"]
 
 Make = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 OWN = ("kind", "scoring", "cv", "n_iter", "random_state", "settings")  # what llmfit's own hyperopt may say
+NAMES = ("pretrained_model_name_or_path", "base_model")
 ENDS = (("lower", "upper"), ("low", "high"))
 
 
@@ -142,8 +143,18 @@ def _paths(name: str, config: Mapping[str, Any], where: str) -> list[str]:
 def _set(config: Mapping[str, Any], paths: list[str], value: Any) -> dict[str, Any]:
     changed = dict(config)
     for path in paths:
-        changed = with_path(changed, path, value)
+        changed = with_path(changed, path, _encoder(changed, path, value) if path.endswith(".encoder") else value)
     return changed
+
+
+def _encoder(config: Mapping[str, Any], path: str, value: Any) -> Any:
+    """Put a name in the place of an encoder's own, and leave what else is said of it."""
+    found: Any = config
+    for part in path.split("."):
+        found = (found[int(part)] if isinstance(found, list) else found.get(part)) if found is not None else None
+    if not (isinstance(found, Mapping) and isinstance(value, str)):
+        return value
+    return {**{key: item for key, item in found.items() if key not in NAMES}, "type": value}
 
 
 def _flat(estimator: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from llmfit.config.ludwig.feature_rows import (
     OUTPUT_KINDS,
     OUTPUT_PREPROCESSING,
     POOLINGS,
+    PRESETS,
     SHORTHAND,
 )
 from llmfit.config.ludwig.models import read_adapter, read_prompt, read_quantization
@@ -162,7 +163,7 @@ def _named(said: dict[str, Any], kind: str, place: str) -> Any:
     if name is None:
         wanted = "base_model" if kind == "llm" else "pretrained_model_name_or_path"
         raise ParameterError(f"The config's {place!r} needs {wanted!r}: the pretrained model that {kind!r} stands for.")
-    return name
+    return PRESETS.get(name, name)
 
 
 def _shared(encoders: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

@@ -46,7 +46,7 @@ def read_adapter(given: Any, place: str) -> Any:
     said = read_section(rows, given, place, more=own)
     if "postprocessor" in said:
         read_section(POSTPROCESSOR, said.pop("postprocessor"), f"{place}.postprocessor")
-    settings = {_NAMES.get((kind, key), _NAMES.get(("", key), key)): value for key, value in said.items()}
+    settings = _named(said, {key: _NAMES.get((kind, key), _NAMES.get(("", key), key)) for key in said}, place)
     if settings.get("init_lora_weights") == "default":
         settings["init_lora_weights"] = True
     if settings.get("init_lora_weights") != "eva":
@@ -69,11 +69,25 @@ def read_quantization(given: Any, place: str) -> Any:
     known = quantization_defaults({"bits": bits})
     if not known:
         raise ParameterError(f"The config's '{place}.bits' must be 4 or 8. Got {bits!r} instead.")
-    named = {_QUANTIZATION_NAMES.get(key, key): (key, value) for key, value in said.items()}
-    for name, (key, _) in named.items():
-        if name not in known and key not in _QUANTIZATION_NAMES:
+    for key in said:
+        if key not in known and key not in _QUANTIZATION_NAMES:
             raise unknown_key(key, f"The config's {place!r} of {bits} bits", known)
-    return {"bits": bits, **{name: value for name, (_, value) in named.items() if name in known and value is not None}}
+    named = _named(said, {key: _QUANTIZATION_NAMES.get(key, key) for key in said}, place)
+    return {"bits": bits, **{name: value for name, value in named.items() if name in known and value is not None}}
+
+
+def _named(said: Mapping[str, Any], names: Mapping[str, str], place: str) -> dict[str, Any]:
+    """Give keys their names here; two that are one may not say different things."""
+    found: dict[str, Any] = {}
+    for key, value in said.items():
+        name = names[key]
+        if name in found and found[name] != value:
+            raise ParameterError(
+                f"The config's '{place}.{key}' is {name!r} here, which is given as well: {value!r} and "
+                f"{found[name]!r}. Leave one out."
+            )
+        found[name] = value
+    return found
 
 
 def read_generation(given: Any, place: str) -> dict[str, Any]:
