@@ -85,7 +85,7 @@ def _within(feature: dict[str, Any], part: str, key: str, value: Any) -> dict[st
 @pytest.mark.parametrize("section", list(KEYS))
 def test_every_key_of_ludwig_is_decided_and_no_other(section: str) -> None:
     common = TABLES["adapter"] if section.startswith("adapter (") else {}
-    own = {"input_features.encoder": {"preprocessing"}, "output_features": {"trainer"}}  # the presentation's
+    own = {"input_features.encoder": {"preprocessing"}, "output_features": {"trainer"}}  # a shorthand
     assert set(KEYS[section]) - {*TABLES[section], *common} == set()
     assert set(TABLES[section]) - set(KEYS[section]) == own.get(section, set())
 

@@ -201,7 +201,7 @@ OUTPUT: Table = table(
     mapped("preprocessing", "see output_features.preprocessing", "mapping"),
     mapped("decoder", "head; see output_features.decoder", "spec"),
     mapped("loss", "loss_weights and class_weight; see output_features.loss", "spec"),
-    mapped("trainer", "the presentation's shorthand; see output_features.trainer", "mapping"),
+    mapped("trainer", "a shorthand; see output_features.trainer", "mapping"),
     refused("active", "leave the feature out.", True),
     refused("calibration", "wrap the fitted estimator: CalibratedClassifierCV(FrozenEstimator(model)).", False),
     refused("threshold", "the likelier class is predicted. Cut predict_proba elsewhere.", 0.5),

@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the output features say: parameters, the kinds of the targets, and the slide's regularize and dropout."""
+    """What the output features say: parameters, the kinds of the targets, and the shorthands regularize and dropout."""
 
     params: dict[str, Any]
     targets: dict[str, str | None]
