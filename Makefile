@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: adapters demo test test-real lint types
+.PHONY: adapters demo tables test test-real lint types
 
 demo: $(VENV)/.demo
 	$(BIN)/llmfit demo
@@ -44,3 +44,7 @@ $(VENV)/.real: $(VENV)/.demo
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[dev]"
 	touch $@
+
+# What docs/ shows of the keys of a configuration, made anew from where they are checked.
+tables: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/config_tables.py

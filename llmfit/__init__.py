@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from llmfit.base_model import clear_cache
     from llmfit.callbacks import Callback
+    from llmfit.config import from_config
     from llmfit.estimators import LLMClassifier, LLMEstimator, LLMGenerator, LLMRegressor
     from llmfit.estimators.saving import load
     from llmfit.quantization import Quantization
@@ -78,6 +79,7 @@ __all__ = [
     "clear_cache",
     "datasets",
     "exceptions",
+    "from_config",
     "load",
     "plots",
     "report",
@@ -116,6 +118,7 @@ _HOMES = {
     "LoRA": "llmfit.adapters",
     "Quantization": "llmfit.quantization",
     "clear_cache": "llmfit.base_model",
+    "from_config": "llmfit.config",
     "load": "llmfit.estimators.saving",
 }
 _ROOMS = ("plots", "report", "search")  # modules whose libraries load when they are first used

@@ -38,7 +38,7 @@ def smollm2_is_tiny(tiny_chat: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::llmfit.exceptions.TruncationWarning")  # a random model does not end its answers
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true:UserWarning")
 class TestRuns:
-    @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+    @pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/from-ludwig.md"])
     def test_page(self, page: str, smollm2_is_tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         reviews = llmfit.datasets.load_book_reviews()

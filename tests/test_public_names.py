@@ -46,6 +46,7 @@ PUBLIC = {
     "clear_cache",
     "datasets",
     "exceptions",
+    "from_config",
     "load",
     "plots",
     "report",

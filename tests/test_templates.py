@@ -396,11 +396,12 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "true examples": ({"few_shot": True}, "The 'k' parameter of few_shot must be an int >= 1. Got True instead."),
     "half an example": (
         {"few_shot": 1.5},
-        "The 'few_shot' parameter of template must be None, an int or a dict of k and seed. Got 1.5 instead.",
+        "The 'few_shot' parameter of template must be None, an int or a dict of k, seed, retrieval and model. "
+        "Got 1.5 instead.",
     ),
     "an unknown key of few_shot": (
         {"few_shot": {"n": 3}},
-        "few_shot has no parameter 'n'. It has 'k', 'seed'.",
+        "few_shot has no parameter 'n'. It has 'k', 'model', 'retrieval', 'seed'.",
     ),
     "a seed below zero": (
         {"few_shot": {"seed": -1}},

@@ -6,7 +6,6 @@ Takes parsed arguments; writes files, or data to standard output. Everything hea
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,9 @@ def evaluate(given: Any) -> None:
     frame = read_table(given.data, format=given.format)
     estimator = _load(given)
     if suffix == ".html":
-        import_module("llmfit.report").write_report(estimator, frame, given.output)
+        from llmfit.report import write_report
+
+        write_report(estimator, frame, given.output)
     elif suffix == ".json":
         text = json.dumps(_plain(estimator.evaluate(frame)), indent=2, ensure_ascii=False, allow_nan=False)
         Path(given.output).expanduser().write_text(text + "\n", encoding="utf-8")

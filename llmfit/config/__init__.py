@@ -1,82 +1,136 @@
-"""A description of an estimator, in a file or a dict, becomes that estimator.
+"""Estimators and searches from what a configuration says: dicts, YAML or JSON, in llmfit's words or Ludwig's.
 
-Takes llmfit's own keys: ``estimator``, the name of its class, and parameters by name. Later descriptions change earlier
-ones; a key with dots reaches into what a key before it says.
+Takes configurations and parameters that take their place; gives an estimator, or a search over one where ``hyperopt``
+stands. Every key is checked here, and every value as far as it can be without data; nothing is loaded.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from llmfit.exceptions import DataError, parameter_error, reason
+from llmfit.config.keys import ESTIMATORS, check_own, own_keys
+from llmfit.config.ludwig import is_ludwig, translate
+from llmfit.config.reading import read_config, to_yaml, with_path
+from llmfit.config.schema import json_schema
+from llmfit.config.searching import describe_search, search_of
+from llmfit.estimators.describing import to_config as describe
+from llmfit.estimators.several import BY_KIND, auto_head
+from llmfit.features import resolve_targets
+from llmfit.persistence import from_json
 
-__all__ = ["from_config"]
+__all__ = ["from_config", "json_schema", "to_config", "to_yaml"]
 
 
 def from_config(config: Any, **overrides: Any) -> Any:
-    """Make the estimator that a config describes.
+    """Make an estimator, or a search over one, from a configuration.
 
     Parameters
     ----------
-    config : dict, path of a YAML or JSON file, or list of them
-        Later ones are merged over earlier ones.
+    config : dict, path of a .yaml, .yml or .json file, or list of them
+        Several are merged, key by key; later ones win. llmfit's own keys are "estimator" (LLMEstimator where it is
+        not given) and the parameters of its constructor; Ludwig's are listed in docs/from-ludwig.md. Both may stand in
+        one config, as long as they do not say different things. Top-level keys may have dots ("adapter.r").
     **overrides
-        Keys that come last.
+        Parameters of the estimator, ``adapter__r`` and the like included: they take the place of what the config
+        says, and of the axis of a search over them. Other keys of a config ("hyperopt", "trainer.epochs") are merged
+        into it.
 
     Returns
     -------
     LLMClassifier, LLMRegressor, LLMGenerator or LLMEstimator
-        Not fitted.
+        As "estimator" says, or Ludwig's output features; not fitted. With "hyperopt", a search over it, in the manner
+        of scikit-learn.
+
+    Raises
+    ------
+    ParameterError
+        If a file cannot be read, a key is unknown or refused (the sentence names its place), or a value cannot be used.
 
     Examples
     --------
-    >>> from_config({"estimator": "LLMClassifier", "target": "label", "adapter.r": 8}).adapter
-    {'type': 'lora', 'r': 8}
+    >>> from llmfit import from_config
+    >>> from_config({"estimator": "LLMClassifier", "target": "score", "adapter": {"r": 8}}, verbose=0)
+    LLMClassifier(adapter={'r': 8}, target='score', verbose=0)
+    >>> from_config({
+    ...     "input_features": {"name": "review", "type": "text"},
+    ...     "output_features": {"name": "sentiment", "type": "category"},
+    ...     "trainer": {"epochs": 2},
+    ... })
+    LLMClassifier(epochs=2, features={'review': 'text'}, target='sentiment')
     """
-    from llmfit.estimators.saving import ESTIMATORS
-    from llmfit.exceptions import check_choice, check_keys
-
-    merged: dict[str, Any] = {}
-    for part in [*(config if isinstance(config, list | tuple) else [config]), overrides]:
-        _merge(merged, _read(part))
-    name = merged.pop("estimator", "LLMEstimator")
-    check_choice("estimator", "a config", name, list(ESTIMATORS))
-    check_keys(name, merged, ESTIMATORS[name]._get_param_names())
-    return ESTIMATORS[name](**merged)
-
-
-def _read(part: Any) -> Mapping[str, Any]:
-    import yaml
-
-    if isinstance(part, Mapping):
-        return part
-    if not isinstance(part, str | os.PathLike):
-        raise parameter_error("config", "from_config", "a dict, a path or a list of them", part)
-    try:
-        content = yaml.safe_load(Path(part).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"The config {str(part)!r} cannot be read: {reason(error)}.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"The config {str(part)!r} must be a mapping of keys to values.")
-    return content
-
-
-def _merge(merged: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for key, value in part.items():
-        name, _, rest = str(key).partition(".")
-        before = merged.get(name)
-        if isinstance(before, str):
-            before = {"type": before}
-        if rest:
-            inner = dict(before) if isinstance(before, dict) else {"type": "lora"} if name == "adapter" else {}
-            _merge(inner, {rest: value})
-            merged[name] = inner
-        elif isinstance(before, dict) and isinstance(value, Mapping):
-            inner = dict(before)
-            _merge(inner, value)
-            merged[name] = inner
+    given, params = read_config(config), {}
+    for name, value in overrides.items():
+        head, _, key = name.partition("." if "." in name else "__")
+        if head in own_keys():
+            params[f"{head}__{key}" if key else head] = value
         else:
-            merged[name] = value
+            given = with_path(given, name, value)
+    given = from_json(given)
+    space = given.pop("hyperopt", None)
+    if space is None:
+        return make_estimator(given, params)
+    return search_of(given, space, params, make_estimator)
+
+
+def make_estimator(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+    """Make and check the estimator of a configuration without hyperopt."""
+    own = own_keys()
+    name, params = translate(config, list(own)) if is_ludwig(config) else check_own(config)
+    if is_ludwig(config):
+        name, params = check_own({"estimator": name, **params})
+    estimator = ESTIMATORS[name](**params)
+    estimator.set_params(**overrides)
+    check_values(estimator)
+    return estimator
+
+
+def check_values(estimator: Any) -> None:
+    """Check an estimator's parameters as `fit` would, before there are rows."""
+    from llmfit.estimators.checks import check_parameters
+
+    probe = _probe(estimator)
+    check_parameters(probe, validated=True)
+    probe._check()
+
+
+def _probe(estimator: Any) -> Any:
+    """Copy an estimator to check; one that waits for the kind of its target is checked as what it would choose."""
+    from sklearn.base import clone
+
+    copied = clone(estimator)  # its random_state is drawn from
+    if type(estimator) is not ESTIMATORS["LLMEstimator"]:
+        return copied
+    kinds = resolve_targets(estimator.target, type(estimator).__name__)
+    if len(kinds) > 1 and all(kinds.values()):
+        copied._targets = kinds
+        return copied
+    chosen: Any = BY_KIND[next(iter(kinds.values()), None) or ("text" if estimator.generation else "category")]
+    head = auto_head([kind for kind in kinds.values() if kind] or ["category"])
+    return chosen(**copied._own_params(chosen, head) | {"target": None})
+
+
+def to_config(model: Any) -> dict[str, Any]:
+    """Write an estimator, or a search over one, as a configuration of plain values.
+
+    Parameters
+    ----------
+    model : LLMClassifier, LLMRegressor, LLMGenerator, LLMEstimator, or a search that :func:`from_config` makes of lists
+
+    Returns
+    -------
+    dict of str to any
+        ``from_config(to_config(model))`` has the same parameters, specs written as dicts.
+
+    Raises
+    ------
+    ParameterError
+        If something has no plain form.
+
+    Examples
+    --------
+    >>> from llmfit import LLMClassifier
+    >>> to_config(LLMClassifier(target="score", epochs=2))
+    {'estimator': 'LLMClassifier', 'target': 'score', 'epochs': 2}
+    """
+    return describe(model) if type(model).__name__ in ESTIMATORS else describe_search(model)

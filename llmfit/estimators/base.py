@@ -132,7 +132,7 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
         self._learn(checked, base, table, target, kept)
         weights = self._all_weights(target, sample_weight, kept)
         checked = self._with_task(checked, target.iloc[list(kept)], weights[list(kept)])
-        rows = self._encode_known(base, table, target, weights)
+        rows = self._encode_known(base, table, target, weights, learning=True)
         validation = [rows[i] for i in held]
         if eval_set is not None:
             held_table, truth = read_eval_set(self, eval_set)
@@ -267,13 +267,15 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             weights[list(kept)] *= own
         return weights
 
-    def _encode_known(self, base: Any, table: Table, target: Any, weights: Any = None) -> list[Any]:
-        """Encode rows with their answers."""
+    def _encode_known(
+        self, base: Any, table: Table, target: Any, weights: Any = None, *, learning: bool = False
+    ) -> list[Any]:
+        """Encode rows with their answers; those of the fit itself are never among their own examples."""
         frame = self._prompts.select(table.frame, type(self).__name__)
         weights = None if weights is None else weights.tolist()
         if self._head is None:
-            return self._prompts.encode(base, frame, self._answer_texts(target), weights)
-        rows = self._prompts.encode(base, frame, None, weights)
+            return self._prompts.encode(base, frame, self._answer_texts(target), weights, learning=learning)
+        rows = self._prompts.encode(base, frame, None, weights, learning=learning)
         return [row._replace(target=own) for row, own in zip(rows, self._head_targets(target), strict=True)]
 
     # prediction ---------------------------------------------------------------------------------
@@ -362,6 +364,23 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
 
         check_is_fitted(self)
         save(self, path)
+
+    def to_config(self) -> dict[str, Any]:
+        """Write the class and the parameters that differ from their defaults as plain values.
+
+        Returns
+        -------
+        dict of str to any
+            What YAML and JSON can hold, and :func:`llmfit.from_config` reads back; specs are dicts.
+
+        Raises
+        ------
+        ParameterError
+            If a parameter has no plain form, such as callbacks.
+        """
+        from llmfit.estimators.describing import to_config
+
+        return to_config(self)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "history_")

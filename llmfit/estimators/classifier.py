@@ -41,8 +41,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         kind "set"), and `y` may be a 2-d indicator.
     template : None, str or dict, default=None
         How a row becomes a prompt: text with ``{column}`` fields (``{price:.2f}`` for numbers, ``{{`` and ``}}`` for
-        braces), or a dict of "task", "template", "system", "chat" ("auto", True, False), "few_shot" ({"k", "seed"})
-        and "na_rep" (what a missing value reads as). None lists the features as ``name: value``.
+        braces), or a dict of "task", "template", "system", "chat" ("auto", True, False), "few_shot" ({"k", "seed",
+        "retrieval", "model"}) and "na_rep" (what a missing value reads as). None lists features as ``name: value``.
     adapter : None, str, dict or spec, default="lora"
         What is trained: "lora" (or {"type": "lora", "r": 16, ...}, or ``LoRA(r=16)``), any other method of
         ``llmfit.adapters.METHODS`` or of PEFT, the path of a PEFT folder to begin from, "full", or None for zero-shot

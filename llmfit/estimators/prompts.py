@@ -13,6 +13,7 @@ import pandas as pd
 
 from llmfit.base_model import BaseModel
 from llmfit.encoding import Answer, Encoded, Encoder, Ids, Limit
+from llmfit.estimators.retrieval import Retrieval, learn_retrieval
 from llmfit.exceptions import DataWarning, TruncationWarning, quoted, warn
 from llmfit.features import Feature, check_columns, resolve_features
 from llmfit.templates import (
@@ -27,6 +28,7 @@ from llmfit.templates import (
     draw_examples,
     field_names,
     plain_frame,
+    segments_text,
 )
 
 __all__ = ["Prompts", "Turn", "learn_prompts", "with_examples"]
@@ -60,6 +62,8 @@ class Prompts:
     limit : Limit
     turns : tuple of Turn
         Of every answer, where a row has several; () where it has one.
+    retrieval : Retrieval or None
+        How the examples before a row are chosen, where each row has its own.
     """
 
     features: tuple[Feature, ...]
@@ -67,6 +71,7 @@ class Prompts:
     template: Template
     limit: Limit
     turns: tuple[Turn, ...] = ()
+    retrieval: Retrieval | None = None
 
     def select(self, frame: pd.DataFrame, owner: str) -> pd.DataFrame:
         """Take the feature columns of a frame; others, the target among them, are not read."""
@@ -74,9 +79,13 @@ class Prompts:
         check_columns(names, frame, owner)
         return frame[names]
 
-    def segments(self, frame: pd.DataFrame) -> list[tuple[Segment, ...]]:
-        """Render the prompt of every row."""
-        return [self.template.prompt(row) for row in self.template.contents(frame, self.features)]
+    def segments(self, base: BaseModel, frame: pd.DataFrame, *, learning: bool = False) -> list[tuple[Segment, ...]]:
+        """Render the prompt of every row; a row to learn from is never among its own examples."""
+        contents = self.template.contents(frame, self.features)
+        if self.retrieval is None:
+            return [self.template.prompt(row) for row in contents]
+        shown = self.retrieval.choose(base, self.template.examples, contents, learning=learning)
+        return [self.template.prompt(row, own) for row, own in zip(contents, shown, strict=True)]
 
     def encoder(self, base: BaseModel) -> Encoder:
         """Make the encoder that these prompts need."""
@@ -89,10 +98,12 @@ class Prompts:
         frame: pd.DataFrame,
         answers: Sequence[Any] | None = None,
         weights: Sequence[float] | None = None,
+        *,
+        learning: bool = False,
     ) -> list[Encoded]:
         """Encode the rows of a frame, and warn once where prompts were cut.
 
-        An answer is a text, or a tuple of texts where a row has several.
+        An answer is a text, or a tuple of texts where a row has several. With `learning`, they are rows of a fit.
         """
         encoder = self.encoder(base)
         completions: Any = None
@@ -100,7 +111,8 @@ class Prompts:
             completions = [self._in_turn(pieces) for pieces in self.pieces(encoder, answers)]
         elif answers is not None:
             completions = [self.template.completion(text) for text in answers]
-        rows = encoder.encode(self.segments(frame), completions, self.limit, weights=weights, names=list(frame.index))
+        prompts = self.segments(base, frame, learning=learning)
+        rows = encoder.encode(prompts, completions, self.limit, weights=weights, names=list(frame.index))
         cut = [row for row in rows if row.cut]
         if cut:
             warn(
@@ -214,17 +226,19 @@ def with_examples(
         return _apart(base, prompts)
     contents = prompts.template.contents(frame, prompts.features)
     examples = draw_examples(contents, answers, config.few_shot, balanced=balanced)
-    shown = max(len(examples) - 1, 0)
+    distinct = len({segments_text(example.content) for example in examples})
+    shown = min(max(distinct - 1, 0), config.few_shot.k)
     if shown < config.few_shot.k:
         sentence = (
-            f"few_shot asks for {config.few_shot.k} worked examples, but the rows have {len(examples)} distinct "
+            f"few_shot asks for {config.few_shot.k} worked examples, but the rows have {distinct} distinct "
             f"prompt(s): {shown} can stand before each row, which is never its own example."
         )
         warn(DataWarning(sentence))
     if prompts.turns:
         examples = tuple(_with_later(example, prompts) for example in examples)
     template = _framed(base, config, prompts.template, shown)
-    return _apart(base, replace(prompts, template=replace(template, examples=examples)))
+    retrieval = learn_retrieval(config.few_shot, base, shown) if shown else None
+    return _apart(base, replace(prompts, template=replace(template, examples=examples), retrieval=retrieval))
 
 
 def _with_later(example: Example, prompts: Prompts) -> Example:

@@ -25,6 +25,7 @@ from llmfit.estimators.fitting import COLUMNS
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.prompts import Prompts, Turn
 from llmfit.estimators.regressor import LLMRegressor
+from llmfit.estimators.retrieval import Retrieval
 from llmfit.exceptions import DataError, ModelLoadError
 from llmfit.features import Feature
 from llmfit.heads import head_from_folder, resolve_head, save_head, split_tensors
@@ -204,6 +205,7 @@ def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
         _template_from_json(prompts["template"]),
         Limit(**prompts["limit"]),
         tuple(Turn(tuple(Segment(*piece) for piece in cue), share) for cue, share in prompts.get("turns", ())),
+        Retrieval(**prompts["retrieval"]) if prompts.get("retrieval") else None,
     )
     if fitted["has_names"]:
         estimator.feature_names_in_ = np.array(list(fitted["features_"]), dtype=object)

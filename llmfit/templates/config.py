@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llmfit.exceptions import check_int, check_keys, parameter_error
+from llmfit.exceptions import check_choice, check_int, check_keys, parameter_error
 
 __all__ = ["FewShot", "TemplateConfig", "resolve_template"]
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """How many worked examples stand before each prompt, and the seed that draws them."""
+    """How many worked examples of the fitted rows stand before each prompt, and which.
+
+    Parameters
+    ----------
+    k : int
+    seed : int
+        Draws them, where they are drawn.
+    retrieval : None, "random" or "semantic"
+        None shows the same examples before every row, "random" draws others for each, "semantic" takes those most like
+        it.
+    model : None, str or path
+        With "semantic", the model whose vectors are compared; None is the base model itself.
+    """
 
     k: int = 3
     seed: int = 0
+    retrieval: str | None = None
+    model: Any = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,16 @@ def _resolve_few_shot(value: Any) -> FewShot | None:
     value = vars(value) if isinstance(value, FewShot) else value
     value = {"k": value} if isinstance(value, numbers.Integral) else value
     if not isinstance(value, Mapping):
-        raise parameter_error("few_shot", "template", "None, an int or a dict of k and seed", value)
-    check_keys("few_shot", value, ["k", "seed"])
+        raise parameter_error("few_shot", "template", "None, an int or a dict of k, seed, retrieval and model", value)
+    check_keys("few_shot", value, [f.name for f in fields(FewShot)])
     spec = FewShot(**value)
-    return FewShot(check_int("k", "few_shot", spec.k, least=1), check_int("seed", "few_shot", spec.seed, least=0))
+    check_choice("retrieval", "few_shot", spec.retrieval, RETRIEVALS)
+    if not (spec.model is None or isinstance(spec.model, str | os.PathLike)):
+        raise parameter_error("model", "few_shot", "None, a name or a path", spec.model)
+    if spec.model is not None and spec.retrieval != "semantic":
+        raise parameter_error("model", "few_shot", "None unless retrieval is 'semantic'", spec.model)
+    k, seed = check_int("k", "few_shot", spec.k, least=1), check_int("seed", "few_shot", spec.seed, least=0)
+    return FewShot(k, seed, spec.retrieval, spec.model)
+
+
+RETRIEVALS = (None, "random", "semantic")

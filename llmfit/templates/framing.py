@@ -89,7 +89,7 @@ def _with_system(turns: list[dict[str, str]], wanted: bool) -> Iterator[list[dic
 def draw_examples(
     contents: Sequence[tuple[Segment, ...]], answers: Sequence[str], few_shot: FewShot, *, balanced: bool
 ) -> tuple[Example, ...]:
-    """Draw k worked examples and one in reserve, for the row that is among them.
+    """Draw k worked examples and one in reserve, for the row that is among them; with retrieval, take them all.
 
     Parameters
     ----------
@@ -103,6 +103,9 @@ def draw_examples(
     tuple of Example, length k + 1, or all distinct rows where there are fewer
     """
     distinct = {segments_text(content): i for i, content in reversed(list(enumerate(contents)))}
+    if few_shot.retrieval is not None:  # every row has its own: all that differ stay
+        pairs = dict.fromkeys((tuple(content), answer) for content, answer in zip(contents, answers, strict=True))
+        return tuple(Example(*pair) for pair in pairs)
     rows = np.random.default_rng(few_shot.seed).permutation(sorted(distinct.values()))
     if balanced:
         rank = pd.Series([answers[row] for row in rows]).pipe(lambda s: s.groupby(s).cumcount())

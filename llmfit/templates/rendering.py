@@ -117,11 +117,11 @@ class Template:
                 texts[row] = _format_number(texts[row], part, int(row), column.index)
         return [Segment(text, part.column) for text in texts]
 
-    def prompt(self, content: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        """Set a rendered row into its frame, behind examples that are not the row itself."""
+    def prompt(self, content: tuple[Segment, ...], shown: Sequence[Example] | None = None) -> tuple[Segment, ...]:
+        """Set a rendered row into its frame, behind examples: those given, or the first that are not the row itself."""
         k = (len(self.frame.literals) - 2) // 2
         own = segments_text(content)
-        others = [example for example in self.examples if segments_text(example.content) != own][:k]
+        others = shown or [example for example in self.examples if segments_text(example.content) != own][:k]
         literals = iter(self.frame.literals)
         pieces: list[Segment] = []
         for example in others:

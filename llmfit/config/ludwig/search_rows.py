@@ -1,0 +1,81 @@
+"""The tables of Ludwig's hyperopt; what is done with them stands in ``config/searching.py``."""
+
+from __future__ import annotations
+
+from llmfit.config.ludwig.rows import Table, idle, many, mapped, refused, table
+
+__all__ = ["SCORINGS", "SEARCHES", "SECTIONS"]
+
+# scikit-learn's name of Ludwig's metric, and whether more is better; None is the estimator's own score or loss.
+SCORINGS: dict[str, tuple[str, str]] = {
+    "accuracy": ("accuracy", "maximize"),
+    "accuracy_micro": ("accuracy", "maximize"),
+    "precision": ("precision", "maximize"),
+    "recall": ("recall", "maximize"),
+    "roc_auc": ("roc_auc", "maximize"),
+    "r2": ("r2", "maximize"),
+    "mean_squared_error": ("neg_mean_squared_error", "minimize"),
+    "mean_absolute_error": ("neg_mean_absolute_error", "minimize"),
+    "mean_absolute_percentage_error": ("neg_mean_absolute_percentage_error", "minimize"),
+    "root_mean_squared_error": ("neg_root_mean_squared_error", "minimize"),
+    "softmax_cross_entropy": ("neg_log_loss", "minimize"),
+    "binary_weighted_cross_entropy": ("neg_log_loss", "minimize"),
+}
+LOSS_OF = {"LLMClassifier": "neg_log_loss", "LLMRegressor": "neg_mean_squared_error"}
+# Kind of search of Ludwig's algorithm; None is a grid where every axis lists its values, else so many draws.
+SEARCHES: dict[str, str | None] = {"variant_generator": None, "random": None, "optuna": "optuna"}
+
+_ELSEWHERE = "trials run one after another, in the process that calls fit"
+_OF_ONE = "a setting of an algorithm that is refused"
+HYPEROPT: Table = table(
+    mapped("parameters", "axes of the search, by Ludwig's paths or llmfit's names", "mapping"),
+    mapped("metric", "scoring, by scikit-learn's names; 'loss' is the loss of the kind of target", "text", "loss"),
+    mapped(
+        "goal",
+        "must be the metric's own direction, as scikit-learn's scores are better when greater",
+        "text",
+        "minimize",
+    ),
+    mapped("output_feature", "the target, or 'combined'", "text", "combined"),
+    mapped("search_alg", "kind; see hyperopt.search_alg", "spec"),
+    mapped("executor", "n_iter; see hyperopt.executor", "mapping"),
+    refused("split", "candidates are measured by cross-validation.", "validation"),
+    refused("eval_split", "candidates are measured by cross-validation.", "validation"),
+)
+SEARCH_ALG: Table = table(
+    mapped("type", "kind: a grid or 'random' for variant_generator and random, 'optuna'; others are refused", "text"),
+    many("random_state seed random_state_seed", mapped, "random_state", "int"),
+    many("points_to_evaluate evaluated_rewards", refused, "a search starts from nothing.", []),
+    refused("constant_grid_search", "a grid holds every combination.", False),
+    many("max_concurrent parallel_num", idle, _ELSEWHERE),
+    many(
+        "space dim_dict parameter_constraints outcome_constraints utility_kwargs random_search_steps", refused, _OF_ONE
+    ),
+    many("verbose patience skip_duplicate bohb_config optimizer domain n_initial_points gamma", refused, _OF_ONE),
+    many("optimizer_kwargs convert_to_python algo budget", refused, _OF_ONE),
+)
+EXECUTOR: Table = table(
+    mapped("type", "'ray' runs here as it is; 'optuna' is kind 'optuna'", "text", "ray"),
+    mapped("num_samples", "n_iter", "int"),
+    refused("time_budget_s", "a search runs until its candidates are done.", 3600),
+    refused("scheduler", "say kind: halving in hyperopt.", {}, {"type": "fifo"}, "fifo"),
+    many("trial_driver_resources cpu_resources_per_trial gpu_resources_per_trial", idle, _ELSEWHERE),
+    many("kubernetes_namespace max_concurrent_trials", idle, _ELSEWHERE),
+)
+PARAMETER: Table = table(
+    mapped(
+        "space", "choice and grid_search list values; uniform, loguniform and randint are ranges; others are refused"
+    ),
+    mapped("categories", "values", "list"),
+    mapped("values", "values", "list"),
+    many("lower upper", mapped, "the ends of a range", "number"),
+    refused("q", "values are not rounded to steps."),
+    refused("base", "a logarithm's base changes no distribution here.", 10, 2),
+    many("mean sd", refused, "there are no ranges without ends."),
+)
+SECTIONS: dict[str, Table] = {
+    "hyperopt": HYPEROPT,
+    "hyperopt.search_alg": SEARCH_ALG,
+    "hyperopt.executor": EXECUTOR,
+    "hyperopt.parameters.<axis>": PARAMETER,
+}
