@@ -98,7 +98,7 @@ def pack_step(lengths: Sequence[int], shared: int, budget: int) -> list[list[int
     Examples
     --------
     >>> pack_step([60, 50, 70, 55], shared=40, budget=90)
-    [[1, 3], [0], [2]]
+    [[1, 3, 0], [2]]
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     own = [lengths[i] - shared for i in order]

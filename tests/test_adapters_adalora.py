@@ -79,7 +79,7 @@ def test_a_fit_is_a_plain_loop_over_peft(given, frame, tiny):
     found = {name: t for name, t in weights(clf).items() if t.numel()}
     assert found.keys() == {name for name, t in expected.items() if t.numel()}
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
     assert sum(ranks_of(clf)) == 14 * 2
 
 

@@ -146,7 +146,7 @@ def test_a_failed_prediction_leaves_the_base_as_it_was(tiny, settings, frame, mo
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(scoring, "_score_batch", fail)
+    monkeypatch.setattr(scoring, "completion_states", fail)
     with pytest.raises(ZeroDivisionError):
         clf.predict(frame)
     assert state_of(model) == before

@@ -234,11 +234,13 @@ class TestStops:
         assert moment > 20  # it has been stopped everywhere
 
     def test_by_sigkill_at_random_moments(self, name: str, fake: Any, table: Path) -> None:
+        started = time.perf_counter()
         expected, draw, kills = self.undisturbed(fake, table, name), random.Random(0), 0
+        took = time.perf_counter() - started
         folder = table.parent / "killed"
         while True:
             child = fork(lambda: fake.predict_files(table, folder / name, **OPTIONS, resume=True))
-            time.sleep(draw.uniform(0.01, 0.07))
+            time.sleep(draw.uniform(0.1, 0.7) * took)
             os.kill(child, signal.SIGKILL)
             if os.waitpid(child, 0)[1] == 0 or kills == 12:
                 break

@@ -90,7 +90,7 @@ def answer(estimator: Any, base: BaseModel, rows: Sequence[Encoded]) -> Any:
             out = functional.linear(vectors, **{name: tensor.to(vectors.dtype) for name, tensor in own.items()})
         else:
             longest = max(row.length for row in rows)
-            spec = WithHead(estimator._adapter, head, len(own["weight"]))
+            spec = WithHead(estimator._adapter, head, len(own.get("weight", ())))
             with base.attach(spec, estimator._tensors, longest=longest) as model:
                 out = scoring.head_outputs(
                     model,

@@ -106,7 +106,7 @@ def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None
         if said is None:
             return False
         plain, quick, *again = said
-        low = any(p.dtype.itemsize < 4 for p in model.parameters())
+        low = any(tensor.dtype.itemsize < 4 for tensor in (plain, *model.parameters()))
         rounding = sum(3 * _apart(other, plain) for other in again) + (0.05 if low else 1e-3)
         if _apart(quick, plain) <= rounding:
             return True

@@ -1,0 +1,60 @@
+"""Scoring of classes against transformers' generate, naive log-likelihoods and lm-evaluation-harness, on SmolLM2.
+
+Usage: python tests/benchmarks/scoring.py PATH/TO/sms_spam.csv [--turns N] [--only CASE]
+
+"agree" is the share of rows for which a side's best class is the one of the naive log-likelihoods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import pandas as pd
+from alternate import compare, own, peer, summary, table
+from cases import LONG, SHORT, TWENTY, folder, messages, rendered
+
+CASES: dict[str, tuple[dict[str, str], list[str], int]] = {
+    "2 classes, short": (SHORT, ["ham", "spam"], 64),
+    "2 classes, 200-token instruction": (LONG, ["ham", "spam"], 48),
+    "20 classes of several tokens": ({"task": "Name the kind of this SMS message."}, TWENTY, 16),
+}
+
+
+def sides(path: str, case: str) -> dict[str, Any]:
+    """The same prompts and labels for every side."""
+    template, answers, rows = CASES[case]
+    frame = messages(path)[3000 : 3000 + rows]
+    texts = frame["text"].tolist()
+    job: dict[str, Any] = {"template": template, "texts": texts, "answers": answers, "folder": folder(), "batch": 16}
+    job["prompts"] = [prompt for prompt, _ in rendered(frame.assign(label="x"), template)]
+    written = rendered(pd.DataFrame({"text": ["x"] * len(answers), "label": answers}), template)
+    closing = written[0][1].removeprefix(answers[0])  # a label is scored without what closes it
+    job["labels"] = [completion.removesuffix(closing) for _, completion in written]
+    command = peer("peer_score.py")
+    return {
+        "llmfit": (own("llmfit_score.py"), job),
+        **{name: (command, {**job, "peer": name}) for name in ("generate", "naive", "harness")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", choices=[*CASES])
+    given = parser.parse_args()
+    for case in [given.only] if given.only else CASES:
+        found = compare(sides(given.path, case), turns=given.turns)
+        naive = found["naive"][0]["best"]
+        for turns in found.values():
+            for turn in turns:
+                turn["agree"] = round(sum(map(int.__eq__, turn["best"], naive)) / len(naive), 3)
+        records = summary(found, "rows")
+        print(json.dumps({f"scoring, {case}": records}))
+        print(table(records), flush=True)
+
+
+if __name__ == "__main__":
+    main()

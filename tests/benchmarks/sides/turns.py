@@ -1,0 +1,35 @@
+"""What every side does alike: read a job, get ready, take turns, measure each."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def peak_mb() -> float:
+    """Peak of resident memory so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def serve(prepare: Callable[[dict[str, Any]], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """Prepare for the job of the first line; then work once for each further line.
+
+    What the work returns may hold "seconds" and "cpu_seconds" of the part that counts, where it is not all.
+    """
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes elsewhere
+    work = prepare(json.loads(sys.stdin.readline()))
+    print(json.dumps({"ready": True}), file=channel, flush=True)
+    for line in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        done = work(json.loads(line))
+        took = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        print(json.dumps({**took, **done, "peak_mb": peak_mb()}), file=channel, flush=True)
