@@ -201,15 +201,12 @@ class TestEvaluate:
         assert run("evaluate", saved, "rows.csv", "-o", "m.pdf") == 1
         assert capsys.readouterr().err == "llmfit: The report 'm.pdf' must end in .html or .json.\n"
 
-    def test_a_page_is_what_the_report_writes(self, place: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from types import SimpleNamespace
-
-        def write(estimator: Any, rows: pd.DataFrame, path: str) -> None:
-            Path(path).write_text(f"{type(estimator).__name__} {len(rows)}")
-
-        monkeypatch.setitem(sys.modules, "llmfit.report", SimpleNamespace(write_report=write))
+    def test_a_page_is_written_whole(self, place: Path, saved: Path) -> None:
         assert run("evaluate", saved, "rows.csv", "-o", "m.html", "-q") == 0
-        assert (place / "m.html").read_text() == "LLMClassifier 8"
+        page = (place / "m.html").read_text(encoding="utf-8")
+        assert page.lower().startswith("<!doctype html>")
+        assert "LLMClassifier" in page
+        assert "accuracy" in page
 
 
 class TestTheRest:
@@ -233,12 +230,13 @@ class TestTheRest:
         monkeypatch.setattr(llmfit.config, "from_config", search)
         assert run("search", "config.yaml", "rows.csv", "-q", "-o", "model", "--results", "all.csv") == 0
         out, err = capsys.readouterr()
-        assert out.splitlines()[0].split() == ["rank", "score", "spread", "adapter__r", "seconds"]
-        assert [line.split()[0] for line in out.splitlines()[1:]] == ["1", "2"]
+        assert out.splitlines()[0] == "2 candidates on 2 folds; a higher score is better"
+        assert out.splitlines()[1].split() == ["rank", "score", "std", "adapter__r"]
+        assert [line.split()[0] for line in out.splitlines()[2:]] == ["1", "2"]
         assert err == "llmfit: The best of 2 candidate(s) is in 'model'.\n"
         results = pd.read_csv("all.csv")
-        assert results["rank_test_score"].tolist() == [1, 2]
-        assert llmfit.load("model").get_params()["adapter__r"] == results["param_adapter__r"][0]
+        assert results["rank"].tolist() == [1, 2]
+        assert llmfit.load("model").get_params()["adapter__r"] == results["adapter__r"][0]
         assert run("fit", "config.yaml", "rows.csv", "-o", "model") == 1
         assert "has hyperopt, which is a search. Run: llmfit search." in capsys.readouterr().err
 

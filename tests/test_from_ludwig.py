@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 
 import llmfit
 from llmfit.config import from_config
@@ -274,7 +275,7 @@ def _adapter(kind: str, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     named = "dropout" if row.key.endswith("_dropout") and row.key not in ("module_dropout",) else named
     special = {"init_lora_weights": "gaussian", "wavelet_family": "db2", "loraplus_lr_ratio": 4.0, "weight_tying": 0.5}
     value = special.get(row.key, BY_KIND.get(row.kind))
-    extra: dict[str, Any] = {"init_r": {"target_r": 4}}.get(row.key, {})
+    extra: dict[str, Any] = {"init_r": {"target_r": 4}, "eps": {"coft": True}}.get(row.key, {})
     if kind == "ia3" and row.key.endswith("_modules"):  # which belong together
         extra = {"target_modules": ["q_proj"], "feedforward_modules": ["q_proj"]}
     if row.key in ("eva_config", "loftq_config"):
@@ -383,7 +384,7 @@ def test_a_file_fits_and_predicts_with_another_base_model(name: str, settings: d
 
 def test_lists_under_hyperopt_are_a_grid_over_encoders_and_dropout() -> None:
     search = from_config(CONFIGS / "intent_classifier_hyperopt.yaml", epochs=1)
-    assert type(search).__name__ == "GridSearchCV"
+    assert isinstance(search, GridSearchCV)
     assert search.param_grid == {
         "head__dropout": [0.1, 0.2],
         "base_model": ["meta-llama/Llama-2-7b-hf", "bert-base-uncased"],
@@ -750,7 +751,7 @@ def test_an_axis_is_the_parameter_that_differs(name: str) -> None:
         if name != "a feature's encoder"
         else {**BASE, **NEEDS[name], "hyperopt": {"parameters": axes}}
     )
-    assert type(search).__name__ == "GridSearchCV"
+    assert isinstance(search, GridSearchCV)
     assert search.param_grid == space
 
 
@@ -771,7 +772,7 @@ def test_ranges_are_drawn_from() -> None:
         "search_alg": {"type": "variant_generator", "random_state": 3},
     }
     search = from_config({**BASE, "adapter": {"type": "lora"}, "hyperopt": hyperopt})
-    assert type(search).__name__ == "RandomizedSearchCV"
+    assert isinstance(search, RandomizedSearchCV)
     assert (search.n_iter, search.random_state) == (7, 3)
     drawn = search.param_distributions["learning_rate"].rvs(200, random_state=0)
     assert 1e-5 <= drawn.min() < 1e-4

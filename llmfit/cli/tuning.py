@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmfit.cli.saying import put, put_frame, say
+from llmfit.cli.saying import put, say
 from llmfit.exceptions import DataError, ParameterError
 
 __all__ = ["demo", "fit", "preview", "search"]
@@ -32,9 +32,8 @@ def fit(given: Any) -> None:
 
 def search(given: Any) -> None:
     """Try candidates, show them, save the best."""
-    import pandas as pd
-
     from llmfit.files import read_table
+    from llmfit.search import leaderboard, results
 
     if given.output:
         _check_folder(given.output)
@@ -45,13 +44,13 @@ def search(given: Any) -> None:
         raise ParameterError("The best model cannot be saved: the config says refit: false.")
     frame = read_table(given.data, format=given.format)
     found.fit(frame, _targets(found.estimator, frame))
-    results = pd.DataFrame(found.cv_results_)
-    put_frame(_leaderboard(results))
+    table = results(found)
+    put(leaderboard(found, len(table)))
     if given.results:
-        results.sort_values("rank_test_score", kind="stable").to_csv(given.results, index=False)
+        table.to_csv(given.results, index=False)
     if given.output:
         found.best_estimator_.save(given.output)
-        say(f"The best of {len(results)} candidate(s) is in {given.output!r}.")
+        say(f"The best of {len(table)} candidate(s) is in {given.output!r}.")
 
 
 def preview(given: Any) -> None:
@@ -101,20 +100,6 @@ def _targets(estimator: Any, frame: Any) -> Any:
         if name not in frame.columns:
             raise DataError(f"The target column {name!r} is missing: the data has {list(frame.columns)}.")
     return frame[names[0]] if len(names) == 1 else frame[names]
-
-
-def _leaderboard(results: Any) -> Any:
-    """Take what tells candidates apart and how good they are, the best first."""
-    names = [name for name in results.columns if name.startswith("param_")]
-    shown = ["rank_test_score", "mean_test_score", "std_test_score", *names, "mean_fit_time"]
-    table = results[[name for name in shown if name in results]].sort_values("rank_test_score", kind="stable")
-    words = {
-        "rank_test_score": "rank",
-        "mean_test_score": "score",
-        "std_test_score": "spread",
-        "mean_fit_time": "seconds",
-    }
-    return table.rename(columns={**words, **{name: name.removeprefix("param_") for name in names}})
 
 
 def _check_folder(path: str) -> None:

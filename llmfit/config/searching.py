@@ -20,7 +20,8 @@ from llmfit.exceptions import ParameterError, check_choice, quoted, suggest
 __all__ = ["describe_search", "search_of"]
 
 Make = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-OWN = ("kind", "scoring", "cv", "n_iter", "random_state", "settings")  # what llmfit's own hyperopt may say
+# What llmfit's own hyperopt may say.
+OWN = ("kind", "scoring", "cv", "n_iter", "random_state", "checkpoint_dir", "settings")
 NAMES = ("pretrained_model_name_or_path", "base_model")
 ENDS = (("lower", "upper"), ("low", "high"))
 
@@ -107,7 +108,7 @@ def _values(given: Any, where: str) -> Any:
     check_choice("space", f"the config's {where!r}", said.get("space", "uniform"), ["uniform", "loguniform", "randint"])
     if not any(low in said and high in said for low, high in ENDS):
         raise ParameterError(f"The config's {where!r} needs a lower and an upper end. Got {dict(given)!r} instead.")
-    return said
+    return {"space": "uniform", **said} if "lower" in said else said
 
 
 def _probes(values: Any) -> list[Any]:
@@ -220,8 +221,7 @@ def _settings(said: Mapping[str, Any], estimator: Any, space: Mapping[str, Any])
     seeds = [said.get("random_state"), *(algorithm.get(key) for key in ("random_state", "seed", "random_state_seed"))]
     if kind != "grid" and any(seed is not None for seed in seeds):
         settings["random_state"] = next(seed for seed in seeds if seed is not None)
-    if said.get("cv") is not None:
-        settings["cv"] = said["cv"]
+    settings |= {name: said[name] for name in ("cv", "checkpoint_dir") if said.get(name) is not None}
     scoring = said["scoring"] if "scoring" in said else _scoring(said, estimator)
     return settings if scoring is None else {**settings, "scoring": scoring}
 
@@ -269,11 +269,13 @@ def _scoring(said: Mapping[str, Any], estimator: Any) -> str | None:
 
 def describe_search(search: Any) -> dict[str, Any]:
     """Write a search over lists of values as a configuration."""
+    from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+
     from llmfit.estimators.describing import to_config
     from llmfit.persistence import to_json
 
-    kinds = {"GridSearchCV": ("grid", "param_grid"), "RandomizedSearchCV": ("random", "param_distributions")}
-    kind, attribute = kinds.get(type(search).__name__, (None, ""))
+    kinds = [(GridSearchCV, "grid", "param_grid"), (RandomizedSearchCV, "random", "param_distributions")]
+    kind, attribute = next(((kind, name) for known, kind, name in kinds if isinstance(search, known)), (None, ""))
     space = getattr(search, attribute, None)
     if kind is None or not (isinstance(space, Mapping) and all(isinstance(v, list) for v in space.values())):
         raise ParameterError(
