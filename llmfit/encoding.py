@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from llmfit.exceptions import ModelLoadError, TemplateError
 from llmfit.templates import PLAIN, Segment, segments_text
@@ -19,7 +20,25 @@ from llmfit.templates import PLAIN, Segment, segments_text
 __all__ = ["Answer", "Encoded", "Encoder", "Ids", "Limit", "cut_text"]
 
 Ids = tuple[int, ...]
+MOST_CHARACTERS = 2**22  # of the texts whose tokens are kept
 BEFORE = ("\n", "\t", "|", ".")  # texts that tokenizers seldom join with what follows
+
+
+class _Texts(dict[str, list[int]]):
+    """Texts and their tokens, up to a bound; beyond it, all are forgotten."""
+
+    characters = 0
+
+    def remember(self, found: dict[str, Any]) -> None:
+        """Add texts that are not known yet."""
+        if self.characters > MOST_CHARACTERS:
+            self.clear()
+            self.characters = 0
+        self.update(found)
+        self.characters += sum(map(len, found))
+
+
+_tokenised: WeakKeyDictionary[Any, _Texts] = WeakKeyDictionary()
 
 
 class Answer(NamedTuple):
@@ -200,10 +219,15 @@ class Encoder:
         return tuple(dict.fromkeys(i for i in ends if i is not None))
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        out = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
-        return list(out["input_ids"])
+        """Tokenise texts, those aside that this process knows: the fits of a search meet the same rows."""
+        known = _tokenised.setdefault(self.tokenizer, _Texts())
+        found = {text: known.get(text) for text in texts}
+        missing = [text for text, ids in found.items() if ids is None]
+        if missing:
+            how = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+            found |= zip(missing, self.tokenizer(missing, **how)["input_ids"], strict=True)
+            known.remember({text: found[text] for text in missing})
+        return [list(found[text] or ()) for text in texts]
 
     def prompts(self, rows: Sequence[Sequence[Segment]]) -> list[tuple[int, ...]]:
         """Encode prompts, with the special tokens that open a text.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["in_words_of_options", "put", "put_frame", "put_measures", "put_pairs", "say"]
+__all__ = ["in_words_of_options", "put", "put_measures", "put_pairs", "say"]
 
 # Words of the Python interface that errors advise, and those of the command line.
 OPTIONS = {
@@ -51,11 +51,6 @@ def put_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
         put(f"{name.ljust(width)}  {value}")
-
-
-def put_frame(frame: Any) -> None:
-    """Write a frame."""
-    put(frame.to_string(index=False, float_format=lambda value: f"{value:.4f}", max_colwidth=60))
 
 
 def put_measures(measures: dict[str, Any], indent: str = "") -> None:
