@@ -28,7 +28,8 @@ def sides(path: str, case: str) -> dict[str, Any]:
     frame = messages(path)[3000 : 3000 + rows]
     texts = frame["text"].tolist()
     job: dict[str, Any] = {"template": template, "texts": texts, "answers": answers, "folder": folder(), "batch": 16}
-    job["prompts"] = [prompt for prompt, _ in rendered(frame.assign(label="x"), template)]
+    known = frame.assign(label=[answers[i % len(answers)] for i in range(rows)])
+    job["prompts"] = [prompt for prompt, _ in rendered(known, template)]
     written = rendered(pd.DataFrame({"text": ["x"] * len(answers), "label": answers}), template)
     closing = written[0][1].removeprefix(answers[0])  # a label is scored without what closes it
     job["labels"] = [completion.removesuffix(closing) for _, completion in written]
