@@ -2,7 +2,7 @@
 
 Usage: python tests/benchmarks/scoring.py PATH/TO/sms_spam.csv [--turns N] [--only CASE]
 
-"agree" is the share of rows for which a side's best class is the one of the naive log-likelihoods.
+"agree" is the share of rows for which a side's best class is that of naive log-likelihoods in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 import pandas as pd
-from alternate import compare, own, peer, summary, table
+from alternate import Side, compare, own, peer, summary, table
 from cases import LONG, SHORT, TWENTY, folder, messages, rendered
 
 CASES: dict[str, tuple[dict[str, str], list[str], int]] = {
@@ -47,11 +47,15 @@ def main() -> None:
     parser.add_argument("--only", choices=[*CASES])
     given = parser.parse_args()
     for case in [given.only] if given.only else CASES:
-        found = compare(sides(given.path, case), turns=given.turns)
-        naive = found["naive"][0]["best"]
+        every = sides(given.path, case)
+        command, job = every["naive"]
+        exact = Side("naive, float32", command, {**job, "dtype": "float32"})
+        truth = exact.ask({"turn": 0})["best"]
+        exact.close()
+        found = compare(every, turns=given.turns)
         for turns in found.values():
             for turn in turns:
-                turn["agree"] = round(sum(map(int.__eq__, turn["best"], naive)) / len(naive), 3)
+                turn["agree"] = round(sum(map(int.__eq__, turn["best"], truth)) / len(truth), 3)
         records = summary(found, "rows")
         print(json.dumps({f"scoring, {case}": records}))
         print(table(records), flush=True)

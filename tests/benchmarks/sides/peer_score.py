@@ -31,7 +31,9 @@ def prepare(job: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        job["folder"], dtype=getattr(torch, job.get("dtype", "bfloat16"))
+    ).eval()
     if job["peer"] == "harness":
         from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
