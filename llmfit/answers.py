@@ -100,7 +100,7 @@ def packable_answers(model: Any, rows: Sequence[Encoded], *, pad_id: int, device
         batch = collate_answers(some, pad_id, device, shared)
         return answer(vectors, batch), batch.layout
 
-    return packable(model, rows, pad_id=pad_id, device=device, read=read)
+    return packable(model, rows, pad_id=pad_id, device=device, read=read, kind=str(getattr(vectors, "pooling", None)))
 
 
 def _weighted(losses: torch.Tensor, batch: Answers) -> torch.Tensor:

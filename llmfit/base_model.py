@@ -185,7 +185,8 @@ class BaseModel:
             kept = Kept(self.model)
             self._lent = True
             try:
-                if self.device.type == "cpu" and longest is not None and longest <= SHORT:
+                short = longest is not None and longest <= SHORT
+                if self.device.type == "cpu" and short and self.dtype != torch.float64:  # NaN behind padding there
                     self.model.set_attn_implementation("eager")
                 with one_memory_error("the adapter's weights"):
                     model = adapter.install(self, tensors, training=training) if adapter else self.model

@@ -25,17 +25,20 @@ BEFORE = ("\n", "\t", "|", ".")  # texts that tokenizers seldom join with what f
 
 
 class _Texts(dict[str, list[int]]):
-    """Texts and their tokens, up to a bound; beyond it, all are forgotten."""
+    """Texts and their tokens, up to a bound; where it is reached, all are forgotten."""
 
     characters = 0
 
     def remember(self, found: dict[str, Any]) -> None:
-        """Add texts that are not known yet."""
-        if self.characters > MOST_CHARACTERS:
+        """Add texts that are not known yet; one alone is no row set, but a try of how long a prompt may be."""
+        new = sum(map(len, found))
+        if len(found) < 2 or new > MOST_CHARACTERS:
+            return
+        if self.characters + new > MOST_CHARACTERS:
             self.clear()
             self.characters = 0
         self.update(found)
-        self.characters += sum(map(len, found))
+        self.characters += new
 
 
 _tokenised: WeakKeyDictionary[Any, _Texts] = WeakKeyDictionary()

@@ -166,7 +166,7 @@ def generate(
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
     begun = None
     if not start_ids and settings.num_beams == 1:  # beams copy no cache that is given
-        begun = begin(model, [row.prompt for row in rows], pad_id=pad_id, device=device)
+        begun = begin(model, [row.prompt for row in rows], pad_id=pad_id, device=device, room=max_new_tokens)
     for kind in sorted(set(kinds), reverse=True):  # rows near the end of the context answer apart from the others
         alike = [i for i, own in enumerate(kinds) if own == kind]
         some = [rows[i] for i in alike]

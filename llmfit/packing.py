@@ -2,7 +2,9 @@
 
 Takes lengths of rows and trees of answers behind them; gives a :class:`Layout`, and teaches a decoder of transformers
 to attend by one: each token sees the shared beginning, and of its own row what stands before it. Nothing is padded but
-inside the attention, and no key or value is copied to where it is shared. Knows no loss, no label and no estimator.
+inside the attention, and the shared keys and values are not copied for each row, long rows aside. Where something drops
+out in training, all rows of a pass see one draw of the beginning: a row's expected gradient is the same. Knows no loss,
+no label and no estimator.
 """
 
 from __future__ import annotations
@@ -18,16 +20,17 @@ from torch.nn import functional
 
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
+from llmfit.exceptions import LLMFitError
 
 __all__ = ["Layout", "PackingError", "Tree", "common_prefix", "lay_out", "packed"]
 
 NAME = "llmfit_packed"  # of the attention, among those of transformers
-LONG = 512  # tokens of a row from which a fused kernel, which keeps no scores, is worth its copies
+LONG = 512  # tokens of a row from which, on a CPU, a fused kernel, which keeps no scores, is worth its copies
 SCORES = 2**21  # numbers of one product of queries and keys: what a cache holds
 REFUSED = ("softcap", "s_aux", "sinks", "position_bias")  # settings of an attention that changes more than the mask
 
 
-class PackingError(Exception):
+class PackingError(LLMFitError):
     """A model that cannot attend by a layout; its rows are padded."""
 
 
@@ -85,6 +88,8 @@ class Layout:
         Tokens that all rows begin with.
     starts, own : tuple of int
         Where each row's own tokens begin in the sequence, and how many they are, a tree aside.
+    longest : int
+        Tokens of the longest row, with all before it.
     positions : Tensor of shape (1, length)
         Of each token in its own row.
     take : Tensor of shape (M,)
@@ -102,6 +107,7 @@ class Layout:
     shared: int
     starts: tuple[int, ...]
     own: tuple[int, ...]
+    longest: int
     positions: torch.Tensor
     take: torch.Tensor
     put: torch.Tensor
@@ -167,7 +173,8 @@ def lay_out(
     put[places[real]] = torch.arange(len(places))[real]
     there, take_on, put_on = (tensor.to(device, non_blocking=True) for tensor in (positions[None], places, put))
     groups = [group._replace(visible=group.visible.to(device, non_blocking=True)) for group in groups]
-    return Layout(length, shared, tuple(starts), tuple(lengths), there, take_on, put_on, tuple(groups), kept)
+    longest = shared + max(lengths, default=0) + 1 + max(tree.depths, default=-1)
+    return Layout(length, shared, tuple(starts), tuple(lengths), longest, there, take_on, put_on, tuple(groups), kept)
 
 
 def _group(
@@ -244,7 +251,7 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    _: Any,
+    attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
@@ -264,16 +271,19 @@ def attend(
     """
     if layout is None:
         raise PackingError("its layers are not told of the layout")
+    if attention_mask is not None:
+        raise PackingError("it makes masks of its own")
     _check_settings(module, layout, settings)
     layout.met.add(module.layer_idx)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (_move(x[0].transpose(0, 1), layout.take, layout.put) for x in (query, key, value))
     before = _shared(module, layout, keys, values)
+    long = LONG if query.device.type == "cpu" else query.shape[-1]  # elsewhere, where copies take less than scores
     parts, start = [], 0
     for group in layout.groups:
         here = slice(start, start + group.rows * group.width)
         own = queries[here] * scale, keys[here], values[here]
-        work = _fused if group.width > LONG else _by_scores
+        work = _fused if group.width > long else _by_scores
         parts.append(work(*own, before if group.shared else None, group, dropout))
         start = here.stop
     parts.append(parts[-1][:1] * 0)  # the place aside
@@ -284,7 +294,7 @@ def _check_settings(module: Any, layout: Layout, settings: dict[str, Any]) -> No
     if any(settings.get(name) is not None for name in REFUSED) or not getattr(module, "is_causal", True):
         raise PackingError("its attention is of another kind")
     window = settings.get("sliding_window")
-    if window is not None and window <= int(layout.positions.max()):
+    if window is not None and window < layout.longest:
         raise PackingError("its attention slides over less than a row")
 
 

@@ -88,7 +88,9 @@ def score_labels(
     rows = [Encoded(prompt) for prompt in distinct]
     scores = np.empty((len(rows), len(labels)))
     budget = auto_budget(batch_tokens, device)
-    shared = packable(model, rows, pad_id=pad_id, device=device, start_ids=start_ids)
+    longest = max(labels, key=len)
+    through = [Encoded(prompt, longest) for prompt in distinct]
+    shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids)
     if shared is not None:
         with packed(model):
             for trie, columns in tries(labels):
@@ -158,7 +160,8 @@ def make_trie(labels: Sequence[Ids]) -> Trie:
     """
     heads = sorted({label[:i] for label in labels for i in range(len(label))})  # () first, and each before what follows
     place = {head: i for i, head in enumerate(heads)}
-    following = [sorted({label[len(head)] for label in labels if label[: len(head)] == head}) for head in heads]
+    behind = [[label for label in labels if len(label) > len(head) and label[: len(head)] == head] for head in heads]
+    following = [sorted({label[len(head)] for label in some}) for head, some in zip(heads, behind, strict=True)]
     ends = [1 + max(place[other] for other in heads if other[: len(head)] == head) for head in heads]
     paths = [
         tuple((place[label[:i]], following[place[label[:i]]].index(token)) for i, token in enumerate(label))

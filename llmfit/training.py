@@ -43,7 +43,7 @@ class Settings:
     batch_size : int
         Rows per optimiser step.
     batch_tokens : int or "auto"
-        Padded tokens of one forward pass.
+        Tokens of one forward pass, padding included.
     learning_rate, weight_decay, warmup : float
     schedule : str
     optimizer : str or dict
@@ -275,7 +275,10 @@ def _within_memory(run: _Run, rows: Sequence[Encoded], work: Callable[[], float]
             run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
         longest = max(row.length for row in rows)
-        size = min(run.budget, len(rows) * longest)
+        together = len(rows) * longest
+        if run.shared is not None:
+            together = run.shared + sum(row.length - run.shared for row in rows)
+        size = min(run.budget, together)
         run.budget, run.warned = halved(size, "tokens", least=longest, warn=not run.warned), True
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import llmfit.sources
-from llmfit import scoring, training
+from llmfit import inference, scoring, training
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -131,6 +131,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         for room in (scoring, training):
             for name in ("packable", "packable_answers"):
                 monkeypatch.setattr(room, name, lambda *_, **__: None)
+        monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     return str(request.param)
 
 

@@ -15,7 +15,7 @@ import llmfit
 from llmfit import inference, scoring, training
 from llmfit.encoding import Encoded
 from llmfit.exceptions import PackingWarning
-from llmfit.forward import checking, collate, completion_logits, packable, words
+from llmfit.forward import begin, checking, collate, completion_logits, packable, words
 from llmfit.objectives import supervised
 from llmfit.packing import Tree, common_prefix, lay_out, packed
 
@@ -197,10 +197,10 @@ def test_other_families_are_padded(kind, tiny, tmp_path, settings, frame):
 
 
 def test_a_window_of_less_than_a_row_is_padded(tiny, tmp_path):
-    model = plain_model(make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=12))
+    model = plain_model(make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=30))
     rows = [Encoded((1, 5, 6)), Encoded((1, 7, 8, 9))]
     assert packable(model, rows, pad_id=0, device=CPU) == 1
-    assert packable(model, [*rows, Encoded((1, *range(5, 25)))], pad_id=0, device=CPU) is None
+    assert packable(model, [*rows, Encoded((1, *range(5, 45)))], pad_id=0, device=CPU) is None
 
 
 def test_a_model_that_reads_packed_rows_otherwise_is_padded_with_a_warning(tiny, monkeypatch):
@@ -218,6 +218,51 @@ def test_a_model_that_reads_packed_rows_otherwise_is_padded_with_a_warning(tiny,
     )
     assert packable(model, rows, pad_id=0, device=CPU) is None  # said once
     assert not model.training
+
+
+def test_a_window_counts_what_is_generated(tiny, tmp_path):
+    model = plain_model(make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=64))
+    prompts = [(*range(5, 25), 30 + i) for i in range(3)]
+    assert begin(model, prompts, pad_id=0, device=CPU, room=10) is not None
+    assert begin(model, prompts, pad_id=0, device=CPU, room=40) is None
+
+
+def test_a_window_counts_the_labels(tiny, tmp_path, settings, frame):
+    folder = make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=30)
+    rows = frame.assign(label=["quite a long name of a class", "another name of a class"] * 4)
+    clf = classifier(settings, adapter=None, base_model=folder).fit(rows)
+    assert len(clf.predict(rows)) == len(rows)
+
+
+def test_a_cap_on_logits_is_left_to_the_model(tiny):
+    model = plain_model(tiny)
+    with words.without_words(model) as plain:
+        assert plain.layer is not None
+    model.config.final_logit_softcapping = 30.0
+    with words.without_words(model) as capped:
+        assert capped.layer is None
+
+
+def test_memory_that_runs_out_in_the_comparison_is_remembered_by_nobody(tiny, monkeypatch):
+    model, rows = plain_model(tiny), [Encoded((1, 5, 6, 7)), Encoded((1, 7, 8, 9, 10))]
+
+    def never(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("oom")
+
+    with monkeypatch.context() as full:
+        full.setattr(checking, "completion_logits", never)
+        assert packable(model, rows, pad_id=0, device=CPU) is None
+    assert packable(model, rows, pad_id=0, device=CPU) == 1
+
+
+def test_one_row_alone_decides_nothing(tiny, monkeypatch):
+    met: list[int] = []
+    real = checking.collate
+    monkeypatch.setattr(
+        checking, "collate", lambda rows, *rest, **how: (met.append(len(rows)), real(rows, *rest, **how))[1]
+    )
+    assert packable(plain_model(tiny), [Encoded((1, 5))], pad_id=0, device=CPU) == 1
+    assert max(met) == 3
 
 
 def test_the_attention_is_as_it_was_afterwards(tiny):

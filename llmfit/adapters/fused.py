@@ -41,7 +41,9 @@ class _Adapted(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(grad_inner, low_a).view(ctx.shape).to(given)
-        return grad_x, None, None, (grad_inner.t() @ flat).to(kind_a), (grad.t() @ inner).to(kind_b), None
+        grad_a = (grad_inner.t() @ flat).to(kind_a) if ctx.needs_input_grad[3] else None
+        grad_b = (grad.t() @ inner).to(kind_b) if ctx.needs_input_grad[4] else None
+        return grad_x, None, None, grad_a, grad_b, None
 
 
 def fuse_lora(model: Any, adapter: str = "default") -> None:
@@ -68,7 +70,6 @@ def _is_plain(layer: Any, adapter: str) -> bool:
         and [*layer.lora_A] == [adapter]
         and not layer.lora_variant
         and not layer.lora_bias[adapter]
-        and base.weight.is_floating_point()
     )
 
 

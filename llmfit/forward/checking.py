@@ -10,14 +10,15 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import PackingWarning, reason, warn
-from llmfit.forward.batches import collate, completion_logits
+from llmfit.forward.batches import ask, collate, completion_logits
 from llmfit.memory import is_out_of_memory
-from llmfit.packing import Layout, PackingError, common_prefix, packed
+from llmfit.packing import Layout, PackingError, Tree, common_prefix, packed
 
 __all__ = ["packable", "same_words"]
 
@@ -25,6 +26,7 @@ WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees
 
 WAYS = {"packed": "packed rows", "begun": "prompts whose beginning is known"}
 INSTEAD = {"packed": "they are padded", "begun": "they are read whole"}
+ROUNDING = {1: 0.05, 2: 0.03, 4: 1e-3}  # by the bytes of the smallest numbers that take part
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
@@ -39,19 +41,22 @@ def packable(
     device: torch.device,
     start_ids: Ids = (),
     read: Read | None = None,
+    kind: str = "words",
 ) -> int | None:
     """Say how many tokens rows may share, packed, in a lent model; None where they have to be padded.
 
-    A model that is met for the first time, or with layers that it has not had before, reads some rows both ways: where
+    A model that is met for the first time, or with layers that it has not had before, reads three rows both ways: where
     the two disagree, rows are padded, and a warning says so.
 
     Parameters
     ----------
     model : torch.nn.Module
     rows : sequence of Encoded
-        All that are to come; each has something to be predicted from.
+        All that are to come, with the longest answer; each has something to be predicted from.
     read : callable (rows, shared) -> (Tensor, Layout or None), or None
         Lets the model read rows one way or the other, and gives what is to be alike; None takes the next words' logits.
+    kind : str
+        Name of what `read` gives.
 
     Warns
     -----
@@ -64,12 +69,12 @@ def packable(
     if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
     how = read or partial(_read_words, model, pad_id, device)
-    if not same_words(model, "packed", lambda: _both_ways(model, own, rows, how)):
+    if not same_words(model, "packed", lambda: _both_ways(model, own, how), kind):
         return None
     return common_prefix([row.prompt for row in rows])
 
 
-def same_words(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None]) -> bool:
+def same_words(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None], kind: str = "words") -> bool:
     """See once whether a model says the same in two ways of reading; remember it for its layers.
 
     Parameters
@@ -80,6 +85,8 @@ def same_words(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] |
     read : callable () -> sequence of Tensor, or None
         What the model says in the plain way, in the quick way and, where that is to be known, in the plain way again,
         otherwise rounded: the quick way may be three times as far off. None is no quick way.
+    kind : str
+        Name of what is said.
 
     Warns
     -----
@@ -87,27 +94,33 @@ def same_words(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] |
         If the two differ.
     """
     own = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    layers = (way, frozenset(type(module) for module in model.modules()))
+    layers = (way, kind, frozenset(type(module) for module in model.modules()))
     known = _checked.setdefault(own, {})
     if layers not in known:
         training = model.training
         model.eval()
         try:
-            known[layers] = _same(model, way, read)
+            alike = _same(model, way, read)
         finally:
             model.train(training)
+        if alike is None:
+            return False
+        known[layers] = alike
     return known[layers]
 
 
 @torch.no_grad()
-def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None]) -> bool:
+def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None]) -> bool | None:
+    """Compare; None where memory ran out, which says nothing of the model."""
     try:
         said = read()
         if said is None:
             return False
         plain, quick, *again = said
-        low = any(tensor.dtype.itemsize < 4 for tensor in (plain, *model.parameters()))
-        rounding = sum(3 * _apart(other, plain) for other in again) + (0.05 if low else 1e-3)
+        if not bool(plain.isfinite().all()):
+            return False  # there is nothing to compare with
+        sizes = {tensor.dtype.itemsize for tensor in (plain, *model.parameters())}
+        rounding = sum(3 * _apart(other, plain) for other in again) + ROUNDING[min(4, min(sizes))]
         if _apart(quick, plain) <= rounding:
             return True
         why = "its answers differ"
@@ -115,7 +128,7 @@ def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None
         return False
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         if is_out_of_memory(error):
-            raise
+            return None
         why = reason(error)
     warn(PackingWarning(f"This model cannot read {WAYS[way]} ({why}): {INSTEAD[way]}, which takes longer."))
     return False
@@ -124,19 +137,33 @@ def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None
 def _read_words(
     model: Any, pad_id: int, device: torch.device, rows: Sequence[Encoded], shared: int | None
 ) -> tuple[torch.Tensor, Layout | None]:
+    """Read rows whose answers begin alike, for their logits: packed, also with that token as a tree, twice."""
     batch = collate(rows, pad_id, device, shared=shared)
-    return completion_logits(model, batch), batch.layout
+    logits = completion_logits(model, batch)
+    if shared is None:
+        return torch.stack([logits] * 3, dim=1), None
+    how: dict[str, Any] = {"pad_id": pad_id, "device": device, "shared": shared, "kept": {}}
+    prompts, first = [row.prompt for row in rows], rows[0].completion[:1]
+    trees = [completion_logits(model, ask(prompts, first, Tree((0,), (1,)), **how)) for _ in range(2)]
+    return torch.stack([logits, *trees], dim=1), batch.layout
 
 
-def _both_ways(model: Any, own: Any, rows: Sequence[Encoded], read: Read) -> Sequence[torch.Tensor] | None:
-    """Read a short and a middling row padded, packed, and padded apart."""
-    by_length = sorted({row.prompt: row for row in rows}.values(), key=lambda row: (row.length, row.prompt))
-    sample = [by_length[i]._replace(shares=None) for i in sorted({0, len(by_length) // 2})]
-    sample = [row if row.completion else row._replace(completion=(0,)) for row in sample]
-    plain, _ = read(sample, None)
-    alone = torch.cat([read([row], None)[0] for row in sample])
+def _both_ways(model: Any, own: Any, read: Read) -> Sequence[torch.Tensor] | None:
+    """Let a model read three short rows padded, packed, and padded apart.
+
+    They are the same for every fit: which rows a process met first decides nothing.
+    """
+    if any(isinstance(module, torch.nn.Conv1d) for module in model.modules()):
+        return None  # some layers look at neighbours, whichever row they are of
+    words = own.config.get_text_config().vocab_size
+    ids = np.random.default_rng(0).integers(words // 10, words // 2, 48).tolist()
+    before, first = tuple(ids[:6]), ids[6]
+    parts = ((7, 11), (11, 20), (20, 37))
+    rows = [Encoded((*before, *ids[start:stop]), (first, ids[stop])) for start, stop in parts]
+    plain, _ = read(rows, None)
+    alone = torch.cat([read([row], None)[0] for row in rows])
     with packed(model):
-        quick, layout = read(sample, common_prefix([row.prompt for row in sample]))
+        quick, layout = read(rows, common_prefix([row.prompt for row in rows]))
     if layout is None or len(layout.met) < own.config.get_text_config().num_hidden_layers:
         return None  # some layers carry a state instead of attending
     return plain, quick, alone

@@ -12,6 +12,7 @@ from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Ids
 from llmfit.forward.checking import same_words
 from llmfit.forward.reading import fork, keeps_all
+from llmfit.memory import is_out_of_memory
 from llmfit.packing import common_prefix
 
 __all__ = ["Begun", "begin", "generation_inputs"]
@@ -33,18 +34,30 @@ class Begun:
 
 
 @torch.inference_mode()
-def begin(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device) -> Begun | None:
+def begin(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int) -> Begun | None:
     """Read what the prompts of a decoder begin with; None where it is not worth a pass, or the model keeps no cache.
 
     A model that is met for the first time reads two prompts both ways: where the two disagree, it reads whole prompts.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    prompts : sequence of tuple of int
+    room : int
+        Tokens of the longest answer to come.
     """
     shared = common_prefix(prompts)
     if len(prompts) < 2 or shared < PAD_STEP or not all(getattr(m, "packable", True) for m in model.modules()):
         return None
     ids = torch.tensor([prompts[0][:shared]], device=device)
-    out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    try:
+        out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None  # whole prompts, few at a time, may fit
     cache = getattr(out, "past_key_values", None)
-    if not keeps_all(cache, max(map(len, prompts))):
+    if not keeps_all(cache, max(map(len, prompts)) + PAD_STEP + room):
         return None
     begun = Begun(prompts[0][:shared], cache)
 

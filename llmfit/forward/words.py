@@ -50,26 +50,35 @@ class Words:
 def without_words(model: Any) -> Iterator[Words]:
     """Let a model give what its output embeddings would have turned into logits; yield what turns it.
 
-    A factor that some families put on their logits is on the hidden states then, which is the same.
+    A factor that some families put on their logits is on the hidden states then, which is the same. Where more than a
+    factor follows, the model makes its logits by itself.
     """
     layer = _output_embeddings(model)
     if layer is None:
         yield Words()
         return
+    before = vars(layer).get("forward")
     layer.forward = lambda hidden: hidden
     try:
         yield Words(layer)
     finally:
         del layer.forward
+        if before is not None:
+            layer.forward = before
 
 
 def _output_embeddings(model: Any) -> Any:
-    """Find the layer that makes logits, where a model names it."""
+    """Find the layer that makes logits, where a model names it and does nothing to them but multiply."""
     from transformers import PreTrainedModel
 
     own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     words = own.get_output_embeddings() if own is not None else None
-    return words if words is not None else None
+    if own is None or words is None:
+        return None
+    said = own.config.get_text_config().to_dict().items()
+    after = {name for name, value in said if "logit" in name and isinstance(value, int | float) and value not in (0, 1)}
+    capped = any("cap" in name for name in after)
+    return None if capped or (after and getattr(words, "bias", None) is not None) else words
 
 
 def token_losses(words: Words, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -115,11 +124,12 @@ def choices(words: Words, hidden: torch.Tensor, tokens: Sequence[Sequence[int]])
     width = max(map(len, tokens))
     asked = torch.tensor([[*some, *(0,) * (width - len(some))] for some in tokens], device=hidden.device)  # (P, C)
     rows, positions, size = hidden.shape
-    flat, asked = hidden.reshape(-1, size), asked.repeat(rows, 1)
+    flat = hidden.reshape(-1, size)
     most = words.piece(flat)
     pieces = []
-    for some, wanted in zip(torch.split(flat, most), torch.split(asked, most), strict=True):
-        logits = _wide(words(some))
+    for start in range(0, len(flat), most):
+        logits = _wide(words(flat[start : start + most]))
+        wanted = asked[torch.arange(start, start + len(logits), device=asked.device) % positions]
         pieces.append(logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True))
     return torch.cat(pieces).view(rows, positions, width)
 

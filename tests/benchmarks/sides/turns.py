@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def peak_mb() -> float:
-    """Peak of resident memory so far, in MB; that of getrusage begins with what the process had that started this one."""
+    """Peak of resident memory so far, in MB; getrusage would begin with what the process had that started this one."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text().splitlines()
