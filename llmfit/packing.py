@@ -206,11 +206,8 @@ def _group(
 
 
 def _width_class(length: int) -> int:
-    """Tell lengths apart by steps, each half as long again as the one before."""
-    width, step = PAD_STEP, 0
-    while width < length:
-        width, step = width + max(PAD_STEP, width // 2), step + 1
-    return step
+    """Tell lengths apart by steps, each twice as long as the one before: few products, and padding is cheap there."""
+    return (max(length - 1, 0) // PAD_STEP).bit_length()
 
 
 def _causal(width: int) -> torch.Tensor:
