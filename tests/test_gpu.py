@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import llmfit
-from llmfit import LLMClassifier, LLMGenerator
+from llmfit import LLMClassifier, LLMGenerator, scoring, training
 
 pytestmark = pytest.mark.gpu
 
@@ -80,3 +80,19 @@ def test_an_adapter_trained_beside_4_bits_on_the_gpu_is_merged_on_the_cpu(settin
         **{**settings, "base_model": str(tmp_path / "out"), "adapter": None}, features="text", target="label"
     ).fit(frame)
     assert merged.score(frame) == 1.0
+
+
+@pytest.mark.parametrize("words", [1, 200], ids=["by scores", "by torch's kernels"])
+@pytest.mark.parametrize("changed", [{}, {"gradient_checkpointing": True}, {"head": "linear"}], ids=str)
+def test_packed_rows_learn_and_answer_as_padded_ones(settings, frame, monkeypatch, words, changed) -> None:
+    rows = frame.assign(text=[text * words for text in frame["text"]])
+    own = {**on_gpu(settings, dtype="float32", epochs=2, max_length=None), **changed}
+    own |= {"template": {"task": "Tell fruit from vehicles. " * 20, "template": "{task}{text}"}, "target": "label"}
+    one = LLMClassifier(**own).fit(rows)
+    found = one.predict_log_proba(rows)
+    for room in (scoring, training):
+        for name in ("packable", "packable_answers"):
+            monkeypatch.setattr(room, name, lambda *_, **__: None)
+    other = LLMClassifier(**own).fit(rows)
+    np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-3)
+    np.testing.assert_allclose(found, other.predict_log_proba(rows), atol=1e-2)

@@ -320,6 +320,22 @@ def test_words_are_made_a_piece_at_a_time(tiny, monkeypatch):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
 
 
+def test_what_meets_the_vocabulary_at_once_is_bounded(tiny, monkeypatch):
+    """However long the answers, and however many labels there are."""
+    model, met = plain_model(tiny).requires_grad_(True), []
+    real = words.Words.__call__
+    monkeypatch.setattr(words.Words, "__call__", lambda self, hidden: (met.append(len(hidden)), real(self, hidden))[1])
+    monkeypatch.setattr(words, "MOST_LOGITS", 261 * 10)
+    with packed(model):
+        supervised(model, collate([Encoded((1, 5), tuple(range(10, 250)))] * 3, 0, CPU, shared=1)).backward()
+    assert max(met) == 10
+    assert sum(met) == 2 * 3 * 240  # once on the way forth, once on the way back
+    met.clear()
+    labels = [(40, 50 + i, 60 + j) for i in range(9) for j in range(9)]
+    scoring.score_labels(model, [(1, 70 + i) for i in range(5)], labels, device=CPU, pad_id=0)
+    assert max(met) <= 30  # the model is looked at once, with three rows
+
+
 def test_logits_of_a_packed_batch_are_those_of_its_loss_tokens(tiny):
     model = plain_model(tiny)
     rows = [Encoded((1, 5, 6), (7, 8)), Encoded((1, 5, 9, 9), (10,))]
