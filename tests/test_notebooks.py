@@ -16,7 +16,7 @@ import pytest
 import llmfit.datasets
 
 mpl.use("Agg")  # before pyplot: no window is opened
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
