@@ -242,7 +242,7 @@ TRAINER: Table = table(
         False,
     ),
     idle("compile", "a matter of speed alone", False),
-    many("packing", idle, "rows are packed wherever the base model can read them so; Ludwig 0.17 does not read it either", False),
+    many("packing", idle, "rows are packed wherever they can be; Ludwig 0.17 does not read it either", False),
     idle("packing_max_sequences_per_pack", "batch_tokens says how much goes through the model at once", 8),
     many("enable_profiling profiler", idle, "profiling changes no result; use torch.profiler around fit"),
     refused("layers_to_freeze_regex", "adapter.target_modules and layers_to_transform say what is trained."),
