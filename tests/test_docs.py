@@ -14,25 +14,11 @@ import pandas as pd
 import pytest
 
 import llmfit
-import llmfit.base_model
 import llmfit.cli
-import llmfit.sources
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(llmfit.__path__, "llmfit."))
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-
-
-@pytest.fixture
-def smollm2_is_tiny(tiny_chat: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the alias stand for a random model: what is tested is that the code runs."""
-    find = llmfit.sources.find_source
-
-    def find_tiny(name: object) -> llmfit.sources.Source:
-        return find(tiny_chat if name == "smollm2" else name)
-
-    monkeypatch.setattr(llmfit.sources, "find_source", find_tiny)
-    monkeypatch.setattr(llmfit.base_model, "find_source", find_tiny)
 
 
 @pytest.mark.filterwarnings("ignore::llmfit.exceptions.TruncationWarning")  # a random model does not end its answers

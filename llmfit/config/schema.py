@@ -153,7 +153,7 @@ FORMS: dict[str, Any] = {
 
 def _of_row(row: Row, path: str) -> dict[str, Any]:
     """Describe a key of Ludwig's: its kind, or the section below it; what is refused has its neutral values only."""
-    about = {"description": f"Ludwig's: {row.verdict}. {row.words[:1].upper()}{row.words[1:]}"}
+    about = {"description": f"Ludwig's, {row.verdict}: {row.words}"}
     if row.verdict == REFUSED:
         return {"enum": list(row.neutral), **about}
     if row.verdict == IDLE:

@@ -132,7 +132,7 @@ COMMON = "the same key"
 
 ADAPTER: Table = table(
     mapped("type", "adapter.type; a mapping without it is LoRA", "text"),
-    refused("pretrained_adapter_weights", "a fit goes on from a model that llmfit has saved, with warm_start=True."),
+    refused("pretrained_adapter_weights", "the settings of such a folder come with it. Say adapter: path/to/folder."),
     mapped("postprocessor", "see adapter.postprocessor", "mapping"),
 )
 POSTPROCESSOR: Table = table(

@@ -43,7 +43,6 @@ def _line(alike: list[Row]) -> str:
     keys = ", ".join(f"`{one.key}`" for one in alike)
     words = row.words.replace("|", "\\|")
     if row.verdict == REFUSED:
-        words = words[:1].upper() + words[1:]
         passing = [value for value in row.neutral if value is not None]
         words += f" Let pass: {', '.join(map(_value, passing))}." if passing else ""
     default = "" if row.default is None else _value(row.default)
