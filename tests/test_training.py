@@ -728,9 +728,9 @@ def test_a_step_that_memory_does_not_hold_is_cut_and_ends_the_same(adapter, erro
     cut = classifier(settings, batch_tokens=300, **setting).fit(ragged)
     little_memory(400, error)
     with pytest.warns(MemoryWarning) as warned:
-        clf = classifier(settings, batch_tokens=1200, **setting).fit(ragged)
+        clf = classifier(settings, batch_tokens=600, **setting).fit(ragged)
     assert [str(w.message) for w in warned] == [
-        "Memory ran out: going on with batches of 600 tokens, smaller ones if it runs out again."
+        "Memory ran out: going on with batches of 300 tokens, smaller ones if it runs out again."
     ]
     assert same(clf, cut)  # bit for bit as if it had been cut from the start, dropout included
 
