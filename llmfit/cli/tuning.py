@@ -46,11 +46,11 @@ def search(given: Any) -> None:
     found.fit(frame, _targets(found.estimator, frame))
     table = results(found)
     put(leaderboard(found, len(table)))
-    if given.results:
-        table.to_csv(given.results, index=False)
     if given.output:
         found.best_estimator_.save(given.output)
         say(f"The best of {len(table)} candidate(s) is in {given.output!r}.")
+    if given.results:
+        table.to_csv(given.results, index=False)
 
 
 def preview(given: Any) -> None:
