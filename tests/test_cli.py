@@ -272,11 +272,12 @@ class TestTheRest:
         assert f"  llmfit {command} " in capsys.readouterr().out.partition("examples:")[2]
 
     def test_examples_of_the_help_are_commands_that_there_are(self) -> None:
-        for _, _, examples, _ in COMMANDS.values():
-            for line in examples.splitlines():
-                words = shlex.split(line.partition("      ")[0]) if line.startswith("  llmfit") else []
-                if words:
-                    make_parser().parse_args(words[1:])
+        for name, (_, _, examples, _) in COMMANDS.items():
+            lines = [line for line in examples.splitlines() if line.startswith("  llmfit")]
+            assert lines
+            for line in lines:
+                words = shlex.split(line.partition("      ")[0])
+                assert make_parser().parse_args(words[1:]).command == name
 
     @pytest.mark.parametrize(
         ("setting", "problem"),

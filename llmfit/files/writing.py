@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["Writer", "cell_text", "make_writer", "plain_values"]
 GROUP = 2**16  # rows of a row group, in a Parquet file
 
 
-class Writer:
+class Writer(ABC):
     """The form of a file.
 
     Parameters
@@ -46,9 +47,9 @@ class Writer:
         """Write what stands before the first row."""
         return b""
 
+    @abstractmethod
     def rows(self, columns: Mapping[str, Sequence[Any]]) -> bytes:
         """Write rows."""
-        raise NotImplementedError
 
     def pack(self, content: bytes) -> bytes:
         """Compress, where that is wanted; pieces of a packed file may follow one another."""
