@@ -19,7 +19,7 @@ from torch.nn import functional
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
 
-__all__ = ["Layout", "PackingError", "Tree", "common_prefix", "lay_out", "packed"]
+__all__ = ["Layout", "Layouts", "PackingError", "Tree", "common_prefix", "lay_out", "packed"]
 
 NAME = "llmfit_packed"  # of the attention, among those of transformers
 LONG = 512  # tokens of a row from which a fused kernel, which keeps no scores, is worth its copies
@@ -122,6 +122,17 @@ class Layout:
         for row, start in zip(rows, self.starts, strict=True):
             ids[0, start : start + len(row) - self.shared] = torch.tensor(row[self.shared :])
         return ids
+
+
+class Layouts(NamedTuple):
+    """Packed sequences behind one another, each of which sees itself alone."""
+
+    parts: tuple[Layout, ...]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Of each token in its own row: (1, length of all)."""
+        return torch.cat([part.positions for part in self.parts], dim=1)
 
 
 def lay_out(
@@ -247,7 +258,7 @@ def attend(
     _: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Layout | None = None,
+    layout: Layout | Layouts | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend by a layout, as transformers calls an attention.
@@ -264,6 +275,10 @@ def attend(
     """
     if layout is None:
         raise PackingError("its layers are not told of the layout")
+    if isinstance(layout, Layouts):
+        tokens = [part.length for part in layout.parts]
+        own = zip(*(x.split(tokens, dim=2) for x in (query, key, value)), layout.parts, strict=True)
+        return torch.cat([attend(module, *x, _, scaling, dropout, on, **settings)[0] for *x, on in own], dim=1), None
     _check_settings(module, layout, settings)
     layout.met.add(module.layer_idx)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -142,20 +143,22 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         -------
         self
         """
-        with all_or_nothing(self):
-            before = vars(self).get("estimator_")
-            chosen: Any = self._choose(X, y)
-            self._check_continued(chosen)
-            if chosen is None:
-                if before is not None:
-                    del self.estimator_
-                self._fit(X, y, sample_weight, eval_set)
-                self._hand_down()
-                return self
-            self._forget_several()
-            if self.warm_start and type(before) is type(chosen):
-                vars(chosen).update({**vars(before), **vars(chosen)})
-            self._adopt(chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set))
+        return super().fit(X, y, sample_weight=sample_weight, eval_set=eval_set)
+
+    def _fitting(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Generator[Any, Any, Any]:
+        before = vars(self).get("estimator_")
+        chosen: Any = self._choose(X, y)
+        self._check_continued(chosen)
+        if chosen is None:
+            if before is not None:
+                del self.estimator_
+            yield from super()._fitting(X, y, sample_weight, eval_set)
+            self._hand_down()
+            return self
+        self._forget_several()
+        if self.warm_start and type(before) is type(chosen):
+            vars(chosen).update({**vars(before), **vars(chosen)})
+        self._adopt((yield from chosen._fitting(X, y, sample_weight, eval_set)))
         return self
 
     def _adopt(self, fitted: BaseLLM) -> None:

@@ -23,8 +23,12 @@ __all__ = ["packable", "same_words"]
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
 
-WAYS = {"packed": "packed rows", "begun": "prompts whose beginning is known"}
-INSTEAD = {"packed": "they are padded", "begun": "they are read whole"}
+WAYS = {
+    "packed": "packed rows",
+    "begun": "prompts whose beginning is known",
+    "beside": "rows of several adapters at once",
+}
+INSTEAD = {"packed": "they are padded", "begun": "they are read whole", "beside": "adapters are trained one by one"}
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
