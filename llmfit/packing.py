@@ -277,8 +277,12 @@ def attend(
         raise PackingError("its layers are not told of the layout")
     if isinstance(layout, Layouts):
         tokens = [part.length for part in layout.parts]
-        own = zip(*(x.split(tokens, dim=2) for x in (query, key, value)), layout.parts, strict=True)
-        return torch.cat([attend(module, *x, _, scaling, dropout, on, **settings)[0] for *x, on in own], dim=1), None
+        split = [torch.split(x, tokens, dim=2) for x in (query, key, value)]
+        each = [
+            attend(module, q, k, v, _, scaling, dropout, part, **settings)[0]
+            for q, k, v, part in zip(*split, layout.parts, strict=True)
+        ]
+        return torch.cat(each, dim=1), None
     _check_settings(module, layout, settings)
     layout.met.add(module.layer_idx)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

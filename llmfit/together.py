@@ -1,8 +1,8 @@
-"""Several fits at once: each takes the steps that it would take alone, and their rows go through one base model together.
+"""Several fits at once: each takes the steps that it would take alone, their rows go through one base together.
 
 Takes a lent module with a :class:`~llmfit.adapters.bank.Bank` in it and the fits; trains the adapters and gives a
-:class:`~llmfit.callbacks.State` of each. Order, loss, clipping, optimiser, schedule and dropout are each fit's own, from
-:mod:`llmfit.training`; only the frozen products are shared. A fit that fails leaves the others as they are.
+:class:`~llmfit.callbacks.State` of each. Order, loss, clipping, optimiser, schedule and dropout are each fit's own,
+from :mod:`llmfit.training`; only the frozen products are shared. A fit that fails leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _accumulate(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
     for parts in _passes(active):
         batch = side_by_side([part.batch for part in parts])
         with bank.reading([part.tokens for part in parts]):
-            losses = weighed_losses(model, batch).split([len(part.batch.targets) for part in parts])
+            losses = torch.split(weighed_losses(model, batch), [len(part.batch.targets) for part in parts])
         sound = []
         for part, own in zip(parts, losses, strict=True):
             member = part.member

@@ -1,8 +1,8 @@
 """Plain LoRA adapters of several fits beside one base model, which multiplies the rows of all of them at once.
 
-Takes what each fit alone would begin with, and of every pass how many tokens belong to whom; gives the weights to train,
-by peft's names. A frozen layer computes its product once, each adapter adds its update to its own tokens, and dropout
-draws what it would draw in a fit alone. Knows no loss and no data.
+Takes what each fit alone would begin with, and of every pass how many tokens belong to whom; gives the weights to
+train, by peft's names. A frozen layer computes its product once, each adapter adds its update to its own tokens, and
+dropout draws what it would draw in a fit alone. Knows no loss and no data.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
     def _fitting(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Generator[Any, Any, Any]:
         """Fit, but for the training: yield what is to be trained, take what was; return self."""
         from llmfit.estimators.checks import check_parameters
-        from llmfit.estimators.fitting import Job, join_history
+        from llmfit.estimators.fitting import Fitted, Job, join_history
 
         checked = check_parameters(self, validated=eval_set is not None)
         self._check()
@@ -142,7 +142,7 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             with naming("eval_set"):
                 self._check_truth(truth)
                 validation = self._encode_known(base, held_table, truth)
-        fitted = yield Job(
+        fitted: Fitted = yield Job(
             checked,
             base,
             [rows[i] for i in kept if rows[i].weight],

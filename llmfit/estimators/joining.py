@@ -1,6 +1,6 @@
 """Fits that stand before their training, trained side by side where they can be, one at a time where not.
 
-Takes estimators and the rows of one fit of them all; gives, of each, itself fitted or the error that its fit has raised.
+Takes estimators and the rows of one fit of them all; gives each of them fitted, or the error that its fit has raised.
 What can be is plain LoRA of any rank, scale, dropout, rate and seed on one base model; nothing has to be asked for.
 """
 
@@ -21,6 +21,7 @@ from llmfit.estimators.fitting import Fitted, Job, history_of, with_batch_size
 from llmfit.exceptions import LLMFitError, OutOfMemoryError
 from llmfit.forward import packable
 from llmfit.memory import auto_budget
+from llmfit.packing import common_prefix
 from llmfit.together import Fit, can_read_beside, train_together
 
 __all__ = ["Outcome", "can_join", "fit_together"]
@@ -134,7 +135,8 @@ class _timed:  # noqa: N801 - reads as the statement that it is
 
 def _crews(waiting: Sequence[_Waiting]) -> list[list[_Waiting]]:
     """Part fits into those that train at once: as many, on one base model, as fill a forward pass."""
-    crews, by_base = [], {}  # type: ignore[var-annotated]
+    crews: list[list[_Waiting]] = []
+    by_base: dict[int, list[_Waiting]] = {}
     for own in waiting:
         if _is_plain(own.job):
             by_base.setdefault(id(own.job.base), []).append(own)
@@ -166,8 +168,9 @@ def _room(job: Job) -> int:
     """Count the steps of this size that the token budget of a pass holds."""
     settings = with_batch_size(job.checked, len(job.rows)).settings
     rows_a_step = min(settings.batch_size, len(job.rows))
-    tokens = rows_a_step * sum(row.length for row in job.rows) / len(job.rows)
-    return int(auto_budget(settings.batch_tokens, job.base.device) / tokens)
+    shared = common_prefix([row.prompt for row in job.rows])  # stands in a pass once
+    own = sum(row.length - shared for row in job.rows) / len(job.rows)
+    return int(auto_budget(settings.batch_tokens, job.base.device) / (shared + rows_a_step * own))
 
 
 # Training ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import PackingWarning, reason, warn
 from llmfit.forward.batches import collate, completion_logits
 from llmfit.memory import is_out_of_memory
-from llmfit.packing import Layout, PackingError, common_prefix, packed
+from llmfit.packing import Layout, Layouts, PackingError, common_prefix, packed
 
 __all__ = ["packable", "same_words"]
 
@@ -32,7 +32,7 @@ INSTEAD = {"packed": "they are padded", "begun": "they are read whole", "beside"
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
-Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | None]]
+Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | Layouts | None]]
 
 
 def packable(
@@ -127,7 +127,7 @@ def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None
 
 def _read_words(
     model: Any, pad_id: int, device: torch.device, rows: Sequence[Encoded], shared: int | None
-) -> tuple[torch.Tensor, Layout | None]:
+) -> tuple[torch.Tensor, Layout | Layouts | None]:
     batch = collate(rows, pad_id, device, shared=shared)
     return completion_logits(model, batch), batch.layout
 
@@ -141,7 +141,7 @@ def _both_ways(model: Any, own: Any, rows: Sequence[Encoded], read: Read) -> Seq
     alone = torch.cat([read([row], None)[0] for row in sample])
     with packed(model):
         quick, layout = read(sample, common_prefix([row.prompt for row in sample]))
-    if layout is None or len(layout.met) < own.config.get_text_config().num_hidden_layers:
+    if not isinstance(layout, Layout) or len(layout.met) < own.config.get_text_config().num_hidden_layers:
         return None  # some layers carry a state instead of attending
     return plain, quick, alone
 

@@ -29,9 +29,9 @@ class FusedGridSearchCV(Search, GridSearchCV):
 
     Candidates with plain LoRA (of any r, alpha, dropout and target_modules) on one base model train in one pass, each
     with its own rows, order, seed, learning rate, weight decay, schedule, warm-up and clipping, and become what they
-    become when they are fitted alone: in float32 to 1e-4, and to rounding in dtypes of fewer bytes. A pass takes as many
-    as `batch_tokens` of the estimator holds. All other candidates are fitted one at a time: other adapters and heads,
-    quantized or encoder-decoder base models, and fits with validation rows, callbacks, checkpoints or
+    become when they are fitted alone: in float32 to 1e-4, and to rounding in dtypes of fewer bytes. A pass takes as
+    many as `batch_tokens` of the estimator holds. All other candidates are fitted one at a time: other adapters and
+    heads, quantized or encoder-decoder base models, and fits with validation rows, callbacks, checkpoints or
     gradient_checkpointing. Nothing has to be chosen.
 
     Parameters
@@ -105,7 +105,7 @@ class FusedGridSearchCV(Search, GridSearchCV):
     def _stand_in_settings(self) -> dict[str, Any]:
         return {"fused": self._fused}
 
-    def _run_search(self, evaluate_candidates: Any) -> None:
+    def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any = None) -> None:
         given: Any = self.estimator  # the stand-in
 
         def evaluate(candidates: Any, *args: Any, **settings: Any) -> Any:
@@ -116,7 +116,7 @@ class FusedGridSearchCV(Search, GridSearchCV):
             finally:
                 self._fused.forget()
 
-        super()._run_search(evaluate)
+        super()._run_search(evaluate, callback_ctx=callback_ctx)
 
     def _share_times(self) -> None:
         """Write what each candidate's fits took, where the library has measured whole groups."""
@@ -169,29 +169,25 @@ class Fused:
         known : Records
             Candidates of which it knows scores are not fitted.
         """
-        name = self._name_if_coming(estimator, params)
-        if name is None:
-            return estimator.fit(X, y, **params)
-        fold = digest_of(X, y, params)
-        if fold not in self.done:
+        name, fold = self._place(estimator, X, y, params)
+        if name in self.coming and fold not in self.done:
             self.done[fold] = self._fit_all(X, y, params, known, needed=name)
-        if name not in self.done[fold]:  # handed out already: the same rows are a fold twice
-            return estimator.fit(X, y, **params)
+        if name not in self.done.get(fold, ()):  # or handed out already: the same rows are a fold twice
+            return estimator.fit(X, **params) if y is None else estimator.fit(X, y, **params)
         outcome = self.done[fold].pop(name)
         self.seconds.setdefault(_name(self.coming[name][1]), []).append(outcome.seconds)
         if outcome.error is not None:
             raise outcome.error
         return outcome.estimator
 
-    def _name_if_coming(self, estimator: Any, params: dict[str, Any]) -> str | None:
+    def _place(self, estimator: Any, X: Any, y: Any, params: dict[str, Any]) -> tuple[str, str]:
+        """Name a candidate and the rows of a fold; "" where it does not train with others."""
         if len(self.coming) < 2 or not params.keys() <= TAKES:
-            return None
+            return "", ""
         try:
-            name = _settings(estimator)
-            digest_of(params)
+            return _settings(estimator), digest_of(X, y, params)
         except ParameterError:  # what has no digest cannot be told from others
-            return None
-        return name if name in self.coming else None
+            return "", ""
 
     def _fit_all(self, X: Any, y: Any, params: dict[str, Any], known: Records, *, needed: str) -> dict[str, Any]:
         from llmfit.estimators.joining import fit_together

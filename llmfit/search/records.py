@@ -142,9 +142,7 @@ class Recorded:
         word: warn, or raise :class:`EscapedError` in its place.
     """
 
-    def __init__(
-        self, estimator: Any, records: Records, whole: str, *, fused: Any = None, failing: str = ""
-    ) -> None:
+    def __init__(self, estimator: Any, records: Records, whole: str, *, fused: Any = None, failing: str = "") -> None:
         self.estimator, self.records, self.whole, self.failing = estimator, records, whole, failing
         self.fused = fused
         self.params: dict[str, Any] = {}
@@ -200,15 +198,15 @@ class Recorded:
     def scored(self, scorer: Any, X: Any, y: Any, params: dict[str, Any]) -> Any:
         """Look scores up, or measure and record them."""
         rows = digest_of(X, y, params) if self.key else ""
-        if rows not in self.known:
-            if not self.fitted:
-                self._fit()
-            scores = scorer(self.estimator, X, **params) if y is None else scorer(self.estimator, X, y, **params)
-            if not _all_numbers(scores):
-                return scores  # an error that scikit-learn deals with: to be tried again
+        if rows in self.known:
+            return self.known[rows]
+        if not self.fitted:
+            self._fit()
+        scores = scorer(self.estimator, X, **params) if y is None else scorer(self.estimator, X, y, **params)
+        if self.key and _all_numbers(scores):  # and no error that scikit-learn deals with: to be tried again
             self.known = {**self.known, rows: scores}
             self.records.write(self.key, self.params, _rows(self.given[0]), self.known)
-        return self.known[rows]
+        return scores
 
 
 def _all_numbers(scores: Any) -> bool:
