@@ -229,7 +229,7 @@ def test_every_named_space_is_read_in_these_tests() -> None:
         ),
         (
             {"space": {"epochs": [1]}, "kind": "grdi"},
-            "The 'kind' parameter of make_search must be one of 'grid', 'random', 'halving', "
+            "The 'kind' parameter of make_search must be one of 'grid', 'fused', 'random', 'halving', "
             "'optuna'. Got 'grdi' instead. Did you mean 'grid'?",
         ),
         (
