@@ -24,6 +24,7 @@ from llmfit.packing import Layouts
 from llmfit.search import FusedGridSearchCV, make_search
 
 GRID = {"adapter__r": [2, 8], "adapter__dropout": [0.0, 0.3], "learning_rate": [1e-3, 1e-2], "random_state": [0, 1]}
+SMALL = {"adapter__r": [2, 4], "adapter__dropout": [0.0, 0.3]}
 OWN: list[dict[str, Any]] = [  # of one candidate each: what else a fit alone decides by itself
     {"weight_decay": 0.5},
     {"schedule": "linear", "warmup": 0.5},
@@ -141,7 +142,7 @@ def test_the_base_model_is_bit_by_bit_what_it_was(one, settings, ragged):
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     kept = {name: dict(vars(module)) for name, module in base.model.named_modules()}
     draws = torch.get_rng_state()
-    joining.fit_together(candidates(one, GRID), ragged, None, {})
+    joining.fit_together(candidates(one, SMALL), ragged, None, {})
     assert torch.equal(draws, torch.get_rng_state())
     after = base.model.state_dict()
     assert before.keys() == after.keys()
@@ -170,11 +171,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_one_pass_a_step_for_all(one, ragged, monkeypatch):
     seen = passes(monkeypatch)
-    joining.fit_together(candidates(one, GRID), ragged, None, {})
+    joining.fit_together(candidates(one, SMALL), ragged, None, {})
     assert len(seen) == 8
-    for estimator in candidates(one, GRID):
+    for estimator in candidates(one, SMALL):
         estimator.fit(ragged)
-    assert len(seen) == 8 + 16 * 8
+    assert len(seen) == 8 + 4 * 8
     assert sum(seen[:8]) == sum(seen[8:])
 
 
@@ -276,7 +277,9 @@ def test_a_model_that_mixes_what_stands_side_by_side(one, ragged, beside, monkey
     assert [outcome.error for outcome in outcomes] == [None, None]
 
 
-def test_a_layer_that_sees_some_tokens_only(one, ragged, beside, monkeypatch):
+@pytest.fixture
+def halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feed-forward layer that reads its tokens half by half."""
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     forward = LlamaMLP.forward
@@ -286,11 +289,23 @@ def test_a_layer_that_sees_some_tokens_only(one, ragged, beside, monkeypatch):
 
     monkeypatch.setattr(checking, "_checked", type(checking._checked)())
     monkeypatch.setattr(LlamaMLP, "forward", halves)
+
+
+@pytest.mark.usefixtures("halved")
+def test_a_layer_that_sees_some_tokens_only(one, ragged, beside):
     with pytest.warns(PackingWarning, match="not every layer sees all tokens"):
         outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
     assert not beside
     assert [outcome.error for outcome in outcomes] == [None, None]
-    outcomes = joining.fit_together(candidates(one, {"adapter__target_modules": [["q_proj"]] * 2}), ragged, None, {})
+
+
+@pytest.mark.usefixtures("halved")
+def test_a_layer_that_sees_some_tokens_only_though_others_of_the_model_see_all(one, ragged, beside):
+    grid = {"adapter__r": [2, 4], "adapter__target_modules": [["q_proj"]]}
+    assert_as_alone(joining.fit_together(candidates(one, grid), ragged, None, {}), ragged)
+    assert beside == [2] * 8
+    assert_as_alone(joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {}), ragged, 1e-9)
+    assert len(beside) == 9  # the first step told
 
 
 # 4. Failures --------------------------------------------------------------------------------------------------
@@ -361,8 +376,8 @@ def assert_same_results(fused: Any, plain: Any) -> None:
 
 
 def test_scores_are_those_of_scikit_learns_grid(one, ragged, beside):
-    fused, plain = both(one, GRID, ragged, cv=2, scoring="neg_log_loss", return_train_score=True)
-    assert set(beside) == {16}
+    fused, plain = both(one, SMALL, ragged, cv=2, scoring="neg_log_loss", return_train_score=True)
+    assert set(beside) == {4}
     assert_same_results(fused, plain)
     assert fused.best_params_ == plain.best_params_
     assert fused.best_score_ == pytest.approx(plain.best_score_, abs=1e-4)
