@@ -40,7 +40,7 @@ def auto_batch_size(n_rows: int) -> int:
     return max(least, min(most, n_rows // AUTO_STEPS))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)  # fits side by side
 def epoch_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Shuffle rows for an epoch, from seed and epoch alone, so that training can be resumed anywhere."""
     order = np.random.default_rng([seed, epoch]).permutation(n_rows)

@@ -15,7 +15,16 @@ from llmfit.answers import LOSSES, several
 from llmfit.encoding import Encoded
 from llmfit.forward import Batch, collate, completion_states, token_losses
 
-__all__ = ["OBJECTIVES", "Batch", "collate", "completion_losses", "loss_mass", "objective_of", "supervised"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "collate",
+    "completion_losses",
+    "loss_mass",
+    "objective_of",
+    "supervised",
+    "weighed_losses",
+]
 
 
 def loss_mass(rows: Sequence[Encoded]) -> float:
@@ -34,10 +43,15 @@ def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
     return token_losses(words, states, batch.targets)  # (N,)
 
 
+def weighed_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """Negative log-likelihood of every loss token, times its weight: (N,), in nats."""
+    losses = completion_losses(model, batch)
+    return losses * batch.weights.to(losses.dtype)
+
+
 def supervised(model: Any, batch: Batch) -> torch.Tensor:
     """Weighted sum of the completion tokens' negative log-likelihoods, a scalar in nats."""
-    losses = completion_losses(model, batch)
-    return (losses * batch.weights.to(losses.dtype)).sum()
+    return weighed_losses(model, batch).sum()
 
 
 def objective_of(given: Any) -> Callable[[Any, Any], torch.Tensor]:

@@ -30,7 +30,19 @@ from llmfit.objectives import loss_mass, objective_of
 from llmfit.optim import by_rate, learning_rate_at, make_optimizer, set_rate
 from llmfit.packing import packed
 
-__all__ = ["Settings", "mean_loss", "total_steps", "train"]
+__all__ = [
+    "Run",
+    "Settings",
+    "check_loss",
+    "mean_loss",
+    "micro_batches",
+    "next_rows",
+    "step_seed",
+    "total_steps",
+    "train",
+    "update",
+    "within_memory",
+]
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,14 @@ class Settings:
 
 
 @dataclass
-class _Run:
-    """What a fit holds while it trains."""
+class Run:
+    """What a fit holds while it trains.
+
+    Parameters
+    ----------
+    parameters : dict of str to Parameter
+        What is trained; all of the model that require gradients where none are given.
+    """
 
     model: Any
     settings: Settings
@@ -81,14 +99,15 @@ class _Run:
     device: torch.device
     start_ids: Ids
     adapter: AdapterSpec
-    parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    parameters: dict[str, torch.nn.Parameter] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer = field(init=False)
     shared: int | None = None  # tokens that all rows begin with, where they are packed
     best: dict[str, torch.Tensor] | None = None
     warned: bool = False
 
     def __post_init__(self) -> None:
-        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        named = self.model.named_parameters()
+        self.parameters = self.parameters or {name: p for name, p in named if p.requires_grad}
         self.optimizer = make_optimizer(
             self.settings.optimizer,
             by_rate(self.parameters, self.adapter.rate),
@@ -147,18 +166,17 @@ def train(
         If not even one row fits.
     """
     budget = auto_budget(settings.batch_tokens, device)
-    run = _Run(model, settings, pad_id, budget, device, start_ids, adapter or AdapterSpec())
+    run = Run(model, settings, pad_id, budget, device, start_ids, adapter or AdapterSpec())
     run.shared = _shared(run, [*rows, *validation])
     state = State(total_steps=total_steps(len(rows), settings), epochs=settings.epochs)
-    per_epoch = state.total_steps // settings.epochs
     if checkpoint is not None:
         checkpoint.restore(run, state)
     with packed(model) if run.shared is not None else nullcontext():
         try:
             notify(callbacks, "on_fit_begin", state)
             while state.step < state.total_steps and not state.stop:
-                _one_step(run, rows, state, per_epoch, callbacks)
-                if state.step % per_epoch == 0:
+                _one_step(run, rows, state, callbacks)
+                if state.step % (state.total_steps // state.epochs) == 0:
                     _end_epoch(run, validation, state, callbacks)
                 if checkpoint is not None:
                     checkpoint.save(run, state)
@@ -169,18 +187,33 @@ def train(
     return state
 
 
-def _shared(run: _Run, rows: Sequence[Encoded]) -> int | None:
+def _shared(run: Run, rows: Sequence[Encoded]) -> int | None:
     if rows[0].target is not None:
         return packable_answers(run.model, rows, pad_id=run.pad_id, device=run.device)
     return packable(run.model, rows, pad_id=run.pad_id, device=run.device, start_ids=run.start_ids)
 
 
-def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, callbacks: Sequence[Callback]) -> None:
+def _one_step(run: Run, rows: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
     """Take one optimiser step and record it."""
-    settings, started = run.settings, time.perf_counter()
+    started = time.perf_counter()
+    batch = next_rows(run, rows, state)
+    loss = within_memory([run], batch, lambda: _accumulate(run, batch, state))
+    update(run, batch, state, loss)
+    state.history[-1]["seconds"] = time.perf_counter() - started
+    notify(callbacks, "on_step_end", state)
+
+
+def next_rows(run: Run, rows: Sequence[Encoded], state: State) -> list[Encoded]:
+    """Choose the rows of the next step; count the epoch that it belongs to."""
+    settings, per_epoch = run.settings, state.total_steps // state.epochs
     state.epoch, index = state.step // per_epoch + 1, state.step % per_epoch
     order = epoch_order(len(rows), settings.seed, state.epoch)
-    batch = [rows[i] for i in order[index * settings.batch_size : (index + 1) * settings.batch_size]]
+    return [rows[i] for i in order[index * settings.batch_size : (index + 1) * settings.batch_size]]
+
+
+def update(run: Run, batch: Sequence[Encoded], state: State, loss: float) -> None:
+    """Take the step that the gradients of these rows point to, and record it."""
+    settings = run.settings
     rate = learning_rate_at(
         state.step,
         state.total_steps,
@@ -188,7 +221,6 @@ def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, 
         schedule=settings.schedule,
         warmup=settings.warmup,
     )
-    loss = _within_memory(run, batch, lambda: _accumulate(run, batch, state))
     norm = _clip(run, batch, state)
     set_rate(run.optimizer, rate)
     with one_memory_error("what the optimizer keeps of the weights"):
@@ -204,39 +236,44 @@ def _one_step(run: _Run, rows: Sequence[Encoded], state: State, per_epoch: int, 
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens": sum(row.length for row in batch),
-            "seconds": time.perf_counter() - started,
         }
     )
-    notify(callbacks, "on_step_end", state)
 
 
-def _step_seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int) -> int:
     """Seed of a step's dropout: from the fit's seed and the step alone."""
     return (seed * 1_000_003 + step + 1) % 2**63
 
 
-def _accumulate(run: _Run, batch: Sequence[Encoded], state: State) -> float:
+def _accumulate(run: Run, batch: Sequence[Encoded], state: State) -> float:
     """Add up the gradients of a step's micro-batches; return its mean loss in nats per token."""
-    torch.manual_seed(_step_seed(run.settings.seed, state.step))
+    torch.manual_seed(step_seed(run.settings.seed, state.step))
     mass = loss_mass(batch)
     total = 0.0
-    for positions in _micro_batches(run, [row.length for row in batch]):
-        micro = [batch[i] for i in positions]
+    for micro in micro_batches(run, batch):
         together = _collate(micro, run.pad_id, run.device, run.start_ids, run.shared)
         loss = objective_of(run.settings.objective)(run.model, together) / mass
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise _not_finite(f"The loss is {value}", micro, state)
+        total += check_loss(loss, micro, state)
         loss.backward()  # type: ignore[no-untyped-call]
-        total += value
     penalty = run.adapter.penalty(run.model)  # once a step, however it is cut up
     if penalty is not None:
         penalty.backward()  # type: ignore[no-untyped-call]
     return total
 
 
-def _micro_batches(run: _Run, lengths: Sequence[int]) -> list[list[int]]:
-    return split_step(lengths, run.budget) if run.shared is None else pack_step(lengths, run.shared, run.budget)
+def micro_batches(run: Run, batch: Sequence[Encoded]) -> list[list[Encoded]]:
+    """Part the rows of a step into those that go through the network at once."""
+    lengths = [row.length for row in batch]
+    parts = split_step(lengths, run.budget) if run.shared is None else pack_step(lengths, run.shared, run.budget)
+    return [[batch[i] for i in positions] for positions in parts]
+
+
+def check_loss(loss: torch.Tensor, rows: Sequence[Encoded], state: State) -> float:
+    """Give a loss as a number; raise a TrainingError where it is none."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise _not_finite(f"The loss is {value}", rows, state)
+    return value
 
 
 def _collate(
@@ -248,7 +285,7 @@ def _collate(
     return collate(rows, pad_id, device, start_ids, shared=shared)
 
 
-def _clip(run: _Run, batch: Sequence[Encoded], state: State) -> float:
+def _clip(run: Run, batch: Sequence[Encoded], state: State) -> float:
     """Scale the gradients down to the allowed norm; return the norm before."""
     most = math.inf if run.settings.max_grad_norm is None else run.settings.max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(run.parameters.values(), most))
@@ -264,7 +301,7 @@ def _not_finite(what: str, batch: Sequence[Encoded], state: State) -> TrainingEr
     )
 
 
-def _within_memory(run: _Run, rows: Sequence[Encoded], work: Callable[[], float]) -> float:
+def within_memory(runs: Sequence[Run], rows: Sequence[Encoded], work: Callable[[], Any]) -> Any:
     """Do some work on rows; where memory runs out, halve the token budget and do it again from the start."""
     while True:
         try:
@@ -272,22 +309,26 @@ def _within_memory(run: _Run, rows: Sequence[Encoded], work: Callable[[], float]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            run.optimizer.zero_grad(set_to_none=True)
+            for run in runs:
+                run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
         longest = max(row.length for row in rows)
         together = len(rows) * longest
-        if run.shared is not None:
-            together = run.shared + sum(row.length - run.shared for row in rows)
-        size = min(run.budget, together)
-        run.budget, run.warned = halved(size, "tokens", least=longest, warn=not run.warned), True
+        packed_alike = [run.shared for run in runs if run.shared is not None]
+        if packed_alike:
+            together = min(packed_alike) + sum(row.length - min(packed_alike) for row in rows)
+        size = min(*(run.budget for run in runs), together)
+        budget = halved(size, "tokens", least=longest, warn=not any(run.warned for run in runs))
+        for run in runs:
+            run.budget, run.warned = budget, True
 
 
-def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
+def _end_epoch(run: Run, validation: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
     """Measure the validation loss and keep the weights where it is the lowest so far."""
     if validation:
         earlier = [r["validation_loss"] for r in state.history if "validation_loss" in r]
         run.model.eval()
-        loss = _within_memory(run, validation, lambda: _validation_loss(run, validation))
+        loss = within_memory([run], validation, lambda: _validation_loss(run, validation))
         run.model.train()
         state.history[-1]["validation_loss"] = loss
         if loss < min(earlier, default=math.inf):
@@ -297,7 +338,7 @@ def _end_epoch(run: _Run, validation: Sequence[Encoded], state: State, callbacks
     notify(callbacks, "on_epoch_end", state)
 
 
-def _validation_loss(run: _Run, validation: Sequence[Encoded]) -> float:
+def _validation_loss(run: Run, validation: Sequence[Encoded]) -> float:
     return mean_loss(
         run.model,
         validation,

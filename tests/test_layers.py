@@ -27,6 +27,7 @@ TIERS = [
         "answers",
         "objectives",
         "training",
+        "together",
         "scoring",
         "inference",
     ],

@@ -48,6 +48,7 @@ RANGES = {"template__na_rep": ["", "9"], "learning_rate": {"low": 1e-5, "high": 
 # For each kind: a space and the parameters that go with it.
 SEARCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grid": (SPACE, {}),
+    "fused": (SPACE, {}),
     "random": (RANGES, {"n_iter": 4, "random_state": 0}),
     "halving": (SPACE, {"random_state": 0, "factor": 2, "min_resources": 24}),
     "optuna": (RANGES, {"n_iter": 4, "random_state": 0}),
@@ -228,7 +229,7 @@ def test_every_named_space_is_read_in_these_tests() -> None:
         ),
         (
             {"space": {"epochs": [1]}, "kind": "grdi"},
-            "The 'kind' parameter of make_search must be one of 'grid', 'random', 'halving', "
+            "The 'kind' parameter of make_search must be one of 'grid', 'fused', 'random', 'halving', "
             "'optuna'. Got 'grdi' instead. Did you mean 'grid'?",
         ),
         (

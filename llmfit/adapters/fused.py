@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["fuse_lora"]
+__all__ = ["fuse_lora", "is_plain"]
 
 
 class _Adapted(torch.autograd.Function):
@@ -58,11 +58,12 @@ def fuse_lora(model: Any, adapter: str = "default") -> None:
     from peft.tuners.lora.layer import Linear
 
     for layer in model.modules():
-        if type(layer) is Linear and _is_plain(layer, adapter):
+        if type(layer) is Linear and is_plain(layer, adapter):
             layer.forward = partial(_forward, layer, adapter)
 
 
-def _is_plain(layer: Any, adapter: str) -> bool:
+def is_plain(layer: Any, adapter: str) -> bool:
+    """Tell a LoRA layer of peft that is no more than x W' + s (x A') B', W frozen, dropout of x aside."""
     base = layer.base_layer
     return (
         type(base) is nn.Linear

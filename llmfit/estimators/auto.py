@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -142,21 +143,41 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
         -------
         self
         """
+        from llmfit.estimators.fitting import train_alone
+
         with all_or_nothing(self):
-            before = vars(self).get("estimator_")
-            chosen: Any = self._choose(X, y)
-            self._check_continued(chosen)
+            chosen = self._begin(X, y)
             if chosen is None:
-                if before is not None:
-                    del self.estimator_
-                self._fit(X, y, sample_weight, eval_set)
-                self._hand_down()
-                return self
-            self._forget_several()
-            if self.warm_start and type(before) is type(chosen):
-                vars(chosen).update({**vars(before), **vars(chosen)})
-            self._adopt(chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set))
+                train_alone(self._fit_several(X, y, sample_weight, eval_set))
+            else:
+                self._adopt(chosen.fit(X, y, sample_weight=sample_weight, eval_set=eval_set))
         return self
+
+    def _fitting(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Generator[Any, Any, Any]:
+        chosen = self._begin(X, y)
+        if chosen is None:
+            yield from self._fit_several(X, y, sample_weight, eval_set)
+        else:
+            self._adopt((yield from chosen._fitting(X, y, sample_weight, eval_set)))
+        return self
+
+    def _begin(self, X: Any, y: Any) -> Any:
+        """Choose the estimator to fit, with what it may go on from; None where this one is it."""
+        before = vars(self).get("estimator_")
+        chosen = self._choose(X, y)
+        self._check_continued(chosen)
+        if chosen is None:
+            if before is not None:
+                del self.estimator_
+            return None
+        self._forget_several()
+        if self.warm_start and type(before) is type(chosen):
+            vars(chosen).update({**vars(before), **vars(chosen)})
+        return chosen
+
+    def _fit_several(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Generator[Any, Any, None]:
+        yield from super()._fitting(X, y, sample_weight, eval_set)
+        self._hand_down()
 
     def _adopt(self, fitted: BaseLLM) -> None:
         """Take the estimator that answers one target, and what scikit-learn looks for in this one."""

@@ -7,7 +7,7 @@ become answers (:class:`~llmfit.estimators.hooks.Hooks`) and how the model answe
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -112,11 +112,14 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             If not even one row fits in memory.
         """
         with all_or_nothing(self):
-            return self._fit(X, y, sample_weight, eval_set)
+            from llmfit.estimators.fitting import train_alone
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Any:
+            return train_alone(self._fitting(X, y, sample_weight, eval_set))
+
+    def _fitting(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Generator[Any, Any, Any]:
+        """Fit, but for the training: yield what is to be trained, take what was; return self."""
         from llmfit.estimators.checks import check_parameters
-        from llmfit.estimators.fitting import fit_adapter, join_history
+        from llmfit.estimators.fitting import Fitted, Job, join_history
 
         checked = check_parameters(self, validated=eval_set is not None)
         self._check()
@@ -139,7 +142,7 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             with naming("eval_set"):
                 self._check_truth(truth)
                 validation = self._encode_known(base, held_table, truth)
-        fitted = fit_adapter(
+        fitted: Fitted = yield Job(
             checked,
             base,
             [rows[i] for i in kept if rows[i].weight],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from llmfit.adapters import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
 from llmfit.base_model import BaseModel
 from llmfit.batching import auto_batch_size, epoch_order
-from llmfit.callbacks import Progress
+from llmfit.callbacks import Progress, State
 from llmfit.checkpoints import Checkpoint
 from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
@@ -29,7 +29,7 @@ from llmfit.heads import LinearHead, OnVectors, WithHead, check_outputs
 from llmfit.objectives import loss_mass, objective_of
 from llmfit.training import Settings, total_steps, train
 
-__all__ = ["Fitted", "fit_adapter", "join_history", "split_rows"]
+__all__ = ["Fitted", "Job", "fit_adapter", "history_of", "join_history", "split_rows", "train_alone", "with_batch_size"]
 
 PLAN_ROWS = 128  # of the fit, that an adapter may look at before it begins
 COLUMNS = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "validation_loss"]
@@ -59,6 +59,33 @@ class Fitted:
     trainable: int = 0
     history: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
     best_epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, as :func:`fit_adapter` takes it."""
+
+    checked: Checked
+    base: BaseModel
+    rows: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    before: Tensors | None = None
+    checkpoint_dir: Any = None
+    label: str = ""
+
+    def train(self) -> Fitted:
+        """Train it alone."""
+        how = {"before": self.before, "checkpoint_dir": self.checkpoint_dir, "label": self.label}
+        return fit_adapter(self.checked, self.base, self.rows, self.validation, **how)
+
+
+def train_alone(fitting: Generator[Job, Fitted, Any]) -> Any:
+    """Let an estimator's fit run through, trained where it wants it."""
+    job = next(fitting)
+    try:
+        fitting.send(job.train())
+    except StopIteration as done:
+        return done.value
 
 
 def split_rows(n_rows: int, fraction: float, y: pd.Series | None, seed: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -110,9 +137,7 @@ def fit_adapter(
     DataError
         If there is no row to train on.
     """
-    if checked.settings.batch_size == "auto":
-        rows_a_step = auto_batch_size(len(rows))
-        checked = replace(checked, settings=replace(checked.settings, batch_size=rows_a_step))
+    checked = with_batch_size(checked, len(rows))
     if checked.adapter is None and checked.head is None:
         return Fitted(None, checked.settings)
     if checked.adapter is not None and base.dtype.itemsize == 2 and str(base.dtype) == "torch.float16":
@@ -159,8 +184,19 @@ def fit_adapter(
         tensors = adapter.tensors(model)
     if checkpoint is not None:
         checkpoint.remove()
-    history = pd.DataFrame(state.history, columns=COLUMNS)
-    return Fitted(checked.adapter, checked.settings, tensors, trainable, history, state.best_epoch)
+    return Fitted(checked.adapter, checked.settings, tensors, trainable, history_of(state), state.best_epoch)
+
+
+def with_batch_size(checked: Checked, n_rows: int) -> Checked:
+    """Choose the rows of a step where the user has not."""
+    if checked.settings.batch_size != "auto":
+        return checked
+    return replace(checked, settings=replace(checked.settings, batch_size=auto_batch_size(n_rows)))
+
+
+def history_of(state: State) -> pd.DataFrame:
+    """Write the records of a fit as a frame: one row an optimiser step."""
+    return pd.DataFrame(state.history, columns=COLUMNS)
 
 
 def _plan(checked: Checked, base: BaseModel, rows: Sequence[Encoded]) -> Plan:

@@ -14,9 +14,9 @@ import torch
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.words import Words, without_words
-from llmfit.packing import Layout, Tree, lay_out
+from llmfit.packing import Layout, Layouts, Tree, lay_out
 
-__all__ = ["Batch", "ask", "collate", "completion_logits", "completion_states", "look"]
+__all__ = ["Batch", "ask", "collate", "completion_logits", "completion_states", "look", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Batch:
         For an encoder-decoder: 1 where the prompt has a token, as its encoder sees all of them.
     decoder_input_ids : Tensor of shape (B, A) or None
         For an encoder-decoder: what the decoder begins from, and the completion but for its last token.
-    layout : Layout or None
+    layout : Layout, Layouts or None
         Of rows that are packed: then B is 1, and T its length.
     """
 
@@ -47,7 +47,7 @@ class Batch:
     weights: torch.Tensor
     attention_mask: torch.Tensor | None = None
     decoder_input_ids: torch.Tensor | None = None
-    layout: Layout | None = None
+    layout: Layout | Layouts | None = None
 
 
 def collate(
@@ -123,6 +123,13 @@ def _pack(rows: Sequence[Encoded], pad_id: int, device: torch.device, shared: in
         known += own
     ids = layout.ids(read, pad_id)
     return replace(_batch([ids, predicts, *_columns(known)], device), layout=layout)
+
+
+def side_by_side(batches: Sequence[Batch]) -> Batch:
+    """Put packed batches behind one another, to go through the network at once; none sees the others."""
+    ids, predicts = (torch.cat([getattr(b, name) for b in batches], dim=1) for name in ("input_ids", "predicts"))
+    targets, weights = (torch.cat([getattr(b, name) for b in batches]) for name in ("targets", "weights"))
+    return Batch(ids, predicts, targets, weights, layout=Layouts(tuple(b.layout for b in batches)))  # type: ignore[misc]
 
 
 def ask(

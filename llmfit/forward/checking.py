@@ -18,19 +18,23 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import PackingWarning, reason, warn
 from llmfit.forward.batches import ask, collate, completion_logits
 from llmfit.memory import is_out_of_memory
-from llmfit.packing import Layout, PackingError, Tree, common_prefix, packed
+from llmfit.packing import Layout, Layouts, PackingError, Tree, common_prefix, packed
 
 __all__ = ["packable", "same_words"]
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
 
-WAYS = {"packed": "packed rows", "begun": "prompts whose beginning is known"}
-INSTEAD = {"packed": "they are padded", "begun": "they are read whole"}
+WAYS = {
+    "packed": "packed rows",
+    "begun": "prompts whose beginning is known",
+    "beside": "rows of several adapters at once",
+}
+INSTEAD = {"packed": "they are padded", "begun": "they are read whole", "beside": "adapters are trained one by one"}
 ROUNDING = {1: 0.05, 2: 0.03, 4: 1e-3}  # by the bytes of the smallest numbers that take part
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
-Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | None]]
+Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | Layouts | None]]
 
 
 def packable(
@@ -136,7 +140,7 @@ def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None
 
 def _read_words(
     model: Any, pad_id: int, device: torch.device, rows: Sequence[Encoded], shared: int | None
-) -> tuple[torch.Tensor, Layout | None]:
+) -> tuple[torch.Tensor, Layout | Layouts | None]:
     """Read rows whose answers begin alike, for their logits: packed, also with that token as a tree, twice."""
     batch = collate(rows, pad_id, device, shared=shared)
     logits = completion_logits(model, batch)
@@ -164,7 +168,7 @@ def _both_ways(model: Any, own: Any, read: Read) -> Sequence[torch.Tensor] | Non
     alone = torch.cat([read([row], None)[0] for row in rows])
     with packed(model):
         quick, layout = read(rows, common_prefix([row.prompt for row in rows]))
-    if layout is None or len(layout.met) < own.config.get_text_config().num_hidden_layers:
+    if not isinstance(layout, Layout) or len(layout.met) < own.config.get_text_config().num_hidden_layers:
         return None  # some layers carry a state instead of attending
     return plain, quick, alone
 

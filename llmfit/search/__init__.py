@@ -7,6 +7,7 @@ results and a leaderboard. Fits nothing by itself: a search is fitted as an esti
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sklearn.base import clone
@@ -15,10 +16,11 @@ from sklearn.model_selection import ParameterGrid
 
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_keys, parameter_error, quoted, suggest
 from llmfit.ranking import leaderboard, results
+from llmfit.search.fused import FusedGridSearchCV
 from llmfit.search.searches import GridSearch, HalvingGridSearch, HalvingRandomSearch, RandomSearch
 from llmfit.search.spaces import Space, first_values, is_list, read_space
 
-__all__ = ["leaderboard", "make_search", "results"]
+__all__ = ["FusedGridSearchCV", "leaderboard", "make_search", "results"]
 
 OWNER = "make_search"
 CANDIDATES = 10  # that are drawn where n_iter is not given, as in scikit-learn
@@ -59,8 +61,9 @@ def make_search(
         ``{"low": 1e-5, "high": 1e-3, "log": True}`` or ``{"low": 4, "high": 64, "step": 4}``, whose bounds may both be
         drawn, as ints where they are ints; Ludwig's ``{"space": "loguniform", "lower": 1e-5, "upper": 1e-3}``; or a
         distribution of scipy.
-    kind : {"grid", "random", "halving", "optuna"}, default="grid"
-        "grid" tries every combination of lists; "random" draws `n_iter` candidates; "halving" begins with all
+    kind : {"grid", "fused", "random", "halving", "optuna"}, default="grid"
+        "grid" tries every combination of lists; "fused" does as well, candidates with LoRA side by side over one base
+        model (:class:`FusedGridSearchCV`); "random" draws `n_iter` candidates; "halving" begins with all
         (or, with ranges, `n_iter`) of them on few rows and goes on with the better third on three times as many;
         "optuna" draws each candidate where the ones before did well (``pip install 'llmfit[optuna]'``).
     scoring : None, str, callable, list or dict, default=None
@@ -81,8 +84,9 @@ def make_search(
     Returns
     -------
     search
-        ``GridSearchCV``, ``RandomizedSearchCV``, ``HalvingGridSearchCV``, ``HalvingRandomSearchCV`` or
-        ``OptunaSearchCV``, or a subclass, which also takes ``fit(df)`` with the target inside the frame.
+        ``GridSearchCV``, ``FusedGridSearchCV``, ``RandomizedSearchCV``, ``HalvingGridSearchCV``,
+        ``HalvingRandomSearchCV`` or ``OptunaSearchCV``, or a subclass, which also takes ``fit(df)`` with the target
+        inside the frame.
 
     Raises
     ------
@@ -146,17 +150,17 @@ def _ranges(spaces: list[Space]) -> list[str]:
     return [name for space in spaces for name, values in space.items() if not is_list(values)]
 
 
-def _grid(spaces: list[Space], n_iter: int | None, random_state: Any) -> Made:
+def _grid(kind: str, spaces: list[Space], n_iter: int | None, random_state: Any) -> Made:
     ranges = _ranges(spaces)
     if ranges:
         raise ParameterError(
-            f"kind='grid' tries every value, which a range has no end of: {quoted(ranges)}. List values, or set "
+            f"kind={kind!r} tries every value, which a range has no end of: {quoted(ranges)}. List values, or set "
             "kind='random'."
         )
     for name, value in (("n_iter", n_iter), ("random_state", random_state)):
         if value is not None:
-            raise ParameterError(f"The {name!r} parameter has no meaning with kind='grid': nothing is drawn.")
-    return GridSearch, {"param_grid": _one_or_more(spaces)}
+            raise ParameterError(f"The {name!r} parameter has no meaning with kind={kind!r}: nothing is drawn.")
+    return GRIDS[kind], {"param_grid": _one_or_more(spaces)}
 
 
 def _random(spaces: list[Space], n_iter: int | None, random_state: Any) -> Made:
@@ -185,9 +189,11 @@ def _optuna(spaces: list[Space], n_iter: int | None, random_state: Any) -> Made:
     return chosen, {"param_distributions": distributions(spaces[0]), **drawn}
 
 
+GRIDS = {"grid": GridSearch, "fused": FusedGridSearchCV}
 # From spaces that were read, n_iter and random_state to the class of the search and its own parameters.
 KINDS: dict[str, Callable[[list[Space], int | None, Any], Made]] = {
-    "grid": _grid,
+    "grid": partial(_grid, "grid"),
+    "fused": partial(_grid, "fused"),
     "random": _random,
     "halving": _halving,
     "optuna": _optuna,

@@ -135,17 +135,20 @@ class Recorded:
     records : Records
     whole : str
         Digest of all rows, on which it always fits: they are those of the refit.
+    fused : Fused or None
+        Fits it together with others, where it can.
     failing : {"", "warn", "raise"}
         What else to do where a fit fails with a ``ValueError``, which Optuna's search takes for a bad trial without a
         word: warn, or raise :class:`EscapedError` in its place.
     """
 
-    def __init__(self, estimator: Any, records: Records, whole: str, *, failing: str = "") -> None:
+    def __init__(self, estimator: Any, records: Records, whole: str, *, fused: Any = None, failing: str = "") -> None:
         self.estimator, self.records, self.whole, self.failing = estimator, records, whole, failing
+        self.fused = fused
         self.params: dict[str, Any] = {}
 
     def __sklearn_clone__(self) -> Recorded:
-        copy = Recorded(clone(self.estimator), self.records, self.whole, failing=self.failing)
+        copy = Recorded(clone(self.estimator), self.records, self.whole, fused=self.fused, failing=self.failing)
         copy.params = dict(self.params)
         return copy
 
@@ -179,7 +182,8 @@ class Recorded:
     def _fit(self) -> None:
         X, y, params = self.given
         try:
-            self.estimator.fit(X, **params) if y is None else self.estimator.fit(X, y, **params)
+            fit = self.estimator.fit if self.fused is None else self._fit_fused
+            fit(X, **params) if y is None else fit(X, y, **params)
         except ValueError as error:
             if self.failing == "raise":
                 raise EscapedError from error
@@ -188,18 +192,21 @@ class Recorded:
             raise
         self.fitted = True
 
+    def _fit_fused(self, X: Any, y: Any = None, **params: Any) -> None:
+        self.estimator = self.fused.fit(self.estimator, X, y, params, known=self.records)
+
     def scored(self, scorer: Any, X: Any, y: Any, params: dict[str, Any]) -> Any:
         """Look scores up, or measure and record them."""
         rows = digest_of(X, y, params) if self.key else ""
-        if rows not in self.known:
-            if not self.fitted:
-                self._fit()
-            scores = scorer(self.estimator, X, **params) if y is None else scorer(self.estimator, X, y, **params)
-            if not _all_numbers(scores):
-                return scores  # an error that scikit-learn deals with: to be tried again
+        if rows in self.known:
+            return self.known[rows]
+        if not self.fitted:
+            self._fit()
+        scores = scorer(self.estimator, X, **params) if y is None else scorer(self.estimator, X, y, **params)
+        if self.key and _all_numbers(scores):  # and no error that scikit-learn deals with: to be tried again
             self.known = {**self.known, rows: scores}
             self.records.write(self.key, self.params, _rows(self.given[0]), self.known)
-        return self.known[rows]
+        return scores
 
 
 def _all_numbers(scores: Any) -> bool:

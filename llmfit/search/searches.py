@@ -128,10 +128,13 @@ class Search:
             self._check_repeats()
         scorer = RecordedScorer(self.estimator, self.scoring, self.error_score)
         records = Records(self.checkpoint_dir, self.scoring)
-        failing = "" if not self._always else "raise" if self.error_score == "raise" else "warn"
-        self.estimator = Recorded(self.estimator, records, digest_of(X), failing=failing)
+        self.estimator = Recorded(self.estimator, records, digest_of(X), **self._stand_in_settings())
         self.scoring = scorer
         return scorer
+
+    def _stand_in_settings(self) -> dict[str, Any]:
+        """Say what else the stand-in of the estimator does."""
+        return {"failing": "" if not self._always else "raise" if self.error_score == "raise" else "warn"}
 
     def _put_back(self, scorer: RecordedScorer) -> None:
         if isinstance(vars(self).get("best_estimator_"), Recorded):

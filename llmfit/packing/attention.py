@@ -1,0 +1,209 @@
+"""The attention of packed rows, as transformers calls an attention.
+
+Takes queries, keys and values of a packed sequence and its layout; gives what each token reads. Knows how one layer
+attends, and no more of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from llmfit.exceptions import LLMFitError
+from llmfit.packing.layouts import Group, Layout, Layouts
+
+__all__ = ["PackingError", "packed"]
+
+NAME = "llmfit_packed"  # of the attention, among those of transformers
+LONG = 512  # tokens of a row from which, on a CPU, a fused kernel, which keeps no scores, is worth its copies
+REFUSED = ("softcap", "s_aux", "sinks", "position_bias")  # settings of an attention that changes more than the mask
+
+
+class PackingError(LLMFitError):
+    """A model that cannot attend by a layout; its rows are padded."""
+
+
+@contextmanager
+def packed(model: Any) -> Iterator[None]:
+    """Let a lent model attend by layouts, and by nothing else, inside.
+
+    Raises
+    ------
+    PackingError
+        If its attention cannot be replaced.
+    """
+    from transformers import AttentionInterface, PreTrainedModel
+
+    AttentionInterface.register(NAME, attend)
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not parts or not all(part._can_set_attn_implementation() for part in parts):
+        raise PackingError("its attention cannot be replaced")
+    configs = list({id(part.config): part.config for part in parts}.values())
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = NAME
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: Layout | Layouts | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend by a layout, as transformers calls an attention.
+
+    Parameters
+    ----------
+    query : Tensor of shape (1, heads, length, D)
+    key, value : Tensor of shape (1, heads that queries share, length, D)
+
+    Returns
+    -------
+    Tensor of shape (1, length, heads, D)
+    None
+    """
+    if layout is None:
+        raise PackingError("its layers are not told of the layout")
+    if attention_mask is not None:
+        raise PackingError("it makes masks of its own")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    parts = layout.parts if isinstance(layout, Layouts) else (layout,)
+    tokens = [part.length for part in parts]
+    each = zip(*(torch.split(x[0].transpose(0, 1), tokens) for x in (query, key, value)), parts, strict=True)
+    found = []
+    for q, k, v, part in each:
+        _check_settings(module, part, settings)
+        part.met.add(module.layer_idx)
+        found.append(_by_layout(module, q * scale, k, v, part, dropout))
+    return torch.cat(found)[None] if len(found) > 1 else found[0][None], None
+
+
+def _by_layout(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, dropout: float
+) -> torch.Tensor:
+    """Attend within one packed sequence, its tokens in the first dimension."""
+    queries, keys, values = (_move(x, layout.take, layout.put) for x in (query, key, value))
+    before = _shared(module, layout, keys, values)
+    long = LONG if query.device.type == "cpu" else query.shape[-1]  # elsewhere, where copies take less than scores
+    parts, start = [], 0
+    for group in layout.groups:
+        here = slice(start, start + group.rows * group.width)
+        own = queries[here], keys[here], values[here]
+        work = _fused if group.width > long else _by_scores
+        parts.append(work(*own, before if group.shared else None, group, dropout))
+        start = here.stop
+    parts.append(parts[-1][:1] * 0)  # the place aside
+    return _move(torch.cat(parts), layout.put, layout.take)
+
+
+def _check_settings(module: Any, layout: Layout, settings: dict[str, Any]) -> None:
+    if any(settings.get(name) is not None for name in REFUSED) or not getattr(module, "is_causal", True):
+        raise PackingError("its attention is of another kind")
+    window = settings.get("sliding_window")
+    if window is not None and window < layout.longest:
+        raise PackingError("its attention slides over less than a row")
+
+
+class _Move(torch.autograd.Function):
+    """Copy rows to where they belong, and their gradients back, each just once; what is aside has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.back = back
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return grad.index_select(0, ctx.back), None, None
+
+
+def _move(x: torch.Tensor, there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    moved: torch.Tensor = _Move.apply(x, there, back)  # type: ignore[no-untyped-call]
+    return moved
+
+
+def _shared(
+    module: Any, layout: Layout, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Find keys and values of the shared beginning, (heads, shared, D)."""
+    if not layout.shared:
+        return None
+    if layout.kept is not None and not layout.inline:
+        return layout.kept[module.layer_idx]
+    own = keys[: layout.shared].transpose(0, 1), values[: layout.shared].transpose(0, 1)
+    if layout.kept is not None:
+        layout.kept[module.layer_idx] = own[0].contiguous(), own[1].contiguous()
+    return own
+
+
+def _by_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor] | None,
+    group: Group,
+    dropout: float,
+) -> torch.Tensor:
+    """Attend within a group by plain products: (rows * width, heads, D).
+
+    The queries of all rows meet the shared keys in one product; heads that share keys stand side by side.
+    """
+    b, t, h = group.rows, group.width, key.shape[1]
+    g, d = query.shape[1] // h, query.shape[2]
+    q = query.view(b, t, h, g, d).permute(2, 0, 1, 3, 4).reshape(h * b, t * g, d)
+    k, v = (x.view(b, t, h, -1).permute(2, 0, 1, 3).reshape(h * b, t, -1) for x in (key, value))
+    scores = (q @ k.transpose(1, 2)).view(h, b, t, g, t)
+    visible = group.visible if group.visible.dim() == 3 else group.visible[None]
+    scores = scores.masked_fill(~visible[None, :, :, None, :], -torch.inf)
+    shared = before[0].shape[1] if before is not None else 0
+    if before is not None:
+        outer = q.view(h, b * t * g, d) @ before[0].transpose(1, 2)
+        scores = torch.cat([outer.view(h, b, t, g, shared), scores], dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=wide).to(value.dtype)
+    if dropout:
+        weights = functional.dropout(weights, dropout)
+    out = weights[..., shared:].reshape(h * b, t * g, t) @ v
+    if before is not None:
+        outer = weights[..., :shared].reshape(h, b * t * g, shared) @ before[1]
+        out = out + outer.view(out.shape)
+    return out.view(h, b, t, g, -1).permute(1, 2, 0, 3, 4).reshape(b * t, h * g, -1)
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor] | None,
+    group: Group,
+    dropout: float,
+) -> torch.Tensor:
+    """Attend within a group of long rows by torch's kernels: (rows * width, heads, D)."""
+    b, t = group.rows, group.width
+    repeats = query.shape[1] // key.shape[1]
+    q, k, v = (x.view(b, t, x.shape[1], -1).transpose(1, 2) for x in (query, key, value))
+    mask: torch.Tensor | None = None
+    if before is not None:
+        k, v = (torch.cat([x.expand(b, -1, -1, -1), y], dim=2) for x, y in zip(before, (k, v), strict=True))
+    if before is not None or group.visible.dim() == 3:
+        visible = group.visible if group.visible.dim() == 2 else group.visible[:, None]
+        mask = functional.pad(visible, (k.shape[2] - t, 0), value=True)
+    k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
+    )
+    return out.transpose(1, 2).reshape(b * t, query.shape[1], -1)

@@ -1,0 +1,225 @@
+"""Several fits at once: each takes the steps that it would take alone, their rows go through one base together.
+
+Takes a lent module with a :class:`~llmfit.adapters.bank.Bank` in it and the fits; trains the adapters and gives a
+:class:`~llmfit.callbacks.State` of each. Order, loss, clipping, optimiser, schedule and dropout are each fit's own,
+from :mod:`llmfit.training`; only the frozen products are shared. A fit that fails leaves the others as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llmfit.adapters.bank import Bank
+from llmfit.adapters.spec import AdapterSpec
+from llmfit.callbacks import Callback, State, notify
+from llmfit.encoding import Encoded
+from llmfit.exceptions import TrainingError
+from llmfit.forward import Batch, collate, completion_logits, same_words, side_by_side
+from llmfit.memory import auto_budget
+from llmfit.objectives import loss_mass, weighed_losses
+from llmfit.packing import packed
+from llmfit.training import (
+    Run,
+    Settings,
+    check_loss,
+    micro_batches,
+    next_rows,
+    step_seed,
+    total_steps,
+    update,
+    within_memory,
+)
+
+__all__ = ["Fit", "can_read_beside", "train_together"]
+
+
+@dataclass
+class Fit:
+    """One of several fits.
+
+    Parameters
+    ----------
+    rows : sequence of Encoded
+    settings : Settings
+    adapter : AdapterSpec
+    shared : int
+        Tokens that all prompts begin with, as :func:`llmfit.forward.packable` says.
+    """
+
+    rows: Sequence[Encoded]
+    settings: Settings
+    adapter: AdapterSpec
+    shared: int
+
+
+@dataclass
+class _Member:
+    """A fit that trains: its place in the bank, where it stands, the rows of its step and their loss so far."""
+
+    place: int
+    run: Run
+    rows: Sequence[Encoded]
+    state: State
+    batch: list[Encoded] = field(default_factory=list)
+    loss: float = 0.0
+    error: TrainingError | None = None
+
+
+@dataclass
+class _Part:
+    """A packed micro-batch of one member."""
+
+    member: _Member
+    rows: Sequence[Encoded]
+    batch: Batch
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Place in the bank, and number of tokens."""
+        return self.member.place, self.batch.input_ids.shape[1]
+
+
+def train_together(
+    model: Any,
+    bank: Bank,
+    fits: Sequence[Fit],
+    *,
+    device: torch.device,
+    pad_id: int,
+    callbacks: Sequence[Callback] = (),
+) -> list[State | TrainingError]:
+    """Train the adapters of a bank.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In training mode, lent with `bank` in it.
+    bank : Bank
+        Of K adapters.
+    fits : sequence of Fit, length K
+        Without validation.
+    device : torch.device
+    pad_id : int
+    callbacks : sequence of Callback
+        Told of the fit of most steps.
+
+    Returns
+    -------
+    list of State or TrainingError, length K
+        The error where a loss or a gradient of that fit is not finite.
+
+    Raises
+    ------
+    BankError
+        If the model's layers cannot tell the adapters apart.
+    OutOfMemoryError
+        If not even one row fits.
+    """
+    members = [_begin(model, bank, i, fit, device, pad_id) for i, fit in enumerate(fits)]
+    lead = max(members, key=lambda member: member.state.total_steps)
+    with packed(model):
+        try:
+            notify(callbacks, "on_fit_begin", lead.state)
+            while active := [m for m in members if m.error is None and m.state.step < m.state.total_steps]:
+                _one_step(model, bank, active)
+                if lead.state.history and lead.error is None:
+                    notify(callbacks, "on_step_end", lead.state)
+        finally:
+            notify(callbacks, "on_fit_end", lead.state)
+    return [member.error or member.state for member in members]
+
+
+def _begin(model: Any, bank: Bank, place: int, fit: Fit, device: torch.device, pad_id: int) -> _Member:
+    budget = auto_budget(fit.settings.batch_tokens, device)
+    own = bank.starts[place].parameters
+    run = Run(model, fit.settings, pad_id, budget, device, (), fit.adapter, own, shared=fit.shared)
+    return _Member(place, run, fit.rows, State(total_steps(len(fit.rows), fit.settings), fit.settings.epochs))
+
+
+def _one_step(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
+    """Take one optimiser step of every member."""
+    started = time.perf_counter()
+    for member in active:
+        member.batch = next_rows(member.run, member.rows, member.state)
+    every = [row for member in active for row in member.batch]
+    within_memory([member.run for member in active], every, lambda: _accumulate(model, bank, active))
+    for member in active:
+        try:
+            if member.error is None:
+                update(member.run, member.batch, member.state, member.loss)
+        except TrainingError as error:
+            member.error = error
+    seconds = time.perf_counter() - started
+    for member in active:
+        if member.error is None:
+            member.state.history[-1]["seconds"] = seconds / len(active)
+
+
+def _accumulate(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
+    """Add up the gradients of all members' micro-batches, and each one's mean loss in nats per token."""
+    for member in active:
+        member.loss = 0.0
+        bank.draw_from(member.place, step_seed(member.run.settings.seed, member.state.step))
+    for parts in _passes(active):
+        batch = side_by_side([part.batch for part in parts])
+        with bank.reading([part.tokens for part in parts]):
+            losses = torch.split(weighed_losses(model, batch), [len(part.batch.targets) for part in parts])
+        sound = []
+        for part, own in zip(parts, losses, strict=True):
+            member = part.member
+            loss = own.sum() / loss_mass(member.batch)
+            try:
+                member.loss += check_loss(loss, part.rows, member.state)
+                sound.append(loss)
+            except TrainingError as error:
+                member.error = member.error or error
+        if sound:
+            torch.stack(sound).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _passes(active: Sequence[_Member]) -> list[list[_Part]]:
+    """Put micro-batches side by side as far as the token budget goes, no two of a member: dropout draws in order."""
+    cut = [(member, micro_batches(member.run, member.batch)) for member in active]
+    budget = min(member.run.budget for member in active)
+    passes: list[list[_Part]] = []
+    for i in range(max(len(parts) for _, parts in cut)):
+        tokens = budget
+        for member, parts in cut:
+            if i < len(parts):
+                run = member.run
+                batch = collate(parts[i], run.pad_id, run.device, shared=run.shared)
+                if tokens + batch.input_ids.shape[1] > budget:
+                    passes.append([])
+                    tokens = 0
+                passes[-1].append(_Part(member, parts[i], batch))
+                tokens += batch.input_ids.shape[1]
+    return passes
+
+
+def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torch.device, pad_id: int) -> bool:
+    """See once whether a model reads the rows of two adapters at once as it reads them one after the other.
+
+    Warns
+    -----
+    PackingWarning
+        If it does not.
+    """
+    chosen = [(0, fits[0], fits[0].rows[0]), (1, fits[1], fits[1].rows[-1])]
+
+    def read() -> list[torch.Tensor]:
+        batches = [collate([row._replace(shares=None)], pad_id, device, shared=fit.shared) for _, fit, row in chosen]
+        tokens = [(place, b.input_ids.shape[1]) for (place, *_), b in zip(chosen, batches, strict=True)]
+        alone = []
+        with packed(model):
+            for batch, own in zip(batches, tokens, strict=True):
+                with bank.reading([own]):
+                    alone.append(completion_logits(model, batch))
+            with bank.reading(tokens):
+                return [torch.cat(alone), completion_logits(model, side_by_side(batches))]
+
+    return same_words(model, "beside", read)

@@ -1,0 +1,56 @@
+"""A grid over LoRA whose candidates train side by side, against the same grid one at a time, on SmolLM2.
+
+Usage: python tests/benchmarks/fused_search.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--batch-size N]
+       [--dtype bfloat16|float32] [--only short|long]
+
+Six candidates and three folds. The whole search, scoring included, and the training alone are reported apart, in rows
+trained on a second; `apart` is the furthest that a candidate's score is from its score alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from alternate import compare, own, summary, table
+from cases import LONG, SHORT, messages
+
+TEMPLATES = {"short": SHORT, "long": LONG}
+GRID = {"adapter__r": [4, 16], "learning_rate": [1e-4, 5e-4, 1e-3]}
+SIDES = {"side by side": True, "one at a time": False}
+
+
+def sides(given: argparse.Namespace, template: dict[str, Any]) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """The same search for both sides."""
+    job = {"rows": messages(given.path)[: given.rows].to_dict("list"), "template": template, "grid": GRID, "folds": 3}
+    job |= {"batch_size": given.batch_size, "dtype": given.dtype}
+    return {name: (own("llmfit_fused.py"), {**job, "fused": fused}) for name, fused in SIDES.items()}
+
+
+def report(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the search, the training in it, and how far the scores are apart."""
+    training = {side: [{**turn, "seconds": turn["fit_seconds"]} for turn in turns] for side, turns in found.items()}
+    one, other = (turns[-1]["scores"] for turns in found.values())
+    apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
+    for part, turns in (("search", found), ("training", training)):
+        records = summary(turns, "rows")
+        print(json.dumps({f"fused search, {name}, {part}": records, "apart": apart}))
+        print(table(records), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--only", choices=[*TEMPLATES])
+    given = parser.parse_args()
+    for name in [given.only] if given.only else TEMPLATES:
+        report(name, compare(sides(given, TEMPLATES[name]), turns=given.turns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,457 @@
+"""Candidates that train side by side: each as if it had been fitted alone, scored as scikit-learn's own grid scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, ParameterGrid, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from torch_side import classifier, furthest, generator, make_other, no_collecting, weights
+
+import llmfit
+from llmfit import LLMEstimator, together
+from llmfit.base_model import load_base_model
+from llmfit.estimators import joining
+from llmfit.exceptions import MemoryWarning, PackingWarning, ParameterError, TrainingError
+from llmfit.forward import checking
+from llmfit.packing import Layouts
+from llmfit.search import FusedGridSearchCV, make_search
+
+GRID = {"adapter__r": [2, 8], "adapter__dropout": [0.0, 0.3], "learning_rate": [1e-3, 1e-2], "random_state": [0, 1]}
+SMALL = {"adapter__r": [2, 4], "adapter__dropout": [0.0, 0.3]}
+OWN: list[dict[str, Any]] = [  # of one candidate each: what else a fit alone decides by itself
+    {"weight_decay": 0.5},
+    {"schedule": "linear", "warmup": 0.5},
+    {"max_grad_norm": 0.1},
+    {"max_grad_norm": None, "optimizer": "sgd"},
+    {"adapter__alpha": 3, "adapter__use_rslora": True},
+    {"adapter__target_modules": ["q_proj"], "adapter__dropout": 0.2},
+    {"adapter__layers_to_transform": [1], "adapter__init_lora_weights": "gaussian"},
+    {"adapter__rank_pattern": {"q_proj": 3}, "adapter__loraplus_lr_ratio": 8.0},
+    {"epochs": 3, "batch_size": 3},
+    {"template": {"task": "Say what it is, in a word.", "template": "{task} {text}"}},
+]
+
+
+@pytest.fixture
+def ragged(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sixteen rows whose lengths differ."""
+    rows = pd.concat([frame, frame.assign(text=frame["text"] + ", they say")], ignore_index=True)
+    return rows.assign(text=[text + " so" * (i % 5) for i, text in enumerate(rows["text"])])
+
+
+@pytest.fixture
+def one(settings: dict[str, Any]) -> llmfit.LLMClassifier:
+    return classifier(settings, adapter="lora", epochs=2, batch_size=4)
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many train at once, step by step."""
+    seen: list[int] = []
+    step = together._one_step
+    monkeypatch.setattr(
+        together, "_one_step", lambda model, bank, active: (seen.append(len(active)), step(model, bank, active))[1]
+    )
+    return seen
+
+
+def candidates(estimator: Any, grid: Any) -> list[Any]:
+    return [clone(estimator).set_params(**params) for params in ParameterGrid(grid)]
+
+
+def assert_as_alone(outcomes: list[joining.Outcome], rows: pd.DataFrame, most: float = 1e-4) -> None:
+    for outcome in outcomes:
+        assert outcome.error is None
+        fitted, alone = outcome.estimator, clone(outcome.estimator).fit(rows)
+        assert furthest(fitted, alone) < most
+        assert fitted.trainable_parameters_ == alone.trainable_parameters_
+        for column in ("step", "epoch", "learning_rate", "tokens", "loss", "grad_norm"):
+            np.testing.assert_allclose(fitted.history_[column], alone.history_[column], rtol=1e-4, err_msg=column)
+        np.testing.assert_allclose(fitted.predict_proba(rows), alone.predict_proba(rows), atol=1e-4)
+
+
+# 1. Each as alone ---------------------------------------------------------------------------------------------
+
+
+def test_every_candidate_is_what_it_is_alone(one, ragged, beside):
+    outcomes = joining.fit_together(candidates(one, GRID), ragged, None, {})
+    assert beside == [16] * 8  # two epochs of four steps
+    assert_as_alone(outcomes, ragged)
+    assert len({outcome.estimator.history_["loss"].iloc[-1] for outcome in outcomes}) == 16
+
+
+def test_what_a_fit_decides_by_itself_stays_its_own(one, ragged, beside):
+    given = [{name: [value] for name, value in own.items()} for own in OWN]
+    outcomes = joining.fit_together(candidates(one, given), ragged, None, {})
+    assert beside[0] == len(OWN)
+    assert beside[-1] == 1  # three epochs of more steps
+    assert_as_alone(outcomes, ragged)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_in_other_dtypes(dtype, dropout, one, ragged, beside):
+    one.set_params(dtype=dtype, adapter__dropout=dropout)
+    outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert beside == [2] * 8
+    if dtype == "float64":
+        assert_as_alone(outcomes, ragged, 1e-9)
+    for outcome in outcomes:
+        alone = clone(outcome.estimator).fit(ragged)
+        np.testing.assert_allclose(outcome.estimator.history_["loss"], alone.history_["loss"], rtol=0.03)
+        assert all(tensor.dtype != torch.bfloat16 for tensor in weights(outcome.estimator).values())
+
+
+def test_weighed_rows_several_targets_and_texts(settings, ragged):
+    rows, weight = ragged.assign(size=["small", "big"] * 8), np.arange(16) % 3
+    several = LLMEstimator(**{**settings, "target": ["label", "size"], "loss_weights": {"label": 2.0}, "epochs": 2})
+    chosen = LLMEstimator(**{**settings, "target": "label", "features": "text", "class_weight": "balanced"})
+    for estimator in (several, chosen, generator(settings)):
+        every = candidates(estimator, {"adapter__r": [2, 4], "learning_rate": [1e-3, 1e-2]})
+        for outcome in joining.fit_together(every, rows, None, {"sample_weight": weight}):
+            alone = clone(outcome.estimator).fit(rows, sample_weight=weight)
+            assert outcome.error is None
+            assert outcome.estimator.history_["loss"].tolist() == pytest.approx(alone.history_["loss"].tolist())
+            inner, other = (getattr(est, "estimator_", est) for est in (outcome.estimator, alone))
+            assert furthest(inner, other) < 1e-4
+
+
+def test_a_model_of_another_family(settings, tiny, tmp_path, ragged, beside):
+    folder = make_other(tmp_path / "qwen2", tiny, "qwen2")  # biases beside q, k and v
+    one = classifier(settings, base_model=folder, epochs=2, batch_size=4)
+    assert_as_alone(joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {}), ragged)
+    assert set(beside) == {2}
+
+
+def test_a_saved_candidate_is_the_same_again(one, ragged, tmp_path):
+    fitted = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})[1].estimator
+    fitted.save(tmp_path / "model")
+    found = llmfit.load(tmp_path / "model").predict_proba(ragged)
+    np.testing.assert_array_equal(found, fitted.predict_proba(ragged))
+
+
+def test_the_base_model_is_bit_by_bit_what_it_was(one, settings, ragged):
+    base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    kept = {name: dict(vars(module)) for name, module in base.model.named_modules()}
+    draws = torch.get_rng_state()
+    joining.fit_together(candidates(one, SMALL), ragged, None, {})
+    assert torch.equal(draws, torch.get_rng_state())
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name, module in base.model.named_modules():
+        assert vars(module).keys() == kept[name].keys()
+    assert not any(p.requires_grad or p.grad is not None for p in base.model.parameters())
+
+
+# 2. Budgets, passes, memory -----------------------------------------------------------------------------------
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every sequence that goes through the network in training."""
+    seen: list[int] = []
+    forward = torch.nn.Embedding.forward
+
+    def counted(self: Any, ids: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            seen.append(ids.numel())
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
+    return seen
+
+
+def test_one_pass_a_step_for_all(one, ragged, monkeypatch):
+    seen = passes(monkeypatch)
+    joining.fit_together(candidates(one, SMALL), ragged, None, {})
+    assert len(seen) == 8
+    for estimator in candidates(one, SMALL):
+        estimator.fit(ragged)
+    assert len(seen) == 8 + 4 * 8
+    assert sum(seen[:8]) == sum(seen[8:])
+
+
+def test_a_pass_takes_what_the_budget_holds(one, ragged, beside, monkeypatch):
+    one.set_params(batch_tokens=550, adapter__dropout=0.3)
+    seen = passes(monkeypatch)
+    outcomes = joining.fit_together(candidates(one, {"random_state": range(6)}), ragged, None, {})
+    assert max(seen) <= 550
+    assert set(beside) == {3}  # two crews of three rather than four and two
+    assert_as_alone(outcomes, ragged)
+
+
+def test_a_budget_smaller_than_one_candidate(one, ragged, beside):
+    one.set_params(batch_tokens=64)
+    outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert not beside
+    assert_as_alone(outcomes, ragged, 1e-9)
+
+
+def test_steps_longer_than_the_budget_are_cut_as_alone(one, frame, beside, monkeypatch):
+    """One long row: the steps are short in the mean, and one of them is cut into parts, dropout's draws with it."""
+    long = pd.concat([frame] * 4, ignore_index=True)
+    long.loc[3, "text"] += " and so on" * 20
+    one.set_params(batch_tokens=270, adapter__dropout=0.3, epochs=1)
+    seen = passes(monkeypatch)
+    outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), long, None, {})
+    assert beside == [2] * 8
+    assert len(seen) > 8
+    assert_as_alone(outcomes, long)
+
+
+def test_where_memory_runs_out_passes_get_smaller(one, ragged, beside, monkeypatch):
+    no_collecting(monkeypatch)
+    forward = torch.nn.Embedding.forward
+
+    def scarce(self: Any, ids: torch.Tensor) -> torch.Tensor:
+        if ids.numel() > 300 and torch.is_grad_enabled():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", scarce)
+    with pytest.warns(MemoryWarning):
+        outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 3, 4, 8]}), ragged, None, {})
+    assert set(beside) == {4}
+    assert_as_alone(outcomes, ragged)
+
+
+# 3. Who cannot ------------------------------------------------------------------------------------------------
+
+ALONE: dict[str, dict[str, Any]] = {
+    "dora": {"adapter": "dora"},
+    "a start that moves the base": {"adapter": {"init_lora_weights": "pissa"}},
+    "a layer in full": {"adapter": {"modules_to_save": ["lm_head"]}},
+    "tokens": {"adapter": {"trainable_token_indices": [5]}},
+    "the words": {"adapter": {"target_modules": ["lm_head"]}},
+    "a head": {"head": "linear"},
+    "4 bits": {"quantization": 4},
+    "validation": {"validation_fraction": 0.25},
+    "checkpointing": {"gradient_checkpointing": True},
+    "callbacks": {"callbacks": [llmfit.Callback()]},
+}
+
+
+@pytest.mark.parametrize("changed", ALONE.values(), ids=ALONE)
+def test_others_are_fitted_one_at_a_time(changed, one, ragged, beside, monkeypatch):
+    one.set_params(**changed)
+    search = FusedGridSearchCV(one, {"learning_rate": [1e-3, 1e-2]}, cv=2, refit=False).fit(ragged)
+    assert not beside
+    plain = GridSearchCV(one, {"learning_rate": [1e-3, 1e-2]}, cv=2, refit=False).fit(ragged, ragged["label"])
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"])
+
+
+def test_a_base_model_with_dropout_is_trained_alone(settings, tiny, tmp_path, ragged, beside):
+    one = classifier(settings, base_model=make_other(tmp_path / "gpt2", tiny, "gpt2"), epochs=1)
+    outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert not beside
+
+
+def test_a_model_that_cannot_pack(one, ragged, beside, monkeypatch):
+    monkeypatch.setattr(joining, "packable", lambda *_, **__: None)
+    assert_as_alone(joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {}), ragged)
+    assert not beside
+
+
+def test_a_model_that_mixes_what_stands_side_by_side(one, ragged, beside, monkeypatch):
+    monkeypatch.setattr(checking, "_checked", type(checking._checked)())
+    read = together.completion_logits
+    monkeypatch.setattr(
+        together, "completion_logits", lambda model, batch: read(model, batch) * (1 + isinstance(batch.layout, Layouts))
+    )
+    with pytest.warns(PackingWarning) as caught:
+        outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert str(caught[0].message) == (
+        "This model cannot read rows of several adapters at once (its answers differ): adapters are trained one by "
+        "one, which takes longer."
+    )
+    assert not beside
+    assert [outcome.error for outcome in outcomes] == [None, None]
+
+
+@pytest.fixture
+def halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feed-forward layer that reads its tokens half by half."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def halves(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([forward(self, part) for part in x.split(x.shape[1] // 2, dim=1)], dim=1)
+
+    monkeypatch.setattr(checking, "_checked", type(checking._checked)())
+    monkeypatch.setattr(LlamaMLP, "forward", halves)
+
+
+@pytest.mark.usefixtures("halved")
+def test_a_layer_that_sees_some_tokens_only(one, ragged, beside):
+    with pytest.warns(PackingWarning, match="not every layer sees all tokens"):
+        outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert not beside
+    assert [outcome.error for outcome in outcomes] == [None, None]
+
+
+@pytest.mark.usefixtures("halved")
+def test_a_layer_that_sees_some_tokens_only_though_others_of_the_model_see_all(one, ragged, beside):
+    grid = {"adapter__r": [2, 4], "adapter__target_modules": [["q_proj"]]}
+    assert_as_alone(joining.fit_together(candidates(one, grid), ragged, None, {}), ragged)
+    assert beside == [2] * 8
+    assert_as_alone(joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {}), ragged, 1e-9)
+    assert len(beside) == 9  # the first step told
+
+
+# 4. Failures --------------------------------------------------------------------------------------------------
+
+
+FAILED = (r"ignore:\s*\d fits failed", "ignore:One or more of the test scores are non-finite")
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A loss that is no number from the second step on of a fit with a rate of 0.5."""
+    begin = together._begin
+
+    def begun(*args: Any) -> Any:
+        member = begin(*args)
+        if member.run.settings.learning_rate == 0.5:
+            own = next(iter(member.run.parameters.values()))
+            step = member.run.optimizer.step
+            member.run.optimizer.step = lambda: (step(), own.data.fill_(torch.nan))[0]
+        return member
+
+    monkeypatch.setattr(together, "_begin", begun)
+
+
+@pytest.mark.usefixtures("breaking")
+def test_a_candidate_that_fails_leaves_the_others(one, ragged, beside):
+    every = candidates(one, {"learning_rate": [1e-3, 0.5, 1e-2]})
+    first, failed, last = joining.fit_together(every, ragged, None, {})
+    assert isinstance(failed.error, TrainingError)
+    assert str(failed.error).startswith("The loss is nan at step 2 of 8 (rows ")
+    assert beside == [3, 3, 2, 2, 2, 2, 2, 2]
+    assert_as_alone([first, last], ragged)
+
+
+@pytest.mark.filterwarnings(*FAILED)
+@pytest.mark.usefixtures("breaking")
+def test_a_failed_candidate_has_the_error_score(one, ragged):
+    grid = {"learning_rate": [1e-3, 0.5]}
+    search = FusedGridSearchCV(one, grid, cv=2).fit(ragged)
+    assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [False, True]
+    assert search.best_params_ == {"learning_rate": 1e-3}
+    with pytest.raises(TrainingError, match="The loss is nan"):
+        FusedGridSearchCV(one, grid, cv=2, error_score="raise").fit(ragged)
+
+
+@pytest.mark.filterwarnings(*FAILED)
+def test_parameters_that_cannot_be_used(one, ragged, beside):
+    search = FusedGridSearchCV(one, {"adapter__r": [2, 4, 0], "epochs": [1]}, cv=2).fit(ragged)
+    assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [False, False, True]
+    assert set(beside) == {2}
+
+
+# 5. The search ------------------------------------------------------------------------------------------------
+
+
+def both(one: Any, grid: Any, rows: pd.DataFrame, **settings: Any) -> tuple[Any, Any]:
+    fused = FusedGridSearchCV(one, grid, **settings).fit(rows, rows["label"])
+    plain = GridSearchCV(one, grid, **settings).fit(rows, rows["label"])
+    return fused, plain
+
+
+def assert_same_results(fused: Any, plain: Any) -> None:
+    assert fused.cv_results_.keys() == plain.cv_results_.keys()
+    assert fused.cv_results_["params"] == plain.cv_results_["params"]
+    for name in plain.cv_results_:
+        if "score" in name and "time" not in name:
+            np.testing.assert_allclose(fused.cv_results_[name], plain.cv_results_[name], atol=1e-4, err_msg=name)
+
+
+def test_scores_are_those_of_scikit_learns_grid(one, ragged, beside):
+    fused, plain = both(one, SMALL, ragged, cv=2, scoring="neg_log_loss", return_train_score=True)
+    assert set(beside) == {4}
+    assert_same_results(fused, plain)
+    assert fused.best_params_ == plain.best_params_
+    assert fused.best_score_ == pytest.approx(plain.best_score_, abs=1e-4)
+    assert furthest(fused.best_estimator_, plain.best_estimator_) == 0  # the refit is the fit alone
+    assert type(fused.best_estimator_) is type(one)
+    assert not {*vars(fused)} - {*vars(plain)} - {"checkpoint_dir"}
+    times = fused.cv_results_["mean_fit_time"]
+    assert times.max() < 2 * times.min()
+
+
+def test_a_mixed_grid(one, ragged, beside):
+    grid = [{"adapter": ["ia3"]}, {"adapter": ["lora"], "adapter__r": [2, 4]}, {"adapter": [None]}]
+    grid[1]["epochs"] = [1, 2]
+    fused, plain = both(
+        one, grid, ragged, cv=StratifiedKFold(2), scoring=["accuracy", "neg_log_loss"], refit="accuracy"
+    )
+    assert beside == [4, 4, 2, 2] * 2
+    assert_same_results(fused, plain)
+
+
+def test_other_estimators_are_searched_as_usual(one, frame, ragged, beside):
+    pipe = Pipeline([("model", one)])
+    fused, plain = both(pipe, {"model__adapter__r": [2, 4]}, ragged, cv=2)
+    assert_same_results(fused, plain)
+    fused = FusedGridSearchCV(LLMEstimator(**one.get_params(deep=False)), {"adapter__r": [2, 4]}, cv=2)
+    assert not beside
+    fused.fit(ragged)
+    assert set(beside) == {2}
+
+
+def test_the_same_rows_twice(one, ragged, beside):
+    every = np.arange(16)
+    fused, plain = both(one, {"adapter__r": [2, 4]}, ragged, cv=[(every, every), (every, every)], refit=False)
+    assert len(beside) == 8
+    assert_same_results(fused, plain)
+
+
+def test_weights_reach_every_fit(one, ragged):
+    weight = np.arange(16) % 3 + 0.5
+    one.set_params(epochs=1)
+    given = {"cv": 2, "scoring": "neg_log_loss", "refit": False}
+    fused = FusedGridSearchCV(one, {"adapter__r": [2, 4]}, **given).fit(ragged, sample_weight=weight)
+    plain = GridSearchCV(one, {"adapter__r": [2, 4]}, **given).fit(ragged, ragged["label"], sample_weight=weight)
+    assert_same_results(fused, plain)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'weight'"):
+        FusedGridSearchCV(one, {"adapter__r": [2, 4]}, error_score="raise", cv=2).fit(ragged, weight=weight)
+
+
+def test_candidates_whose_scores_are_known_are_not_trained(one, ragged, beside, tmp_path):
+    given = {"cv": 2, "checkpoint_dir": tmp_path, "refit": False, "scoring": "neg_log_loss"}
+    first = make_search(one, {"adapter__r": [2, 4]}, "fused", **given).fit(ragged)
+    beside.clear()
+    again = make_search(one, {"adapter__r": [2, 3, 4, 5]}, "fused", **given).fit(ragged)
+    assert set(beside) == {2}  # of rank 3 and 5
+    scores = again.cv_results_["mean_test_score"]
+    assert scores[[0, 2]].tolist() == first.cv_results_["mean_test_score"].tolist()
+
+
+def test_more_processes_are_refused(one, ragged):
+    with pytest.raises(ParameterError) as caught:
+        FusedGridSearchCV(one, {"adapter__r": [2, 4]}, n_jobs=2).fit(ragged)
+    assert str(caught.value) == (
+        "The 'n_jobs' parameter of FusedGridSearchCV must be None or 1, as one process trains candidates side by side. "
+        "Got 2 instead."
+    )
+
+
+def test_it_is_cloned_and_set_as_scikit_learns_own(one):
+    search = FusedGridSearchCV(one, {"adapter__r": [2, 4]}, cv=2)
+    assert clone(search).get_params().keys() == {*GridSearchCV(one, {}).get_params(), "checkpoint_dir"}
+    assert clone(search).set_params(estimator__adapter__r=3, cv=5).cv == 5
+
+
+def test_a_bar_says_how_many_train(one, ragged, capsys):
+    one.set_params(verbose=1)
+    joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert "LLMClassifier, 2 side by side" in capsys.readouterr().err
