@@ -28,6 +28,7 @@ bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --quality
 	$(BIN)/python tests/benchmarks/scoring.py $(DATA)
 	$(BIN)/python tests/benchmarks/searching.py $(DATA)
+	$(BIN)/python tests/benchmarks/fused_search.py $(DATA)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,27 @@ def messages(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(path).sample(frac=1, random_state=7).reset_index(drop=True)
 
 
-def rendered(frame: pd.DataFrame, template: dict[str, Any]) -> list[tuple[str, str]]:
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Options of every comparison."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("path")
+    parser.add_argument("--base-model", default="smollm2")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def rendered(frame: pd.DataFrame, template: dict[str, Any], base_model: str) -> list[tuple[str, str]]:
     """Prompt and completion of every row, as llmfit writes them: the peers get the same."""
     from llmfit import LLMClassifier
 
-    model = LLMClassifier("smollm2", features="text", target="label", template=template, verbose=0)
+    model = LLMClassifier(base_model, features="text", target="label", template=template, verbose=0)
     shown = model.preview(frame, len(frame))
     return list(zip(shown["prompt"], shown["completion"], strict=True))
 
 
-def folder() -> str:
-    """Where llmfit keeps the model in the form that transformers reads."""
+def where(given: argparse.Namespace) -> dict[str, str]:
+    """Model and device of a job; `folder` is where llmfit keeps the model in the form that transformers reads."""
     from llmfit.sources import find_source
 
-    return str(find_source("smollm2").folder)
+    folder = str(find_source(given.base_model).folder)
+    return {"base_model": given.base_model, "device": given.device, "folder": folder}

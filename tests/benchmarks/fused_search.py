@@ -1,7 +1,7 @@
 """A grid over LoRA whose candidates train side by side, against the same grid one at a time, on SmolLM2.
 
 Usage: python tests/benchmarks/fused_search.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--batch-size N]
-       [--dtype bfloat16|float32] [--only short|long]
+       [--dtype bfloat16|float32] [--only short|long] [--base-model NAME] [--device cpu|cuda]
 
 Six candidates and three folds. The whole search, scoring included, and the training alone are reported apart, in rows
 trained on a second; `apart` is the furthest that a candidate's score is from its score alone.
@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from alternate import compare, own, summary, table
-from cases import LONG, SHORT, messages
+from cases import LONG, SHORT, messages, options, where
 
 TEMPLATES = {"short": SHORT, "long": LONG}
 GRID = {"adapter__r": [4, 16], "learning_rate": [1e-4, 5e-4, 1e-3]}
@@ -24,7 +24,7 @@ SIDES = {"side by side": True, "one at a time": False}
 def sides(given: argparse.Namespace, template: dict[str, Any]) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """The same search for both sides."""
     job = {"rows": messages(given.path)[: given.rows].to_dict("list"), "template": template, "grid": GRID, "folds": 3}
-    job |= {"batch_size": given.batch_size, "dtype": given.dtype}
+    job |= {"batch_size": given.batch_size, "dtype": given.dtype, **where(given)}
     return {name: (own("llmfit_fused.py"), {**job, "fused": fused}) for name, fused in SIDES.items()}
 
 
@@ -40,8 +40,7 @@ def report(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path")
+    parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=8)

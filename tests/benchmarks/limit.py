@@ -1,6 +1,7 @@
 """How near training comes to what the frozen base alone allows, on SmolLM2, and to what the machine multiplies.
 
 Usage: python tests/benchmarks/limit.py PATH/TO/sms_spam.csv [--turns N] [--only short|long]
+       [--base-model NAME] [--device cpu|cuda]
 
 One turn of a way is forward and backward over 64 messages, 8 rows a pass, gradients as far as the embeddings. The
 ways take turns in one process: the frozen base on packed rows, LoRA on them, LoRA as peft computes it, and that padded.
@@ -8,7 +9,6 @@ ways take turns in one process: the frozen base on packed rows, LoRA on them, Lo
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from alternate import table
-from cases import LONG, SHORT, messages, rendered
+from cases import LONG, SHORT, messages, options, rendered
 
 from llmfit.adapters import LoRA, fused
 from llmfit.base_model import load_base_model
@@ -36,13 +36,14 @@ WAYS = {
 }
 
 
-def encoded(base: Any, path: str, template: dict[str, str]) -> list[Encoded]:
+def encoded(base: Any, given: Any, template: dict[str, str]) -> list[Encoded]:
     """Token ids of the prompts and completions."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(base.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    return [Encoded(ids(prompt), ids(answer)) for prompt, answer in rendered(messages(path)[:ROWS], template)]
+    pairs = rendered(messages(given.path)[:ROWS], template, given.base_model)
+    return [Encoded(ids(prompt), ids(answer)) for prompt, answer in pairs]
 
 
 @contextmanager
@@ -66,30 +67,34 @@ def one_turn(base: Any, rows: list[Encoded], way: str) -> tuple[float, float]:
             wall, cpu = time.perf_counter(), time.process_time()
             for start in range(0, len(rows), STEP):
                 batch = collate(rows[start : start + STEP], base.pad_id, base.device, shared=shared)
-                supervised(model, batch).backward()
+                loss = supervised(model, batch)
+                loss.backward()
+            if base.device.type == "cuda":
+                torch.cuda.synchronize()
             return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
     """Multiply-adds counted as two, in GFLOP/s, of a product of the shape that fills most of a step's time."""
-    a, b = torch.randn(512, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+    a, b = torch.randn(512, 576).to(device, dtype), torch.randn(1536, 576).to(device, dtype)
     torch.nn.functional.linear(a, b)
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         torch.nn.functional.linear(a, b)
         count += 1
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return count * 2 * 512 * 576 * 1536 / (time.perf_counter() - started) / 1e9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path")
+    parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--only", choices=["short", "long"])
     given = parser.parse_args()
-    base = load_base_model("smollm2", dtype="bfloat16", device="cpu")
+    base = load_base_model(given.base_model, dtype="bfloat16", device=given.device)
     for name in [given.only] if given.only else ["short", "long"]:
-        rows = encoded(base, given.path, {"short": SHORT, "long": LONG}[name])
+        rows = encoded(base, given, {"short": SHORT, "long": LONG}[name])
         tokens = sum(row.length for row in rows)
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for turn in range(given.turns + 1):
@@ -112,7 +117,7 @@ def main() -> None:
         ]
         print(json.dumps({f"limit, {name}": records}))
         print(table(records), flush=True)
-    rates = {str(dtype): round(matmul_rate(dtype)) for dtype in (torch.bfloat16, torch.float32)}
+    rates = {str(dtype): round(matmul_rate(dtype, base.device)) for dtype in (torch.bfloat16, torch.float32)}
     print(json.dumps({"GFLOP/s of 512 x 576 by 576 x 1536": rates}))
 
 

@@ -1,6 +1,9 @@
 """Scoring of classes against transformers' generate, naive log-likelihoods and lm-evaluation-harness, on SmolLM2.
 
-Usage: python tests/benchmarks/scoring.py PATH/TO/sms_spam.csv [--turns N] [--only CASE]
+Usage: python tests/benchmarks/scoring.py PATH/TO/sms_spam.csv [--turns N] [--only CASE] [--times N]
+       [--base-model NAME] [--device cpu|cuda]
+
+--times: so many times the rows of a case.
 
 "agree" is the share of rows for which a side's best class is that of naive log-likelihoods in float32.
 """
@@ -13,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 from alternate import Side, compare, own, peer, summary, table
-from cases import LONG, SHORT, TWENTY, folder, messages, rendered
+from cases import LONG, SHORT, TWENTY, messages, options, rendered, where
 
 CASES: dict[str, tuple[dict[str, str], list[str], int]] = {
     "2 classes, short": (SHORT, ["ham", "spam"], 64),
@@ -22,15 +25,16 @@ CASES: dict[str, tuple[dict[str, str], list[str], int]] = {
 }
 
 
-def sides(path: str, case: str) -> dict[str, Any]:
+def sides(given: argparse.Namespace, case: str) -> dict[str, Any]:
     """The same prompts and labels for every side."""
     template, answers, rows = CASES[case]
-    frame = messages(path)[3000 : 3000 + rows]
+    rows *= given.times
+    frame = messages(given.path)[3000 : 3000 + rows]
     texts = frame["text"].tolist()
-    job: dict[str, Any] = {"template": template, "texts": texts, "answers": answers, "folder": folder(), "batch": 16}
+    job: dict[str, Any] = {"template": template, "texts": texts, "answers": answers, "batch": 16, **where(given)}
     known = frame.assign(label=[answers[i % len(answers)] for i in range(rows)])
-    job["prompts"] = [prompt for prompt, _ in rendered(known, template)]
-    written = rendered(pd.DataFrame({"text": ["x"] * len(answers), "label": answers}), template)
+    job["prompts"] = [prompt for prompt, _ in rendered(known, template, given.base_model)]
+    written = rendered(pd.DataFrame({"text": ["x"] * len(answers), "label": answers}), template, given.base_model)
     closing = written[0][1].removeprefix(answers[0])  # a label is scored without what closes it
     job["labels"] = [completion.removesuffix(closing) for _, completion in written]
     command = peer("peer_score.py")
@@ -41,13 +45,13 @@ def sides(path: str, case: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path")
+    parser = options(__doc__)
+    parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", choices=[*CASES])
     given = parser.parse_args()
     for case in [given.only] if given.only else CASES:
-        every = sides(given.path, case)
+        every = sides(given, case)
         command, job = every["naive"]
         exact = Side("naive, float32", command, {**job, "dtype": "float32"})
         truth = exact.ask({"turn": 0})["best"]

@@ -1,32 +1,29 @@
 """A search of 6 candidates and 3 folds against the same fits with TRL, in a loop that loads the model for each.
 
-Usage: python tests/benchmarks/searching.py PATH/TO/sms_spam.csv
+Usage: python tests/benchmarks/searching.py PATH/TO/sms_spam.csv [--base-model NAME] [--device cpu|cuda]
 
 A turn is one fold: six fits of LoRA on 32 messages and their scores on 16 others.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 
 from alternate import compare, own, peer, summary, table
-from cases import SHORT, folder, messages, rendered
+from cases import SHORT, messages, options, rendered, where
 
 ROWS, FOLDS = 48, 3
 GRID = {"adapter__r": [4, 8, 16], "learning_rate": [2e-4, 5e-4]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path")
-    given = parser.parse_args()
+    given = options(__doc__).parse_args()
     frame = messages(given.path)[:ROWS]
-    pairs = rendered(frame, SHORT)
+    pairs = rendered(frame, SHORT, given.base_model)
     labels = sorted({completion for _, completion in pairs})
     folds = [[i for i in range(ROWS) if i % FOLDS == fold] for fold in range(FOLDS)]
     job = {"template": SHORT, "rows": frame.to_dict("list"), "folds": folds, "grid": GRID, "batch_size": 8}
-    job |= {"folder": folder(), "pairs": pairs, "labels": labels, "mixed": False}
+    job |= {"pairs": pairs, "labels": labels, "mixed": False, **where(given)}
     found = compare(
         {"llmfit": (own("llmfit_search.py"), job), "TRL in a loop": (peer("peer_search.py"), job)}, turns=FOLDS
     )

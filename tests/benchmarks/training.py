@@ -1,6 +1,7 @@
 """Training against TRL and a plain loop over transformers and peft, on SmolLM2.
 
-Usage: python tests/benchmarks/training.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--only short|long] [--quality]
+Usage: python tests/benchmarks/training.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--batch-size N]
+       [--only short|long] [--quality] [--base-model NAME] [--device cpu|cuda]
 
 With --quality: accuracy on rows that were not trained on, after the same steps on the same rows, three seeds.
 """
@@ -13,20 +14,22 @@ import statistics
 from typing import Any
 
 from alternate import Side, compare, own, peer, summary, table
-from cases import LONG, SHORT, folder, messages, rendered
+from cases import LONG, SHORT, messages, options, rendered, where
 
 TEMPLATES = {"short": SHORT, "long": LONG}
 
 
-def sides(path: str, template: dict[str, Any], rows: int, test: int = 0) -> dict[str, tuple[list[str], dict[str, Any]]]:
+def sides(
+    given: argparse.Namespace, template: dict[str, Any], rows: int, test: int = 0
+) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """The same rows for every side."""
-    every = messages(path)
+    every = messages(given.path)
     train, held = every[:rows], every[3000 : 3000 + test]
-    pairs = rendered(train, template)
-    job: dict[str, Any] = {"batch_size": 8, "folder": folder(), "pairs": pairs, "template": template}
+    pairs = rendered(train, template, given.base_model)
+    job: dict[str, Any] = {"batch_size": given.batch_size, "pairs": pairs, "template": template, **where(given)}
     job["rows"] = train.to_dict("list")
     if test:
-        shown = rendered(held, template)
+        shown = rendered(held, template, given.base_model)
         labels = sorted({completion for _, completion in pairs})
         job |= {"test": held.to_dict("list"), "test_prompts": [prompt for prompt, _ in shown], "labels": labels}
         job["truth"] = [labels.index(completion) for _, completion in shown]
@@ -38,10 +41,10 @@ def sides(path: str, template: dict[str, Any], rows: int, test: int = 0) -> dict
     }
 
 
-def quality(path: str, rows: int = 200, test: int = 200) -> list[dict[str, Any]]:
+def quality(given: argparse.Namespace, rows: int = 200, test: int = 200) -> list[dict[str, Any]]:
     """Accuracy after the same steps, three seeds."""
     records = []
-    for name, (command, job) in sides(path, SHORT, rows, test).items():
+    for name, (command, job) in sides(given, SHORT, rows, test).items():
         if name in ("llmfit", "TRL, mixed precision"):
             side = Side(name, command, job)
             found = [side.ask({"turn": 0, "seed": seed, "evaluate": True}) for seed in range(3)]
@@ -52,20 +55,20 @@ def quality(path: str, rows: int = 200, test: int = 200) -> list[dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path")
+    parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--only", choices=[*TEMPLATES])
     parser.add_argument("--quality", action="store_true")
     given = parser.parse_args()
     if given.quality:
-        records = quality(given.path)
+        records = quality(given)
         print(json.dumps({"training quality": records}))
         print(table(records))
         return
     for name in [given.only] if given.only else TEMPLATES:
-        found = compare(sides(given.path, TEMPLATES[name], given.rows), turns=given.turns)
+        found = compare(sides(given, TEMPLATES[name], given.rows), turns=given.turns)
         records = summary(found, "rows")
         print(json.dumps({f"training, {name}": records}))
         print(table(records), flush=True)

@@ -22,8 +22,13 @@ def label_scores(model: Any, tokenizer: Any, prompts: list[str], labels: list[st
         mask = torch.zeros_like(ids)
         for row, (_, _, p, a) in enumerate(part):  # padded at the left, so that answers stand in the last columns
             ids[row, width - len(p) - len(a) :], mask[row, width - len(p) - len(a) :] = torch.tensor(p + a), 1
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=longest + 1, use_cache=False).logits
-        log_probs = logits.float().log_softmax(-1)
+        logits = model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            logits_to_keep=longest + 1,
+            use_cache=False,
+        ).logits
+        log_probs = logits.float().log_softmax(-1).cpu()
         for row, (i, k, _, a) in enumerate(part):
             places = torch.arange(longest - len(a), longest)
             scores[i, k] = log_probs[row, places, torch.tensor(a)].sum()

@@ -15,7 +15,7 @@ from llmfit.search import FusedGridSearchCV
 def prepare(job: dict[str, Any]) -> Any:
     rows = pd.DataFrame(job["rows"])
     model = llmfit.LLMClassifier(
-        "smollm2",
+        job["base_model"],
         features="text",
         target="label",
         template=job["template"],
@@ -23,7 +23,7 @@ def prepare(job: dict[str, Any]) -> Any:
         epochs=1,
         batch_size=job["batch_size"],
         dtype=job["dtype"],
-        device="cpu",
+        device=job["device"],
         random_state=0,
         verbose=0,
     )

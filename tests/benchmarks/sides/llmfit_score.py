@@ -15,7 +15,9 @@ def prepare(job: dict[str, Any]) -> Any:
     labels = job["answers"]
     known = pd.DataFrame({"text": ["x"] * len(labels), "label": labels})
     settings = {"features": "text", "target": "label", "template": job["template"], "dtype": "bfloat16"}
-    model = llmfit.LLMClassifier("smollm2", adapter=None, **settings, device="cpu", random_state=0, verbose=0)
+    model = llmfit.LLMClassifier(
+        job["base_model"], adapter=None, **settings, device=job["device"], random_state=0, verbose=0
+    )
     model.fit(known)
     order = [list(model.classes_).index(label) for label in labels]
 

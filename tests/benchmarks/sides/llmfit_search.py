@@ -18,7 +18,7 @@ def prepare(job: dict[str, Any]) -> Any:
         held = job["folds"][request["turn"] % len(job["folds"])]
         kept = [i for i in range(len(frame)) if i not in held]
         model = llmfit.LLMClassifier(
-            "smollm2",
+            job["base_model"],
             features="text",
             target="label",
             template=job["template"],
@@ -26,7 +26,7 @@ def prepare(job: dict[str, Any]) -> Any:
             epochs=1,
             batch_size=job["batch_size"],
             dtype="bfloat16",
-            device="cpu",
+            device=job["device"],
             random_state=0,
             verbose=0,
         )

@@ -21,15 +21,15 @@ def prepare(job: dict[str, Any]) -> Any:
         "batch_size": job["batch_size"],
         "learning_rate": 5e-4,
         "dtype": "bfloat16",
-        "device": "cpu",
+        "device": job["device"],
         "verbose": 0,
     }
-    llmfit.LLMClassifier("smollm2", **settings, random_state=0).preview(rows, 1)  # loads the base model
+    llmfit.LLMClassifier(job["base_model"], **settings, random_state=0).preview(rows, 1)  # loads the base model
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         import time
 
-        model = llmfit.LLMClassifier("smollm2", **settings, random_state=request.get("seed", request["turn"]))
+        model = llmfit.LLMClassifier(job["base_model"], **settings, random_state=request.get("seed", request["turn"]))
         wall, cpu = time.perf_counter(), time.process_time()
         model.fit(rows)
         done: dict[str, Any] = {

@@ -19,7 +19,7 @@ def generate(model: Any, tokenizer: Any, job: dict[str, Any]) -> list[int]:
     tokenizer.padding_side = "left"
     for start in range(0, len(order), job["batch"]):
         part = order[start : start + job["batch"]]
-        given = tokenizer([job["prompts"][i] for i in part], return_tensors="pt", padding=True)
+        given = tokenizer([job["prompts"][i] for i in part], return_tensors="pt", padding=True).to(model.device)
         out = model.generate(**given, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         texts = tokenizer.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(part, texts, strict=True):
@@ -31,14 +31,13 @@ def prepare(job: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        job["folder"], dtype=getattr(torch, job.get("dtype", "bfloat16"))
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, job.get("dtype", "bfloat16")))
+    model = model.to(job["device"]).eval()
     if job["peer"] == "harness":
         from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
 
-        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch"], device="cpu")
+        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch"], device=job["device"])
 
     def work(_: dict[str, Any]) -> dict[str, Any]:
         prompts, labels = job["prompts"], job["labels"]

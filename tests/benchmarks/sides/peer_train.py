@@ -45,7 +45,7 @@ def train_trl(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> Any
             max_length=None,
             completion_only_loss=True,
             train_sampling_strategy="group_by_length",
-            use_cpu=True,
+            use_cpu=job["device"] == "cpu",
             bf16=job["mixed"],
             gradient_checkpointing=False,
             report_to="none",
@@ -75,7 +75,7 @@ def train_loop(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> An
         optimizer,
         lambda s: (s + 1) / warm if s < warm else 0.5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm))),
     )
-    mixed = torch.autocast("cpu", dtype=torch.bfloat16) if job["mixed"] else contextlib.nullcontext()
+    mixed = torch.autocast(job["device"], dtype=torch.bfloat16) if job["mixed"] else contextlib.nullcontext()
     wall, cpu, losses = time.perf_counter(), time.process_time(), []
     for step in range(steps):
         part = rows[step * size : (step + 1) * size]
@@ -85,6 +85,7 @@ def train_loop(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> An
         for i, (p, c) in enumerate(part):
             ids[i, : len(p) + len(c)], mask[i, : len(p) + len(c)] = torch.tensor(p + c), 1
             labels[i, len(p) : len(p) + len(c)] = torch.tensor(c)
+        ids, mask, labels = (x.to(job["device"]) for x in (ids, mask, labels))
         with mixed:
             loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
         loss.backward()
@@ -100,7 +101,7 @@ def prepare(job: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    plain = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.bfloat16)
+    plain = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.bfloat16).to(job["device"])
     train = {"trl": train_trl, "loop": train_loop}[job["peer"]]
     tokens = sum(len(tokenizer(p + c)["input_ids"]) for p, c in job["pairs"])
 

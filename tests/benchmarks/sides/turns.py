@@ -16,7 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def peak_mb() -> float:
-    """Peak of resident memory so far, in MB; getrusage would begin with what the process had that started this one."""
+    """Peak of resident memory so far, in MB, or of a GPU's memory where one is at work.
+
+    Of resident memory getrusage would begin with what the process had that started this one.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated() / 1e6)
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text().splitlines()
