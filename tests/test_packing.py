@@ -17,7 +17,7 @@ from llmfit.encoding import Encoded
 from llmfit.exceptions import PackingWarning
 from llmfit.forward import begin, checking, collate, completion_logits, packable, words
 from llmfit.objectives import supervised
-from llmfit.packing import Tree, common_prefix, lay_out, packed
+from llmfit.packing import Tree, attention, common_prefix, lay_out, packed
 
 TASK = "Tell fruit from vehicles, however odd the text may be that somebody wrote about them. " * 3
 ADAPTERS: dict[str, Any] = {
@@ -50,6 +50,14 @@ def with_task(settings: dict[str, Any], **changed: Any) -> llmfit.LLMClassifier:
     return llmfit.LLMClassifier(**{**settings, "target": "label", **own})
 
 
+@pytest.fixture(params=["in groups", "in a table"])
+def attending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attend as on a CPU, or as on a GPU."""
+    if request.param == "in a table":
+        monkeypatch.setattr(attention, "_fits_a_table", lambda *_: True)
+
+
+@pytest.mark.usefixtures("attending")
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("batch_tokens", [400, "auto"])
 def test_a_fit_is_that_of_padded_rows(adapter, batch_tokens, settings, ragged, monkeypatch):
@@ -95,6 +103,7 @@ def test_several_targets_share_their_beginning_too(settings, ragged, monkeypatch
         np.testing.assert_allclose(found[name], own_proba, atol=1e-5)
 
 
+@pytest.mark.usefixtures("attending")
 @pytest.mark.parametrize("adapter", ["lora", None])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("batch_tokens", [500, "auto"])
@@ -162,6 +171,7 @@ def test_what_is_shared_goes_through_the_network_once(settings, ragged, monkeypa
     assert sum(count > len(TASK) for count in seen) == 1  # later batches find its keys and values
 
 
+@pytest.mark.usefixtures("attending")
 @pytest.mark.parametrize("shared", [0, 1, 20, 600])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox", "olmo2", "granite", "cohere", "phi", "mistral"])
 def test_gradients_of_every_family_are_those_of_padded_rows(kind, shared, tiny, tmp_path):
@@ -273,6 +283,7 @@ def test_the_attention_is_as_it_was_afterwards(tiny):
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.usefixtures("attending")
 def test_a_tree_is_every_answer_for_itself(tiny):
     """Tokens (40 50, 40 60 70, 41) as a tree behind a row: each sees the row, and what it goes on from."""
     model = plain_model(tiny)
@@ -288,6 +299,7 @@ def test_a_tree_is_every_answer_for_itself(tiny):
             torch.testing.assert_close(found[place], alone, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("attending")
 @pytest.mark.parametrize("most", [1, 2, 5, 512])
 def test_tries_of_any_size_score_alike(most, tiny):
     model = plain_model(tiny)

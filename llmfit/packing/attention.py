@@ -20,6 +20,7 @@ __all__ = ["PackingError", "packed"]
 
 NAME = "llmfit_packed"  # of the attention, among those of transformers
 LONG = 512  # tokens of a row from which, on a CPU, a fused kernel, which keeps no scores, is worth its copies
+TABLE = 2**24  # pairs of tokens up to which a GPU looks at all of them: 4096 tokens
 REFUSED = ("softcap", "s_aux", "sinks", "position_bias")  # settings of an attention that changes more than the mask
 
 
@@ -96,18 +97,49 @@ def _by_layout(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, dropout: float
 ) -> torch.Tensor:
     """Attend within one packed sequence, its tokens in the first dimension."""
-    queries, keys, values = (_move(x, layout.take, layout.put) for x in (query, key, value))
+    if _fits_a_table(layout, query.device):
+        return _by_table(query, key, value, _shared(module, layout, key, value), layout, dropout)
+    take, put, groups = layout.groups
+    queries, keys, values = (_move(x, take, put) for x in (query, key, value))
     before = _shared(module, layout, keys, values)
     long = LONG if query.device.type == "cpu" else query.shape[-1]  # elsewhere, where copies take less than scores
     parts, start = [], 0
-    for group in layout.groups:
+    for group in groups:
         here = slice(start, start + group.rows * group.width)
         own = queries[here], keys[here], values[here]
         work = _fused if group.width > long else _by_scores
         parts.append(work(*own, before if group.shared else None, group, dropout))
         start = here.stop
     parts.append(parts[-1][:1] * 0)  # the place aside
-    return _move(torch.cat(parts), layout.put, layout.take)
+    return _move(torch.cat(parts), put, take)
+
+
+def _fits_a_table(layout: Layout, device: torch.device) -> bool:
+    return device.type != "cpu" and layout.length * layout.seen <= TABLE
+
+
+def _by_table(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor] | None,
+    layout: Layout,
+    dropout: float,
+) -> torch.Tensor:
+    """Attend at once within the whole sequence, most of whose pairs see nothing of each other: (length, heads, D).
+
+    A device that is quicker than it can be told what to do has one thing to do, and multiplies in vain at no cost.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    q, k, v = (x.transpose(0, 1) for x in (query, key, value))
+    if before is not None and not layout.inline:
+        k, v = (torch.cat([x, y], dim=1) for x, y in zip(before, (k, v), strict=True))
+    k, v = (x.repeat_interleave(repeats, dim=0) for x in (k, v))
+    mask = layout.mask(query.dtype)
+    out = functional.scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=mask, dropout_p=dropout, scale=1.0
+    )
+    return out[0].transpose(0, 1)
 
 
 def _check_settings(module: Any, layout: Layout, settings: dict[str, Any]) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional
 
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
@@ -59,6 +61,23 @@ class Group(NamedTuple):
     visible: torch.Tensor  # (T, T), or (B, T, T) with trees: which key a query sees
 
 
+class Groups(NamedTuple):
+    """The rows in groups, to attend within each.
+
+    Parameters
+    ----------
+    take : Tensor of shape (M,)
+        Place in the sequence of every place of the groups, the last one aside from them.
+    put : Tensor of shape (length,)
+        Place among those of every token of the sequence.
+    each : tuple of Group
+    """
+
+    take: torch.Tensor
+    put: torch.Tensor
+    each: tuple[Group, ...]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the tokens of a packed sequence belong.
@@ -69,16 +88,14 @@ class Layout:
         Tokens of the sequence, padding at its end included: one token of padding at least.
     shared : int
         Tokens that all rows begin with.
+    inline : bool
+        Whether the shared tokens are in the sequence.
     starts, own : tuple of int
         Where each row's own tokens begin in the sequence, and how many they are, a tree aside.
-    longest : int
-        Tokens of the longest row, with all before it.
+    tree : Tree
+        What stands behind every row.
     positions : Tensor of shape (1, length)
         Of each token in its own row.
-    take : Tensor of shape (M,)
-        Place in the sequence of every place of the groups, the last one aside from them.
-    put : Tensor of shape (length,)
-        Place among those of every token of the sequence.
     kept : dict of int to (Tensor, Tensor), or None
         A layer's keys and values of the shared beginning. An empty one is filled; a filled one stands for the tokens,
         which are then not in the sequence. None where the beginning is computed in each pass, with gradients.
@@ -88,20 +105,24 @@ class Layout:
 
     length: int
     shared: int
+    inline: bool
     starts: tuple[int, ...]
     own: tuple[int, ...]
-    longest: int
+    tree: Tree
     positions: torch.Tensor
-    take: torch.Tensor
-    put: torch.Tensor
-    groups: tuple[Group, ...]
     kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     met: set[int] = field(default_factory=set)
+    _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
 
     @property
-    def inline(self) -> bool:
-        """Whether the shared tokens are in the sequence."""
-        return self.shared > 0 and not self.groups[0].shared
+    def longest(self) -> int:
+        """Tokens of the longest row, with all before it."""
+        return self.shared + max(self.own, default=0) + 1 + max(self.tree.depths, default=-1)
+
+    @property
+    def seen(self) -> int:
+        """Tokens that are seen: those of the sequence, and the shared ones where they stand before it."""
+        return self.length if self.inline else self.shared + self.length
 
     def ids(self, rows: Sequence[Ids], pad_id: int) -> torch.Tensor:
         """Write rows, each with what all begin with and a tree behind it, into the sequence: (1, length)."""
@@ -111,6 +132,44 @@ class Layout:
         for row, start in zip(rows, self.starts, strict=True):
             ids[0, start : start + len(row) - self.shared] = torch.tensor(row[self.shared :])
         return ids
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """Make what is added to the scores of all pairs of tokens, (length, seen): -inf where one is not seen."""
+        if dtype not in self._masks:
+            wide = -(-self.seen // PAD_STEP) * PAD_STEP  # rows of kernels begin at multiples
+            mask = torch.full((self.length, wide), -torch.inf, dtype=dtype, device=self.positions.device)
+            self._masks[dtype] = mask[:, : self.seen].masked_fill_(self._visible(), 0)
+        return self._masks[dtype]
+
+    def _visible(self) -> torch.Tensor:
+        """Tell which token sees which: (length, seen)."""
+        owner, until = torch.full((self.length,), -1), torch.full((self.length,), self.length)
+        for row, (start, own) in enumerate(zip(self.starts, self.own, strict=True)):
+            answer = start + own
+            owner[start : answer + len(self.tree.ends)] = row
+            until[answer : answer + len(self.tree.ends)] = torch.tensor(self.tree.ends) + answer
+        owner, until = (x.to(self.positions.device, non_blocking=True) for x in (owner, until))
+        place = torch.arange(self.length, device=owner.device)
+        causal = place <= place[:, None]
+        sees = causal & (owner == owner[:, None]) & (place[:, None] < until)
+        if self.inline:
+            return sees | (causal & (place < self.shared))
+        return functional.pad(sees, (self.shared, 0), value=True)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The rows in groups of like length."""
+        totals = [own + len(self.tree.depths) for own in self.own]
+        inline = self.shared if self.inline else 0
+        take, groups = _group(totals, self.own, self.starts, self.tree, inline, self.shared)
+        places = torch.cat([*take, torch.tensor([-1])])
+        places[places < 0] = self.length - 1
+        put = torch.full((self.length,), len(places) - 1)
+        real = places < self.length - 1
+        put[places[real]] = torch.arange(len(places))[real]
+        device = self.positions.device
+        each = (group._replace(visible=group.visible.to(device, non_blocking=True)) for group in groups)
+        return Groups(places.to(device, non_blocking=True), put.to(device, non_blocking=True), tuple(each))
 
 
 class Layouts(NamedTuple):
@@ -146,29 +205,21 @@ def lay_out(
         See :class:`Layout`.
     """
     tree = tree or Tree()
-    inline = 0 if kept else shared
-    totals = [length + len(tree.depths) for length in lengths]
-    starts, end = [], inline
-    for total in totals:
+    inline = shared > 0 and not kept
+    starts, end = [], shared if inline else 0
+    for own in lengths:
         starts.append(end)
-        end += total
+        end += own + len(tree.depths)
     length = -(-(end + 1) // PAD_STEP) * PAD_STEP
     positions = torch.zeros(length, dtype=torch.long)
-    positions[:inline] = torch.arange(inline)
+    if inline:
+        positions[:shared] = torch.arange(shared)
     for start, own in zip(starts, lengths, strict=True):
         positions[start : start + own] = torch.arange(shared, shared + own)
         behind = torch.tensor(tree.depths, dtype=torch.long) + shared + own
         positions[start + own : start + own + len(behind)] = behind
-    take, groups = _group(totals, lengths, starts, tree, inline, shared)
-    places = torch.cat([*take, torch.tensor([-1])])
-    places[places < 0] = length - 1
-    put = torch.full((length,), len(places) - 1)
-    real = places < length - 1
-    put[places[real]] = torch.arange(len(places))[real]
-    there, take_on, put_on = (tensor.to(device, non_blocking=True) for tensor in (positions[None], places, put))
-    groups = [group._replace(visible=group.visible.to(device, non_blocking=True)) for group in groups]
-    longest = shared + max(lengths, default=0) + 1 + max(tree.depths, default=-1)
-    return Layout(length, shared, tuple(starts), tuple(lengths), longest, there, take_on, put_on, tuple(groups), kept)
+    there = positions[None].to(device, non_blocking=True)
+    return Layout(length, shared, inline, tuple(starts), tuple(lengths), tree, there, kept)
 
 
 def _group(
