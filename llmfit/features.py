@@ -193,7 +193,7 @@ def resolve_features(
     check_columns(kinds, frame, owner)
     _check_binary([name for name, kind in kinds.items() if kind == "binary"], frame)
     return tuple(
-        Feature(name, kind or _feature_kind(frame[name]), _is_whole(frame[name])) for name, kind in kinds.items()
+        Feature(name, kind or _feature_kind(frame[name]), is_whole(frame[name])) for name, kind in kinds.items()
     )
 
 
@@ -205,7 +205,7 @@ def _check_binary(names: Sequence[str], frame: pd.DataFrame) -> None:
             raise DataError(f"The feature {name!r} is declared as 'binary', but has {distinct} distinct values.")
 
 
-def _is_whole(column: pd.Series) -> bool:
+def is_whole(column: pd.Series) -> bool:
     """Tell integers, also where pandas holds them as floats because some are missing."""
     dtype = column.dtype
     if pd.api.types.is_float_dtype(dtype) and column.isna().any():

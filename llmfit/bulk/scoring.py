@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,11 +39,14 @@ class Answering(NamedTuple):
         The columns of answers, and their kinds of llmfit.files.KINDS.
     digest : str
         Of all that decides the answers.
+    reads : dict of column to str
+        What columns of the rows are known to hold: kinds of llmfit.files.KINDS.
     """
 
     answer: Callable[[pd.DataFrame], dict[str, list[Any]]]
     kinds: dict[str, str]
     digest: str
+    reads: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def score_files(
     -------
     Scored
     """
-    kept, kinds = _columns(source, keep, answering.kinds)
+    kept, kinds = _columns(source, keep, answering)
     answering.answer(_no_rows(source))  # what is wrong with the columns is wrong with all rows
     writer = make_writer(output, kinds)
     run = {
@@ -159,19 +162,24 @@ def score_files(
     return Scored(state.rows, state.bad, output.name, errors.name if errors is not None and state.bad else None)
 
 
-def _columns(source: Source, keep: Sequence[str] | None, answers: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
+def _columns(source: Source, keep: Sequence[str] | None, answering: Answering) -> tuple[list[str], dict[str, Any]]:
     """Say which columns of the input are written, and all columns of the output."""
     kept = list(source.kinds) if keep is None else list(keep)
     for name in kept:
         if name not in source.kinds:
             raise DataError(f"keep names the column {name!r}, but the input has only {quoted(source.kinds)}.")
     number = {} if keep is None else {ROW: "int"}
-    twice = [name for name in kept if name in answers or name in number]
+    twice = [name for name in kept if name in answering.kinds or name in number]
     if twice:
         raise DataError(
             f"The input has the column {twice[0]!r} already, which the output is to have. Leave it out with keep."
         )
-    return kept, {**number, **{name: source.kinds[name] for name in kept}, **answers}
+    copied = {name: "text" if source.textual and _is_text(name, answering) else source.kinds[name] for name in kept}
+    return kept, {**number, **copied, **answering.kinds}
+
+
+def _is_text(name: str, answering: Answering) -> bool:
+    return answering.reads.get(name) == "text"
 
 
 def _no_rows(source: Source) -> pd.DataFrame:
@@ -262,14 +270,15 @@ def _answered(
     gathered: Callable[[], Any],
 ) -> tuple[dict[str, list[Any]], list[Bad]]:
     """Answer a chunk: the columns of the output, and the rows that have no answer."""
+    frame = chunk.read_as(answering.reads)
     with gathered():
-        answers, reasons = _halving(chunk.frame, 0, answering)
-    good = [place for place in range(len(chunk.frame)) if place not in reasons]
-    rows = chunk.frame.index
+        answers, reasons = _halving(frame, 0, answering)
+    good = [place for place in range(len(frame)) if place not in reasons]
+    rows = frame.index
     columns: dict[str, list[Any]] = {ROW: [int(rows[place]) for place in good]} if numbered else {}
     for name in kept:
-        typed = chunk.textual and not writer.textual
-        cells = plain_values(chunk.frame[name]) if typed else chunk.cells[name]
+        typed = frame if _is_text(name, answering) else chunk.frame
+        cells = plain_values(typed[name]) if chunk.textual and not writer.textual else chunk.cells[name]
         columns[name] = [cells[place] for place in good]
     bad = [Bad(int(rows[place]), *chunk.spots[place], reason) for place, reason in reasons.items()]
     return {**columns, **answers}, sorted([*chunk.bad, *bad])

@@ -45,13 +45,15 @@ def predict(given: Any) -> int:
 
 def evaluate(given: Any) -> None:
     """Measure a model."""
-    from llmfit.files import read_table
+    from llmfit.estimators.filing import read_as
+    from llmfit.files import find_inputs
 
     suffix = Path(given.output).suffix.lower() if given.output else ""
     if given.output and suffix not in (".html", ".json"):
         raise ParameterError(f"The report {given.output!r} must end in .html or .json.")
-    frame = read_table(given.data, format=given.format)
+    find_inputs(given.data, format=given.format)
     estimator = _load(given)
+    frame = read_as(estimator, given.data, format=given.format)
     if suffix == ".html":
         from llmfit.report import write_report
 

@@ -17,14 +17,14 @@ __all__ = ["demo", "fit", "preview", "search"]
 
 def fit(given: Any) -> None:
     """Train a model and save it."""
-    from llmfit.files import read_table
+    from llmfit.files import kinds_of, read_table
 
     _check_folder(given.output)
     estimator = _from_config(given)
     if _is_search(estimator):
         raise ParameterError(f"The config {given.config!r} has hyperopt, which is a search. Run: llmfit search.")
     frame = read_table(given.data, format=given.format)
-    known = {"eval_set": read_table(given.eval, format=given.format)} if given.eval else {}
+    known = {"eval_set": read_table(given.eval, format=given.format, kinds=kinds_of(frame))} if given.eval else {}
     estimator.fit(frame, **known)
     estimator.save(given.output)
     say(f"{len(frame)} row(s) learned; the model is in {given.output!r}.")
@@ -56,16 +56,17 @@ def search(given: Any) -> None:
 def preview(given: Any) -> None:
     """Show prompts."""
     import llmfit
+    from llmfit.estimators.filing import read_as
     from llmfit.files import read_table
 
     if Path(given.config).is_dir():
         estimator = llmfit.load(given.config, verbose=0, **{n.replace(".", "__"): v for n, v in given.settings})
+        frame = read_as(estimator, given.data, format=given.format)
     else:
         estimator = _from_config(given)
-    estimator = estimator.estimator if _is_search(estimator) else estimator
-    for number, row in enumerate(
-        estimator.preview(read_table(given.data, format=given.format), given.rows).itertuples()
-    ):
+        estimator = estimator.estimator if _is_search(estimator) else estimator
+        frame = read_table(given.data, format=given.format)
+    for number, row in enumerate(estimator.preview(frame, given.rows).itertuples()):
         put(f"--- row {number}: {row.prompt_tokens} + {row.completion_tokens} tokens, {row.cut} character(s) cut")
         put(f"{row.prompt}[{row.completion}]\n")
 

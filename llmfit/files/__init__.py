@@ -6,7 +6,7 @@ whole file, so that no chunk reads a cell otherwise than another. Knows no estim
 
 from llmfit.files.paths import FORMATS, Place, find_inputs, find_output
 from llmfit.files.tables import Bad, Chunk, Source, open_source, read_table
-from llmfit.files.types import KINDS
+from llmfit.files.types import KINDS, kinds_of
 from llmfit.files.writing import Writer, cell_text, make_writer, plain_values
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "cell_text",
     "find_inputs",
     "find_output",
+    "kinds_of",
     "make_writer",
     "open_source",
     "plain_values",

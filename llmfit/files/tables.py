@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import pandas as pd
 from llmfit.exceptions import DataError, quoted, reason
 from llmfit.files.paths import Place, find_inputs
 from llmfit.files.records import RECORDS, Record
-from llmfit.files.types import Column
+from llmfit.files.types import Column, as_kind, kinds_of
 
 __all__ = ["Bad", "Chunk", "Source", "open_source", "read_table"]
 
@@ -75,6 +75,14 @@ class Chunk:
     spots: list[tuple[str, int | None]]
     bad: list[Bad]
     textual: bool = False
+
+    def read_as(self, kinds: Mapping[str, str]) -> pd.DataFrame:
+        """Take the rows, columns that `kinds` names as what they are known to hold, whatever else the files have."""
+        frame = self.frame.copy(deep=False)
+        for name, known in kinds_of(self.frame).items():
+            if kinds.get(name, known) != known:
+                frame[name] = as_kind(kinds[name], self.cells[name], textual=self.textual)
+        return frame
 
 
 class Source(ABC):
@@ -313,7 +321,12 @@ def open_source(given: Any, *, format: str | None = None) -> Source:  # noqa: A0
     return SOURCES.get(places[0].format, _Records)(places)
 
 
-def read_table(given: Any, *, format: str | None = None) -> pd.DataFrame:  # noqa: A002 - as above
+def read_table(
+    given: Any,
+    *,
+    format: str | None = None,  # noqa: A002 - as above
+    kinds: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """Read files whole, as one frame.
 
     Parameters
@@ -322,6 +335,8 @@ def read_table(given: Any, *, format: str | None = None) -> pd.DataFrame:  # noq
         Paths, globs, or ``-`` for standard input.
     format : str or None, default=None
         "csv", "tsv", "json", "jsonl", "parquet" or "excel"; None takes it from each name, and CSV for standard input.
+    kinds : dict of column to str or None, default=None
+        What columns are known to hold, as :func:`llmfit.files.kinds_of` says it of a frame: they are read so.
 
     Returns
     -------
@@ -348,7 +363,7 @@ def read_table(given: Any, *, format: str | None = None) -> pd.DataFrame:  # noq
     for chunk in source.chunks(SCANNED):
         for bad in chunk.bad:
             raise DataError(f"{bad.where}: {bad.reason}")
-        frames.append(chunk.frame)
+        frames.append(chunk.read_as(kinds or {}))
     if not frames:
         return pd.DataFrame({name: [] for name in source.kinds})
     return pd.concat(frames, ignore_index=True)
