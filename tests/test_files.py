@@ -280,7 +280,8 @@ def test_names_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError) as wrong:
         find_output("x.json")
     assert str(wrong.value) == (
-        "'x.json' cannot be written: predictions are written as 'csv', 'tsv', 'jsonl', 'parquet'."
+        "'x.json' cannot be written: its name must end in one of '.csv', '.tsv', '.tab', '.jsonl', '.ndjson', "
+        "'.parquet', '.pq', each of the first 5 also with '.gz'."
     )
 
 

@@ -75,13 +75,16 @@ class _Pipe:
 
     def __init__(self, errors: Place | None) -> None:
         self.state = State()
-        self._errors = errors.path.open("wb") if errors is not None else None
+        self._place, self._errors = errors, None
+        if errors is not None:
+            errors.path.unlink(missing_ok=True)  # of a run before; it is there only if there are such rows
 
     def append(self, content: bytes, errors: bytes = b"", *, rows: int = 0, bad: int = 0) -> None:
         """Write rows."""
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-        if self._errors is not None:
+        if errors and self._place is not None:
+            self._errors = self._errors or self._place.path.open("wb")
             self._errors.write(errors)
             self._errors.flush()
         self.state.rows += rows
@@ -220,7 +223,10 @@ def check_free(output: Place, errors: Place | None, *, resume: bool, overwrite: 
     """
     if resume and overwrite:
         raise ParameterError("resume=True goes on with an earlier run, overwrite=True begins anew. Pass one of them.")
-    if overwrite or output.name == STANDARD or errors is None:
+    if output.name == STANDARD or errors is None:
+        _check_free_beside(errors, resume=resume, overwrite=overwrite)
+        return
+    if overwrite:
         return
     before = Journal(output.path, errors.path).read()
     if resume:
@@ -235,9 +241,25 @@ def check_free(output: Place, errors: Place | None, *, resume: bool, overwrite: 
             f"{output.name!r} was begun by an earlier run, which did {before.rows} row(s). Pass resume=True to go on, "
             "or overwrite=True to begin anew."
         )
-    for place in (output, errors):
-        if place.path.exists():
-            raise DataError(f"{place.name!r} exists: nothing was written. Pass overwrite=True, or name another file.")
+    _check_gone(output)
+    _check_gone(errors)
+
+
+def _check_free_beside(errors: Place | None, *, resume: bool, overwrite: bool) -> None:
+    """As :func:`check_free`, where the output is standard output."""
+    if resume:
+        raise ParameterError("resume=True needs an output that is a file: what went to standard output is not kept.")
+    if overwrite and errors is None:
+        raise ParameterError(
+            "overwrite=True has nothing to write over: the output is standard output, and no file of errors is named."
+        )
+    if errors is not None and not overwrite:
+        _check_gone(errors)
+
+
+def _check_gone(place: Place) -> None:
+    if place.path.exists():
+        raise DataError(f"{place.name!r} exists: nothing was written. Pass overwrite=True, or name another file.")
 
 
 def _check_same(output: Place, before: State, run: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from llmfit.features import label_text
 if TYPE_CHECKING:
     from llmfit.bulk import Scored
 
-__all__ = ["Filed", "read_as"]
+__all__ = ["Filed", "find_places", "read_as"]
 
 # Parameters that decide answers after `fit`; the others have shaped it, or are a matter of speed.
 DECISIVE = ("device", "dtype", "generation", "quantization", "random_state")
@@ -107,8 +107,8 @@ class Filed:
         ...     clf.predict_files(f"{folder}/reviews.csv", f"{folder}/scores.csv").rows
         3
         """
-        from llmfit.bulk import check_free, score_files
-        from llmfit.files import find_output, open_source
+        from llmfit.bulk import score_files
+        from llmfit.files import open_source
 
         check_is_fitted(self)
         for name, value in {"proba": proba, "resume": resume, "overwrite": overwrite, "strict": strict}.items():
@@ -116,9 +116,7 @@ class Filed:
         check_int("chunk_rows", "predict_files", chunk_rows, least=1)
         if keep is not None and (isinstance(keep, str) or not all(isinstance(name, str) for name in keep)):
             raise parameter_error("keep", "predict_files", "None or a list of column names", keep)
-        place = find_output(output)
-        where = _errors_place(errors, place)
-        check_free(place, where, resume=resume, overwrite=overwrite)  # before much is read
+        place, where = find_places(output, errors, resume=resume, overwrite=overwrite)  # before much is read
         answering = _answering(self, proba)
         source = open_source(inputs, format=format)
         _check_apart(source, place, where)
@@ -165,6 +163,17 @@ def _bar(estimator: Any, total: int) -> Any:
     return bar
 
 
+def find_places(output: Any, errors: Any, *, resume: bool = False, overwrite: bool = False) -> tuple[Any, Any]:
+    """Find where output and errors are to go, and refuse places that are taken; see :meth:`Filed.predict_files`."""
+    from llmfit.bulk import check_free
+    from llmfit.files import find_output
+
+    place = find_output(output)
+    where = _errors_place(errors, place)
+    check_free(place, where, resume=resume, overwrite=overwrite)
+    return place, where
+
+
 def _errors_place(given: Any, output: Any) -> Any:
     from llmfit.files import find_output
     from llmfit.files.paths import STANDARD
@@ -177,6 +186,8 @@ def _errors_place(given: Any, output: Any) -> Any:
     place = find_output(given)
     if place.format == "parquet" or place.name == STANDARD:
         raise parameter_error("errors", "predict_files", "a CSV, TSV or JSONL file", given)
+    if output.name != STANDARD and place.path.resolve() == output.path.resolve():
+        raise DataError(f"{place.name!r} was to be the output and the file of errors. Name another file.")
     return place
 
 

@@ -144,7 +144,10 @@ def _check_base(estimator: Any) -> None:
     """Look for the base model and compare it with the one of the fit, without loading it."""
     from llmfit.sources import find_source
 
-    now, then = find_source(estimator.base_model).fingerprint, estimator.base_model_["fingerprint"]
+    try:
+        now, then = find_source(estimator.base_model).fingerprint, estimator.base_model_["fingerprint"]
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{error} Pass base_model= to say where it lies now.") from error
     if now != then:
         raise ModelLoadError(
             f"The base model {str(estimator.base_model)!r} is not the one that was fitted: its fingerprint is {now}, "

@@ -4,7 +4,7 @@ Takes paths, globs and ``-``; gives frames, and the rows that cannot be read wit
 whole file, so that no chunk reads a cell otherwise than another. Knows no estimator.
 """
 
-from llmfit.files.paths import FORMATS, Place, find_inputs, find_output
+from llmfit.files.paths import FORMATS, Place, check_writable, find_inputs, find_output
 from llmfit.files.tables import Bad, Chunk, Source, open_source, read_table
 from llmfit.files.types import KINDS, kinds_of
 from llmfit.files.writing import Writer, cell_text, make_writer, plain_values
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "Writer",
     "cell_text",
+    "check_writable",
     "find_inputs",
     "find_output",
     "kinds_of",
