@@ -6,19 +6,20 @@ until that row stands alone, so that the others are. Knows no model.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pandas as pd
 
 from llmfit.bulk.journal import Journal, State
 from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, quoted, warn
-from llmfit.files import Bad, Chunk, Place, Source, Writer, make_writer, plain_values
+from llmfit.files import Bad, Chunk, Place, Source, Writer, is_binary, make_writer, plain_values
 from llmfit.files.paths import STANDARD
 
 __all__ = ["Answering", "Scored", "check_free", "score_files"]
@@ -75,7 +76,8 @@ class _Pipe:
 
     def __init__(self, errors: Place | None) -> None:
         self.state = State()
-        self._place, self._errors = errors, None
+        self._place = errors
+        self._errors: IO[bytes] | None = None
         if errors is not None:
             errors.path.unlink(missing_ok=True)  # of a run before; it is there only if there are such rows
 
@@ -138,12 +140,14 @@ def score_files(
     """
     kept, kinds = _columns(source, keep, answering)
     answering.answer(_no_rows(source))  # what is wrong with the columns is wrong with all rows
+    _check_form(output, kinds)
     writer = make_writer(output, kinds)
     run = {
         "inputs": source.digest(),
         "model": answering.digest,
         **settings,
         "keep": None if keep is None else list(keep),
+        "errors": _named_from(errors, output),
     }
     with _writing(output):
         sink = _begin(output, errors, run, writer, resume=resume, overwrite=overwrite)
@@ -185,6 +189,23 @@ def _is_text(name: str, answering: Answering) -> bool:
     return answering.reads.get(name) == "text"
 
 
+def _check_form(output: Place, kinds: Mapping[str, Any]) -> None:
+    """Refuse columns for which the output has no form."""
+    for name, kind in kinds.items():
+        if output.format != "parquet" and is_binary(kind):
+            raise DataError(
+                f"The column {name!r} is binary, which {output.format} cannot hold. Leave it out with keep, or write "
+                "Parquet."
+            )
+
+
+def _named_from(errors: Place | None, output: Place) -> str | None:
+    """Name the file of errors as it is seen from the output: both may move together."""
+    if errors is None or output.name == STANDARD:
+        return None
+    return os.path.relpath(errors.path.absolute(), output.path.absolute().parent)
+
+
 def _no_rows(source: Source) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series([], dtype=object) for name in source.kinds})
 
@@ -205,7 +226,7 @@ def _begin(
         return journal
     _check_same(output, before, run)
     if before.done:
-        _check_whole(output, journal, before)
+        _check_whole(output, errors, journal, before)
     else:
         journal.go_on(before)
     return journal
@@ -235,8 +256,10 @@ def check_free(output: Place, errors: Place | None, *, resume: bool, overwrite: 
                 f"{output.name!r} exists and has no manifest: it cannot be resumed. Pass overwrite=True, or name "
                 "another file."
             )
+        if before is None:
+            _check_gone(errors)
         return
-    if before is not None and not before.done:
+    if before is not None and not before.done and before.rows:
         raise DataError(
             f"{output.name!r} was begun by an earlier run, which did {before.rows} row(s). Pass resume=True to go on, "
             "or overwrite=True to begin anew."
@@ -273,12 +296,11 @@ def _check_same(output: Place, before: State, run: dict[str, Any]) -> None:
             )
 
 
-def _check_whole(output: Place, journal: Journal, before: State) -> None:
-    """Leave a run that is done as it is, as long as its output is there."""
-    if not output.path.is_file():
-        raise DataError(
-            f"{output.name!r} was finished by an earlier run, and is gone. Pass overwrite=True to begin anew."
-        )
+def _check_whole(output: Place, errors: Place, journal: Journal, before: State) -> None:
+    """Leave a run that is done as it is, as long as its files are as it left them."""
+    for path, how in journal.changed(before).items():
+        name = output.name if path == journal.output else errors.name
+        raise DataError(f"{name!r} was finished by an earlier run, and {how}. Pass overwrite=True to begin anew.")
     journal.state = before
     journal.tidy()
 
