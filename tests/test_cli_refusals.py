@@ -165,6 +165,11 @@ class TestWithoutEffect:
             )
             assert said.endswith("Did you mean 'device'?") == (key == "devise" and "device" in usable)
 
+    def test_a_value_that_cannot_be_is_a_sentence(self, saved: Path, place: Path, capsys: Any) -> None:
+        assert refused(capsys, "evaluate", saved, "rows.csv", "--set", "batch_tokens=abc") == (
+            "The 'batch_tokens' parameter of the estimator must be 'auto' or an int >= 1. Got 'abc' instead."
+        )
+
     def test_generation_is_refused_where_nothing_is_generated(
         self, saved: Path, place: Path, tiny: str, frame: pd.DataFrame, capsys: Any
     ) -> None:
@@ -242,3 +247,22 @@ class TestSentences:
         assert said.startswith(f"The base model {name!r} ")
         assert said.endswith(". Pass --base-model to say where it lies now.")
         assert main(["evaluate", "../../here/model", "../../rows.csv", "-q", "--base-model", f"../../here/{name}"]) == 0
+
+
+class TestConfigs:
+    @pytest.mark.parametrize(("name", "text"), [("c.json", '{"epochs": 2}'), ("c.yaml", "epochs: 2")])
+    def test_a_byte_order_mark_is_no_part_of_a_config(self, name: str, text: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert llmfit.config.from_config([{"estimator": "LLMClassifier"}, tmp_path / name]).epochs == 2
+
+    @pytest.mark.parametrize("twice", ["input_features", "output_features"])
+    def test_features_of_one_name_are_refused(self, twice: str) -> None:
+        config = {"base_model": "x", "input_features": [{"name": "a", "type": "text"}]}
+        config["output_features"] = [{"name": "b", "type": "category"}]
+        config[twice] = [*config[twice], config[twice][0]]
+        with pytest.raises(llmfit.exceptions.ParameterError) as caught:
+            llmfit.from_config(config)
+        name = config[twice][0]["name"]
+        assert str(caught.value) == (
+            f"The config's '{twice}[1]' names the column '{name}', as another before it does. Drop one."
+        )

@@ -16,6 +16,7 @@ from llmfit.cli import main
 from llmfit.estimators.filing import read_as
 from llmfit.exceptions import DataError
 from llmfit.files import KINDS, kinds_of, open_source, read_table
+from llmfit.persistence import from_json
 
 WAYS = ["csv", "tsv", "jsonl", "parquet"]
 
@@ -141,6 +142,19 @@ class TestFeatures:
 
 
 class TestWhatIsKept:
+    def test_a_model_of_an_earlier_version_is_read_as_far_as_it_tells(
+        self, labelled: Any, settings: Any, tmp_path: Path
+    ) -> None:
+        from llmfit.estimators.saving import _fitted_to_json, _restore
+
+        frame = pd.DataFrame({"text": list("abcd"), "n": [1, 2, 3, 4], "r": [0.5] * 4, "label": ["x", "y"] * 2})
+        clf = llmfit.LLMClassifier(**settings, target="label").fit(frame)
+        clf.save(tmp_path / "model")
+        fitted = from_json(_fitted_to_json(clf))
+        assert fitted.pop("columns") == {"text": "text", "n": "int", "r": "float", "label": "text"}
+        _restore(clf, tmp_path / "model", fitted)
+        assert clf._columns == {"n": "int", "r": "float"}
+
     def test_a_saved_model_knows_them(self, settings: Any, tmp_path: Path) -> None:
         frame = pd.DataFrame(
             {
