@@ -16,7 +16,6 @@ __all__ = ["in_words_of_options", "put", "put_measures", "put_pairs", "say"]
 OPTIONS = {
     "overwrite=True": "--overwrite",
     "resume=True": "--resume",
-    "strict=True": "--strict",
     "overwrite.": "--overwrite.",
     "errors=": "--errors",
     "with keep.": "with --keep.",
