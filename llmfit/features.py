@@ -62,6 +62,8 @@ class Feature:
         """
         missing = column.isna().to_numpy()
         values = _values(column)
+        if column.dtype == object:
+            _check_no_bytes(column, values)
         if self.kind == "number":
             _check_numbers(column, missing)
         write = _text_of_set if self.kind == "set" else label_text if self.whole else _text
@@ -102,6 +104,15 @@ def _text_of_set(value: Any) -> str:
     return ", ".join(sorted(texts) if isinstance(value, set | frozenset) else texts)
 
 
+def _check_no_bytes(column: pd.Series, values: np.ndarray) -> None:
+    for row, value in enumerate(values):
+        if isinstance(value, bytes):
+            raise DataError(
+                f"{row_name(row, column.index)}: the column {column.name!r} holds bytes, which are no text. Decode "
+                f"them first, for example with df[{column.name!r}].str.decode('utf-8')."
+            )
+
+
 def _check_numbers(column: pd.Series, missing: np.ndarray) -> None:
     bad = pd.to_numeric(column, errors="coerce").isna().to_numpy() & ~missing
     if bad.any():
@@ -126,6 +137,8 @@ def label_text(value: Any) -> str:
         return str(int(value))
     if isinstance(value, numbers.Real) and float(value).is_integer():
         return str(int(float(value)))
+    if isinstance(value, bytes):
+        raise DataError(f"The label {value!r} is bytes, which are no text. Decode the column that holds it.")
     return str(value)
 
 
@@ -193,7 +206,7 @@ def resolve_features(
     check_columns(kinds, frame, owner)
     _check_binary([name for name, kind in kinds.items() if kind == "binary"], frame)
     return tuple(
-        Feature(name, kind or _feature_kind(frame[name]), _is_whole(frame[name])) for name, kind in kinds.items()
+        Feature(name, kind or _feature_kind(frame[name]), is_whole(frame[name])) for name, kind in kinds.items()
     )
 
 
@@ -205,7 +218,7 @@ def _check_binary(names: Sequence[str], frame: pd.DataFrame) -> None:
             raise DataError(f"The feature {name!r} is declared as 'binary', but has {distinct} distinct values.")
 
 
-def _is_whole(column: pd.Series) -> bool:
+def is_whole(column: pd.Series) -> bool:
     """Tell integers, also where pandas holds them as floats because some are missing."""
     dtype = column.dtype
     if pd.api.types.is_float_dtype(dtype) and column.isna().any():

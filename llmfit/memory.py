@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llmfit.exceptions import MemoryWarning, OutOfMemoryError
+from llmfit.exceptions import MemoryWarning, OutOfMemoryError, check_int
 from llmfit.exceptions import warn as tell
 
 __all__ = ["auto_budget", "halved", "is_out_of_memory", "one_memory_error"]
@@ -24,7 +24,9 @@ AUTO_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}
 
 def auto_budget(batch_tokens: Any, device: torch.device) -> int:
     """Resolve the token budget of a forward pass: a number, or "auto" by device."""
-    return AUTO_TOKENS.get(device.type, 4096) if batch_tokens == "auto" else int(batch_tokens)
+    if batch_tokens == "auto":
+        return AUTO_TOKENS.get(device.type, 4096)
+    return check_int("batch_tokens", "the estimator", batch_tokens, least=1, other="'auto' or ")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -119,6 +119,15 @@ class TestOutput:
         assert b.columns.tolist() == ["row", "label_predicted"]
         assert read_table(tmp_path / "bad.jsonl")["row"].tolist() == [6, 19, 32, 45, 58]
 
+    def test_half_a_surrogate_pair_is_an_error_of_its_row(self, fake: Any, tmp_path: Path) -> None:
+        lines = ['{"size": 1, "weight": 2, "id": "\\ud800"}', '{"size": 1, "weight": 2, "id": "x"}']
+        (tmp_path / "in.jsonl").write_text("\n".join(lines))
+        assert fake.predict_files(tmp_path / "in.jsonl", tmp_path / "out.jsonl").bad_rows == 1
+        assert read_table(tmp_path / "out.jsonl")["id"].tolist() == ["x"]
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(tmp_path / "in.jsonl", tmp_path / "strict.jsonl", strict=True)
+        assert str(caught.value) == "'in.jsonl', line 1: it holds half of a surrogate pair, which is no character."
+
     def test_no_rows_give_a_head_alone(self, fake: Any, tmp_path: Path) -> None:
         (tmp_path / "in.csv").write_text("size,weight\n")
         assert fake.predict_files(tmp_path / "in.csv", tmp_path / "out.csv").rows == 0
@@ -372,6 +381,55 @@ class TestResume:
             "begin anew."
         )
 
+    @pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.jsonl.gz"])
+    @pytest.mark.parametrize("which", ["output", "errors"])
+    @pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+    def test_a_run_that_is_done_is_looked_at(
+        self, name: str, which: str, how: str, fake: Any, table: Path, tmp_path: Path
+    ) -> None:
+        scored = fake.predict_files(table, tmp_path / name)
+        path = Path(scored.output if which == "output" else scored.errors)
+        content = path.read_bytes()
+        if how == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(content[:-9] if how == "cut" else content[:-9] + b"#" + content[-8:])
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, tmp_path / name, resume=True)
+        assert str(caught.value) == (
+            f"{str(path)!r} was finished by an earlier run, and {'is gone' if how == 'gone' else 'was changed since'}. "
+            "Pass overwrite=True to begin anew."
+        )
+        path.write_bytes(content)
+        assert fake.predict_files(table, tmp_path / name, resume=True) == scored
+
+    def test_a_run_that_did_no_row_leaves_nothing_to_go_on_with(self, fake: Any, table: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out.csv"
+        with pytest.raises(DataError, match="line 8"):
+            fake.predict_files(table, out, strict=True)
+        assert fake.predict_files(table, out).bad_rows == 5
+        assert sorted(files_of(tmp_path)) == ["in.csv", "out.csv", "out.csv.manifest.json", "out.errors.csv"]
+
+    def test_the_file_of_errors_belongs_to_the_run(self, fake: Any, table: Path, monkeypatch: Any) -> None:
+        out = self.stopped(fake, table, monkeypatch)
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, out, chunk_rows=7, resume=True, errors=table.parent / "bad.csv")
+        assert str(caught.value) == (
+            f"{str(out)!r} was begun with errors='out.errors.csv', not errors='bad.csv': it cannot go on. Pass "
+            "overwrite=True to begin anew."
+        )
+        fake.predict_files(table, out, chunk_rows=7, resume=True)
+
+    def test_a_file_of_errors_that_no_run_wrote_is_not_written_over(self, fake: Any, table: Path) -> None:
+        errors = table.parent / "out.errors.csv"
+        errors.write_text("mine")
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, table.parent / "out.csv", resume=True)
+        assert str(caught.value) == (
+            f"{str(errors)!r} exists: nothing was written. Pass overwrite=True, or name another file."
+        )
+        assert errors.read_text() == "mine"
+
     def test_what_is_there_is_not_written_over(self, fake: Any, table: Path, tmp_path: Path) -> None:
         out = tmp_path / "out.csv"
         exists = "exists: nothing was written. Pass overwrite=True, or name another file."
@@ -466,6 +524,32 @@ class TestRefusals:
             "The input has the column 'label_predicted' already, which the output is to have. Leave it out with keep."
         )
         fake.predict_files(tmp_path / "in.csv", tmp_path / "out.csv", keep=["size"])
+
+    def test_bytes_are_no_text(self, settings: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
+        frame = frame[["text", "label"]].assign(raw=[text.encode() for text in frame["text"]])
+        frame.to_parquet(tmp_path / "in.parquet")
+        clf = llmfit.LLMClassifier(**settings, target="label", features="text").fit(frame)
+        for name, shown in (("out.csv", "csv"), ("out.jsonl", "jsonl")):
+            with pytest.raises(DataError) as caught:
+                clf.predict_files(tmp_path / "in.parquet", tmp_path / name)
+            assert str(caught.value) == (
+                f"The column 'raw' is binary, which {shown} cannot hold. Leave it out with keep, or write Parquet."
+            )
+        clf.predict_files(tmp_path / "in.parquet", tmp_path / "out.csv", keep=["text"])
+        clf.predict_files(tmp_path / "in.parquet", tmp_path / "out.parquet")
+        assert pd.read_parquet(tmp_path / "out.parquet")["raw"].tolist() == frame["raw"].tolist()
+        read = read_table(tmp_path / "in.parquet")
+        with pytest.raises(DataError) as caught:
+            llmfit.LLMClassifier(**settings, target="label", features="raw").fit(read)
+        assert str(caught.value) == (
+            "Row 0 (index 0): the column 'raw' holds bytes, which are no text. Decode them first, for example with "
+            "df['raw'].str.decode('utf-8')."
+        )
+        with pytest.raises(DataError, match=r"^The label b'red apple' is bytes, which are no text. Decode the column "):
+            llmfit.LLMGenerator(**settings, target="raw", features="text").fit(read)
+        raw = tmp_path / "raw.parquet"
+        frame.assign(text=frame["raw"]).drop(columns="raw").to_parquet(raw)
+        assert clf.predict_files(raw, tmp_path / "raw.csv", keep=["label"]).bad_rows == len(frame)
 
     def test_reading_and_writing_one_file(self, fake: Any, table: Path) -> None:
         with pytest.raises(DataError) as caught:

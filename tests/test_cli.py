@@ -178,7 +178,7 @@ class TestPredict:
 
     def test_settings_reach_the_model(self, place: Path, saved: Path, capsys: Any) -> None:
         assert run("predict", saved, "rows.csv", "-q", "--set", "devise=cpu") == 1
-        assert "Invalid parameter 'devise' for estimator LLMClassifier." in capsys.readouterr().err
+        assert "--set devise has no effect on a model that is fitted. " in capsys.readouterr().err
         assert run("predict", saved, "rows.csv", "-q", "--set", "batch_tokens=64") == 0
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies
 
@@ -280,7 +282,8 @@ def test_names_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError) as wrong:
         find_output("x.json")
     assert str(wrong.value) == (
-        "'x.json' cannot be written: predictions are written as 'csv', 'tsv', 'jsonl', 'parquet'."
+        "'x.json' cannot be written: its name must end in one of '.csv', '.tsv', '.tab', '.jsonl', '.ndjson', "
+        "'.parquet', '.pq', each of the first 5 also with '.gz'."
     )
 
 
@@ -336,3 +339,72 @@ class TestWriting:
         (tmp_path / "none").write_bytes(b"")
         make_writer(find_output("t.parquet"), KINDS).finish(tmp_path / "none", tmp_path / "t.parquet")
         assert pd.read_parquet(tmp_path / "t.parquet").columns.tolist() == list(KINDS)
+
+
+class TestOddFiles:
+    """Files that are almost right."""
+
+    def sentence(self, path: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            read_table(path)
+        return str(caught.value)
+
+    HALVES = '{"a": "x"}\n{"a": "\\ud800"}\n{"b": [1, {"k": ["\\udc00!"]}]}\n{"\\ud83d": 1}\n{"a": "\\ud83d\\ude00"}\n'
+
+    @pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+    def test_half_a_surrogate_pair_makes_a_bad_row(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text(self.HALVES)
+        (chunk,) = open_source(tmp_path / name).chunks(100)
+        assert chunk.frame["a"].to_dict() == {0: "x", 4: "😀"}
+        assert [(row.row, row.line, row.reason) for row in chunk.bad] == [
+            (i, i + 1, "it holds half of a surrogate pair, which is no character.") for i in (1, 2, 3)
+        ]
+        assert self.sentence(tmp_path / name) == (
+            f"'{name}', line 2: it holds half of a surrogate pair, which is no character."
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            (
+                "t.jsonl",
+                "x\ny\n",
+                "'t.jsonl', line 1: it is no JSON at character 1: Expecting value. No other row can be read, either.",
+            ),
+            ("t.jsonl", "{}\n{}\n", "'{}' has 2 row(s), but no columns."),
+            ("t.jsonl", "", "'{}' has no rows, and so no columns."),
+            ("t.json", "[]", "'{}' has no rows, and so no columns."),
+            ("t.json", '[{"a": ' + "9" * 5000 + "}]", "'{}', line 1: a number has too many digits."),
+        ],
+    )
+    def test_no_columns(self, name: str, content: str, sentence: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text(content)
+        assert self.sentence(tmp_path / name) == sentence.replace("{}", str(tmp_path / name))
+
+    def test_a_number_of_too_many_digits_is_text_in_csv(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("a\n" + "9" * 5000 + "\n")
+        assert read_table(tmp_path / "t.csv")["a"].tolist() == ["9" * 5000]
+
+    @pytest.mark.parametrize("first", ["", "\n", '{"a": 0}\n'])
+    @pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+    def test_a_byte_order_mark_is_no_part_of_json(self, name: str, first: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + f'{first}{{"a": 1}}\n{{"a": 2}}\n'.encode())
+        assert read_table(tmp_path / name)["a"].tolist()[-2:] == [1, 2]
+
+    def test_parquet_of_two_columns_of_one_name(self, tmp_path: Path) -> None:
+        table = pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array([3])], names=["a", "b", "a"])
+        pq.write_table(table, tmp_path / "t.parquet")
+        assert self.sentence(tmp_path / "t.parquet") == (
+            f"'{tmp_path}/t.parquet' has more than one column named 'a'. Rename or drop one."
+        )
+
+    @pytest.mark.parametrize("turn", [1, -1])
+    def test_parquet_of_texts_of_two_sizes(self, turn: int, tmp_path: Path) -> None:
+        for name, kind in (("p1", pa.string()), ("p2", pa.large_string())):
+            pq.write_table(pa.table({"a": pa.array([name, None], kind), "n": [1, 2]}), tmp_path / f"{name}.parquet")
+        source = open_source([tmp_path / f"{name}.parquet" for name in ("p1", "p2")[::turn]])
+        assert [plain_values(chunk.frame["a"]) for chunk in source.chunks(3)] == [
+            [["p1", None, "p2"], [None]],
+            [["p2", None, "p1"], [None]],
+        ][turn < 0]
+        assert source.kinds["a"] == pa.string()

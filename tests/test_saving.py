@@ -603,7 +603,9 @@ def test_moved_base_is_found_where_the_user_says(
     wanted = answers(model, frame)
     shutil.move(old, new)
     llmfit.clear_cache()
-    assert refusal(tmp_path / "model") == f"The base model {str(old)!r} is a path, but there is nothing there."
+    assert refusal(tmp_path / "model") == (
+        f"The base model {str(old)!r} is a path, but there is nothing there. Pass base_model= to say where it lies now."
+    )
     loaded = llmfit.load(tmp_path / "model", base_model=new)
     assert answers(loaded, frame) == wanted
     assert loaded.base_model == new

@@ -7,6 +7,7 @@ on. The journal stays beside the finished file as its manifest. Takes bytes; kno
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ class State:
     length, errors_length : int
         Bytes of the two files that count.
     done : bool
+    output_digest, errors_digest : str
+        SHA-256 of the two files as a run that is done left them; "" where there is none.
     """
 
     run: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +48,8 @@ class State:
     length: int = 0
     errors_length: int = 0
     done: bool = False
+    output_digest: str = ""
+    errors_digest: str = ""
 
 
 class Journal:
@@ -146,8 +151,20 @@ class Journal:
         for folder in {self.output.parent, self.errors.parent}:
             _folder_to_disk(folder)
         self.state.done = True
+        self.state.output_digest = _digest(self.output)
+        self.state.errors_digest = _digest(self.errors) if self.state.bad else ""
         self._say()
         self.tidy()
+
+    def changed(self, state: State) -> dict[Path, str]:
+        """Say of the files of a run that is done which are not as it left them, and how."""
+        found = {}
+        for path, digest in ((self.output, state.output_digest), (self.errors, state.errors_digest)):
+            if digest and not path.is_file():
+                found[path] = "is gone"
+            elif digest and _digest(path) != digest:
+                found[path] = "was changed since"
+        return found
 
     def tidy(self) -> None:
         """Drop what is left of a run that is done."""
@@ -210,6 +227,11 @@ class Journal:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_disk(file: Any) -> None:

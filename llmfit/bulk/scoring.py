@@ -6,19 +6,20 @@ until that row stands alone, so that the others are. Knows no model.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pandas as pd
 
 from llmfit.bulk.journal import Journal, State
 from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, quoted, warn
-from llmfit.files import Bad, Chunk, Place, Source, Writer, make_writer, plain_values
+from llmfit.files import Bad, Chunk, Place, Source, Writer, is_binary, make_writer, plain_values
 from llmfit.files.paths import STANDARD
 
 __all__ = ["Answering", "Scored", "check_free", "score_files"]
@@ -39,11 +40,14 @@ class Answering(NamedTuple):
         The columns of answers, and their kinds of llmfit.files.KINDS.
     digest : str
         Of all that decides the answers.
+    reads : dict of column to str
+        What columns of the rows are known to hold: kinds of llmfit.files.KINDS.
     """
 
     answer: Callable[[pd.DataFrame], dict[str, list[Any]]]
     kinds: dict[str, str]
     digest: str
+    reads: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,17 @@ class _Pipe:
 
     def __init__(self, errors: Place | None) -> None:
         self.state = State()
-        self._errors = errors.path.open("wb") if errors is not None else None
+        self._place = errors
+        self._errors: IO[bytes] | None = None
+        if errors is not None:
+            errors.path.unlink(missing_ok=True)  # of a run before; it is there only if there are such rows
 
     def append(self, content: bytes, errors: bytes = b"", *, rows: int = 0, bad: int = 0) -> None:
         """Write rows."""
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-        if self._errors is not None:
+        if errors and self._place is not None:
+            self._errors = self._errors or self._place.path.open("wb")
             self._errors.write(errors)
             self._errors.flush()
         self.state.rows += rows
@@ -130,14 +138,16 @@ def score_files(
     -------
     Scored
     """
-    kept, kinds = _columns(source, keep, answering.kinds)
+    kept, kinds = _columns(source, keep, answering)
     answering.answer(_no_rows(source))  # what is wrong with the columns is wrong with all rows
+    _check_form(output, kinds)
     writer = make_writer(output, kinds)
     run = {
         "inputs": source.digest(),
         "model": answering.digest,
         **settings,
         "keep": None if keep is None else list(keep),
+        "errors": _named_from(errors, output),
     }
     with _writing(output):
         sink = _begin(output, errors, run, writer, resume=resume, overwrite=overwrite)
@@ -159,19 +169,41 @@ def score_files(
     return Scored(state.rows, state.bad, output.name, errors.name if errors is not None and state.bad else None)
 
 
-def _columns(source: Source, keep: Sequence[str] | None, answers: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
+def _columns(source: Source, keep: Sequence[str] | None, answering: Answering) -> tuple[list[str], dict[str, Any]]:
     """Say which columns of the input are written, and all columns of the output."""
     kept = list(source.kinds) if keep is None else list(keep)
     for name in kept:
         if name not in source.kinds:
             raise DataError(f"keep names the column {name!r}, but the input has only {quoted(source.kinds)}.")
     number = {} if keep is None else {ROW: "int"}
-    twice = [name for name in kept if name in answers or name in number]
+    twice = [name for name in kept if name in answering.kinds or name in number]
     if twice:
         raise DataError(
             f"The input has the column {twice[0]!r} already, which the output is to have. Leave it out with keep."
         )
-    return kept, {**number, **{name: source.kinds[name] for name in kept}, **answers}
+    copied = {name: "text" if source.textual and _is_text(name, answering) else source.kinds[name] for name in kept}
+    return kept, {**number, **copied, **answering.kinds}
+
+
+def _is_text(name: str, answering: Answering) -> bool:
+    return answering.reads.get(name) == "text"
+
+
+def _check_form(output: Place, kinds: Mapping[str, Any]) -> None:
+    """Refuse columns for which the output has no form."""
+    for name, kind in kinds.items():
+        if output.format != "parquet" and is_binary(kind):
+            raise DataError(
+                f"The column {name!r} is binary, which {output.format} cannot hold. Leave it out with keep, or write "
+                "Parquet."
+            )
+
+
+def _named_from(errors: Place | None, output: Place) -> str | None:
+    """Name the file of errors as it is seen from the output: both may move together."""
+    if errors is None or output.name == STANDARD:
+        return None
+    return os.path.relpath(errors.path.absolute(), output.path.absolute().parent)
 
 
 def _no_rows(source: Source) -> pd.DataFrame:
@@ -194,7 +226,7 @@ def _begin(
         return journal
     _check_same(output, before, run)
     if before.done:
-        _check_whole(output, journal, before)
+        _check_whole(output, errors, journal, before)
     else:
         journal.go_on(before)
     return journal
@@ -212,7 +244,10 @@ def check_free(output: Place, errors: Place | None, *, resume: bool, overwrite: 
     """
     if resume and overwrite:
         raise ParameterError("resume=True goes on with an earlier run, overwrite=True begins anew. Pass one of them.")
-    if overwrite or output.name == STANDARD or errors is None:
+    if output.name == STANDARD or errors is None:
+        _check_free_beside(errors, resume=resume, overwrite=overwrite)
+        return
+    if overwrite:
         return
     before = Journal(output.path, errors.path).read()
     if resume:
@@ -221,15 +256,33 @@ def check_free(output: Place, errors: Place | None, *, resume: bool, overwrite: 
                 f"{output.name!r} exists and has no manifest: it cannot be resumed. Pass overwrite=True, or name "
                 "another file."
             )
+        if before is None:
+            _check_gone(errors)
         return
-    if before is not None and not before.done:
+    if before is not None and not before.done and before.rows:
         raise DataError(
             f"{output.name!r} was begun by an earlier run, which did {before.rows} row(s). Pass resume=True to go on, "
             "or overwrite=True to begin anew."
         )
-    for place in (output, errors):
-        if place.path.exists():
-            raise DataError(f"{place.name!r} exists: nothing was written. Pass overwrite=True, or name another file.")
+    _check_gone(output)
+    _check_gone(errors)
+
+
+def _check_free_beside(errors: Place | None, *, resume: bool, overwrite: bool) -> None:
+    """As :func:`check_free`, where the output is standard output."""
+    if resume:
+        raise ParameterError("resume=True needs an output that is a file: what went to standard output is not kept.")
+    if overwrite and errors is None:
+        raise ParameterError(
+            "overwrite=True has nothing to write over: the output is standard output, and no file of errors is named."
+        )
+    if errors is not None and not overwrite:
+        _check_gone(errors)
+
+
+def _check_gone(place: Place) -> None:
+    if place.path.exists():
+        raise DataError(f"{place.name!r} exists: nothing was written. Pass overwrite=True, or name another file.")
 
 
 def _check_same(output: Place, before: State, run: dict[str, Any]) -> None:
@@ -243,12 +296,11 @@ def _check_same(output: Place, before: State, run: dict[str, Any]) -> None:
             )
 
 
-def _check_whole(output: Place, journal: Journal, before: State) -> None:
-    """Leave a run that is done as it is, as long as its output is there."""
-    if not output.path.is_file():
-        raise DataError(
-            f"{output.name!r} was finished by an earlier run, and is gone. Pass overwrite=True to begin anew."
-        )
+def _check_whole(output: Place, errors: Place, journal: Journal, before: State) -> None:
+    """Leave a run that is done as it is, as long as its files are as it left them."""
+    for path, how in journal.changed(before).items():
+        name = output.name if path == journal.output else errors.name
+        raise DataError(f"{name!r} was finished by an earlier run, and {how}. Pass overwrite=True to begin anew.")
     journal.state = before
     journal.tidy()
 
@@ -262,14 +314,15 @@ def _answered(
     gathered: Callable[[], Any],
 ) -> tuple[dict[str, list[Any]], list[Bad]]:
     """Answer a chunk: the columns of the output, and the rows that have no answer."""
+    frame = chunk.read_as(answering.reads)
     with gathered():
-        answers, reasons = _halving(chunk.frame, 0, answering)
-    good = [place for place in range(len(chunk.frame)) if place not in reasons]
-    rows = chunk.frame.index
+        answers, reasons = _halving(frame, 0, answering)
+    good = [place for place in range(len(frame)) if place not in reasons]
+    rows = frame.index
     columns: dict[str, list[Any]] = {ROW: [int(rows[place]) for place in good]} if numbered else {}
     for name in kept:
-        typed = chunk.textual and not writer.textual
-        cells = plain_values(chunk.frame[name]) if typed else chunk.cells[name]
+        typed = frame if _is_text(name, answering) else chunk.frame
+        cells = plain_values(typed[name]) if chunk.textual and not writer.textual else chunk.cells[name]
         columns[name] = [cells[place] for place in good]
     bad = [Bad(int(rows[place]), *chunk.spots[place], reason) for place, reason in reasons.items()]
     return {**columns, **answers}, sorted([*chunk.bad, *bad])

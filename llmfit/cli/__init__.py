@@ -7,6 +7,7 @@ warnings and errors go to standard error. An error is one sentence, and a traceb
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from llmfit.exceptions import LLMFitError, reason
 __all__ = ["main"]
 
 FAILED, INTERRUPTED, CLOSED = 1, 130, 141
+CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", re.MULTILINE)  # the last line of a traceback
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     1
     """
     given = make_parser().parse_args(arguments)
-    with _warnings_in_a_line():
+    with _warnings_in_a_line(whole=given.debug):
         try:
             return int(given.run(given) or 0)
         except KeyboardInterrupt:
@@ -62,7 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sentence(error: Exception) -> str:
     if isinstance(error, LLMFitError) or type(error).__name__ == "NotFittedError":
         return in_words_of_options(str(error))
-    return f"{type(error).__name__}: {reason(error)}. Add --debug for the traceback."
+    return f"{type(error).__name__}: {_first_line(error)}. Add --debug for the traceback."
+
+
+def _first_line(said: BaseException) -> str:
+    """Take the first line of what a library says; where it tells of fits that failed, with what stopped the last."""
+    causes = CAUSE.findall(str(said))
+    return f"{reason(said)}: {causes[-1].rstrip('.')}" if causes else reason(said)
 
 
 def _let_go_of_output() -> None:
@@ -74,8 +82,8 @@ def _let_go_of_output() -> None:
 
 
 @contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
-    """Write a warning of llmfit as a sentence, without the line of code that gave it."""
+def _warnings_in_a_line(*, whole: bool) -> Iterator[None]:
+    """Write a warning as a sentence, without the line of code that gave it; `whole` leaves those of others as is."""
     from llmfit.exceptions import LLMFitWarning
 
     usual = warnings.showwarning
@@ -83,8 +91,10 @@ def _warnings_in_a_line() -> Iterator[None]:
     def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
         if issubclass(category, LLMFitWarning):
             say(f"warning: {in_words_of_options(str(message))}")
-        else:
+        elif whole:
             usual(message, category, *rest, **more)
+        else:
+            say(f"warning: {_first_line(message)}.")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", LLMFitWarning)

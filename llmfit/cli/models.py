@@ -9,21 +9,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmfit.cli.outputs import check_folder, check_report
 from llmfit.cli.saying import put_measures, put_pairs, say
-from llmfit.exceptions import ParameterError
+from llmfit.exceptions import ParameterError, suggest
 
-__all__ = ["evaluate", "export", "predict", "show"]
+__all__ = ["SETTINGS", "evaluate", "export", "load_model", "predict", "show"]
 
 ROWS_FAILED = 3
 
 
 def predict(given: Any) -> int:
     """Answer the rows of files."""
-    from llmfit.files import find_inputs, find_output
+    from llmfit.estimators.filing import find_places
+    from llmfit.files import find_inputs
 
     find_inputs(given.data, format=given.format)  # a name that is wrong is said before a model is loaded
-    find_output(given.output)
-    scored = _load(given).predict_files(
+    find_places(given.output, given.errors, resume=given.resume, overwrite=given.overwrite)
+    scored = load_model(given, given.model, "predict").predict_files(
         given.data,
         given.output,
         proba=given.proba,
@@ -45,20 +47,22 @@ def predict(given: Any) -> int:
 
 def evaluate(given: Any) -> None:
     """Measure a model."""
-    from llmfit.files import read_table
+    from llmfit.estimators.filing import read_as
+    from llmfit.files import find_inputs
 
-    suffix = Path(given.output).suffix.lower() if given.output else ""
-    if given.output and suffix not in (".html", ".json"):
-        raise ParameterError(f"The report {given.output!r} must end in .html or .json.")
-    frame = read_table(given.data, format=given.format)
-    estimator = _load(given)
+    suffix = check_report(given.output) if given.output else ""
+    find_inputs(given.data, format=given.format)
+    estimator = load_model(given, given.model, "evaluate")
+    frame = read_as(estimator, given.data, format=given.format)
     if suffix == ".html":
         from llmfit.report import write_report
 
         write_report(estimator, frame, given.output)
     elif suffix == ".json":
         text = json.dumps(_plain(estimator.evaluate(frame)), indent=2, ensure_ascii=False, allow_nan=False)
-        Path(given.output).expanduser().write_text(text + "\n", encoding="utf-8")
+        path = Path(given.output).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
     else:
         put_measures({"rows": len(frame), **estimator.evaluate(frame)})
     if given.output:
@@ -67,7 +71,11 @@ def evaluate(given: Any) -> None:
 
 def export(given: Any) -> None:
     """Write a model for others to load."""
-    _load(given).export(given.output, merge=given.merge, dtype=given.dtype)
+    from llmfit.estimators.exporting import EXPORT_MANIFEST
+
+    check_folder(given.output, manifest=EXPORT_MANIFEST, what="exported model")
+    estimator = load_model(given, given.model, "export" if given.merge else "export --no-merge")
+    estimator.export(given.output, merge=given.merge, dtype=given.dtype)
     say(f"The model is in {given.output!r}.")
 
 
@@ -106,11 +114,37 @@ def _named(spec: Any) -> str:
     return f"{spec['type']} ({', '.join(sizes)})" if sizes else str(spec["type"])
 
 
-def _load(given: Any) -> Any:
+def load_model(given: Any, path: str, command: str) -> Any:
+    """Load a model, with those of its parameters set anew that have an effect on what the command does."""
     import llmfit
 
+    usable = SETTINGS[command]
+    for name, _ in given.settings:
+        head = name.partition(".")[0]
+        if head == "base_model":
+            raise ParameterError("--set base_model has no place here. Pass --base-model.")
+        if head not in usable:
+            raise ParameterError(
+                f"--set {name} has no effect on a model that is fitted. llmfit {command} has "
+                f"{', '.join(usable)}.{suggest(head, usable)}"
+            )
     settings = {name.replace(".", "__"): value for name, value in given.settings}
-    return llmfit.load(given.model, base_model=given.base_model, **{"verbose": int(not given.quiet), **settings})
+    generates = any(name.partition(".")[0] == "generation" for name, _ in given.settings)
+    bare = {name: value for name, value in settings.items() if name.partition("__")[0] != "generation"}
+    model = llmfit.load(
+        path, base_model=getattr(given, "base_model", None), **{"verbose": int(not given.quiet), **bare}
+    )
+    if generates:
+        if not _generates(model):
+            raise ParameterError("--set generation has no effect on this model: it generates no text.")
+        model.set_params(**settings)
+    return model
+
+
+def _generates(model: Any) -> bool:
+    inner = vars(model).get("estimator_", model)
+    parts = vars(inner).get("estimators_", {"": inner}).values()
+    return inner._head is None and any("generation" in part._get_param_names() for part in parts)
 
 
 def _plain(value: Any) -> Any:
@@ -122,3 +156,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     return json_value(value)
+
+
+# Parameters of a fitted model that each command uses; the others have shaped the fit.
+LOADED = ("device", "dtype", "quantization")
+ANSWERING = ("batch_tokens", *LOADED, "generation", "random_state", "verbose")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "predict": ANSWERING,
+    "evaluate": ANSWERING,
+    "preview": LOADED,
+    "export": ("generation",),
+    "export --no-merge": LOADED,
+}

@@ -5,10 +5,11 @@ Takes parsed arguments; trains, saves, shows. Everything heavy is imported where
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from llmfit.cli.models import load_model
+from llmfit.cli.outputs import check_folder
 from llmfit.cli.saying import put, say
 from llmfit.exceptions import DataError, ParameterError
 
@@ -17,14 +18,14 @@ __all__ = ["demo", "fit", "preview", "search"]
 
 def fit(given: Any) -> None:
     """Train a model and save it."""
-    from llmfit.files import read_table
+    from llmfit.files import kinds_of, read_table
 
-    _check_folder(given.output)
+    check_folder(given.output)
     estimator = _from_config(given)
     if _is_search(estimator):
         raise ParameterError(f"The config {given.config!r} has hyperopt, which is a search. Run: llmfit search.")
     frame = read_table(given.data, format=given.format)
-    known = {"eval_set": read_table(given.eval, format=given.format)} if given.eval else {}
+    known = {"eval_set": read_table(given.eval, format=given.format, kinds=kinds_of(frame))} if given.eval else {}
     estimator.fit(frame, **known)
     estimator.save(given.output)
     say(f"{len(frame)} row(s) learned; the model is in {given.output!r}.")
@@ -36,7 +37,7 @@ def search(given: Any) -> None:
     from llmfit.search import leaderboard, results
 
     if given.output:
-        _check_folder(given.output)
+        check_folder(given.output)
     found = _from_config(given)
     if not _is_search(found):
         raise ParameterError(f"The config {given.config!r} has no hyperopt, so that there is nothing to search.")
@@ -55,17 +56,21 @@ def search(given: Any) -> None:
 
 def preview(given: Any) -> None:
     """Show prompts."""
-    import llmfit
+    from llmfit.estimators.filing import read_as
     from llmfit.files import read_table
 
     if Path(given.config).is_dir():
-        estimator = llmfit.load(given.config, verbose=0, **{n.replace(".", "__"): v for n, v in given.settings})
+        if given.more:
+            raise ParameterError(
+                f"-c is merged over a config, and {given.config!r} is a model: it has its parameters already."
+            )
+        estimator = load_model(given, given.config, "preview")
+        frame = read_as(estimator, given.data, format=given.format)
     else:
         estimator = _from_config(given)
-    estimator = estimator.estimator if _is_search(estimator) else estimator
-    for number, row in enumerate(
-        estimator.preview(read_table(given.data, format=given.format), given.rows).itertuples()
-    ):
+        estimator = estimator.estimator if _is_search(estimator) else estimator
+        frame = read_table(given.data, format=given.format)
+    for number, row in enumerate(estimator.preview(frame, given.rows).itertuples()):
         put(f"--- row {number}: {row.prompt_tokens} + {row.completion_tokens} tokens, {row.cut} character(s) cut")
         put(f"{row.prompt}[{row.completion}]\n")
 
@@ -100,15 +105,3 @@ def _targets(estimator: Any, frame: Any) -> Any:
         if name not in frame.columns:
             raise DataError(f"The target column {name!r} is missing: the data has {list(frame.columns)}.")
     return frame[names[0]] if len(names) == 1 else frame[names]
-
-
-def _check_folder(path: str) -> None:
-    """Refuse a folder that cannot be saved to, before hours are spent."""
-    from llmfit.persistence import MANIFEST
-
-    folder = Path(path).expanduser()
-    if folder.exists() and not ((folder / MANIFEST).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
-        raise DataError(f"{path!r} exists and is no saved llmfit model. Choose another.")
-    parent = next(above for above in folder.absolute().parents if above.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise DataError(f"{path!r} cannot be written: {str(parent)!r} is no folder that may be written to.")

@@ -58,7 +58,7 @@ def _read_file(path: Path) -> Any:
     if path.suffix.lower() not in READERS:
         raise ParameterError(f"The config {str(path)!r} must be a file that ends in one of {', '.join(READERS)}.")
     try:
-        content = READERS[path.suffix.lower()](path.read_text(encoding="utf-8"))
+        content = READERS[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ParameterError(f"The config {str(path)!r} cannot be read: {error.strerror or error}.") from error
     except (ValueError, yaml.YAMLError) as error:

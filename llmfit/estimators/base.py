@@ -26,6 +26,7 @@ from llmfit.estimators.hooks import Hooks
 from llmfit.estimators.nested import NESTED
 from llmfit.estimators.reading import naming, read_eval_set, read_fit, read_table, read_weights
 from llmfit.exceptions import LLMFitWarning, ModelLoadError, ParameterError, warn
+from llmfit.files import kinds_of
 from llmfit.frames import Table
 from llmfit.params import Nested, NestedParams
 
@@ -227,6 +228,9 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             "kind": base.kind,
         }
         self.features_ = {feature.name: feature.kind for feature in prompts.features}
+        self._columns = kinds_of(table.frame[list(self.features_)]) | kinds_of(
+            pd.DataFrame(target).set_axis(np.atleast_1d(self.target_), axis=1)
+        )
         if not table.as_array:
             self.n_features_in_ = len(self.features_)
             self.feature_names_in_ = np.array(list(self.features_), dtype=object)

@@ -42,7 +42,7 @@ class Exported:
             tokenizer.
         dtype : {"auto", "float32", "bfloat16", "float16", "float64"}, default="auto"
             In which the merged weights are written. "auto" is the dtype of the base model's files; fewer bits than 32
-            round the merged weights once.
+            round the merged weights once. Without `merge` there are none, and only "auto" may stand.
 
         Raises
         ------
@@ -72,6 +72,8 @@ class Exported:
         inner = vars(self).get("estimator_", self)
         check_choice("merge", "export", merge, [True, False])
         check_choice("dtype", "export", dtype, ["auto", *DTYPES])
+        if not merge and dtype != "auto":
+            raise ParameterError("The 'dtype' parameter of export is of merged weights, and merge=False writes none.")
         if inner._head is not None:
             check_classifier(inner, merge=merge)
         if merge:

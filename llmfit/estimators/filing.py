@@ -20,7 +20,7 @@ from llmfit.features import label_text
 if TYPE_CHECKING:
     from llmfit.bulk import Scored
 
-__all__ = ["Filed"]
+__all__ = ["Filed", "find_places", "read_as"]
 
 # Parameters that decide answers after `fit`; the others have shaped it, or are a matter of speed.
 DECISIVE = ("device", "dtype", "generation", "quantization", "random_state")
@@ -107,8 +107,8 @@ class Filed:
         ...     clf.predict_files(f"{folder}/reviews.csv", f"{folder}/scores.csv").rows
         3
         """
-        from llmfit.bulk import check_free, score_files
-        from llmfit.files import find_output, open_source
+        from llmfit.bulk import score_files
+        from llmfit.files import open_source
 
         check_is_fitted(self)
         for name, value in {"proba": proba, "resume": resume, "overwrite": overwrite, "strict": strict}.items():
@@ -116,9 +116,7 @@ class Filed:
         check_int("chunk_rows", "predict_files", chunk_rows, least=1)
         if keep is not None and (isinstance(keep, str) or not all(isinstance(name, str) for name in keep)):
             raise parameter_error("keep", "predict_files", "None or a list of column names", keep)
-        place = find_output(output)
-        where = _errors_place(errors, place)
-        check_free(place, where, resume=resume, overwrite=overwrite)  # before much is read
+        place, where = find_places(output, errors, resume=resume, overwrite=overwrite)  # before much is read
         answering = _answering(self, proba)
         source = open_source(inputs, format=format)
         _check_apart(source, place, where)
@@ -138,10 +136,42 @@ class Filed:
             )
 
 
+def read_as(estimator: Any, given: Any, *, format: str | None = None) -> pd.DataFrame:  # noqa: A002 - as there
+    """Read files whole for a fitted estimator: its columns are what they were in `fit`, whatever else the files hold.
+
+    Parameters
+    ----------
+    estimator : LLMClassifier, LLMRegressor, LLMGenerator or LLMEstimator
+        A fitted one.
+    given, format
+        As for :func:`llmfit.files.read_table`.
+
+    Returns
+    -------
+    DataFrame of shape (n_rows, n_columns)
+        A cell that is none of its column's values, a word among numbers for example, stays as it is.
+    """
+    from llmfit.files import read_table
+
+    check_is_fitted(estimator)
+    return read_table(given, format=format, kinds=vars(estimator).get("estimator_", estimator)._columns)
+
+
 def _bar(estimator: Any, total: int) -> Any:
     bar = estimator._bar(total, "predict")
     bar.smoothing = 0.05
     return bar
+
+
+def find_places(output: Any, errors: Any, *, resume: bool = False, overwrite: bool = False) -> tuple[Any, Any]:
+    """Find where output and errors are to go, and refuse places that are taken; see :meth:`Filed.predict_files`."""
+    from llmfit.bulk import check_free
+    from llmfit.files import find_output
+
+    place = find_output(output)
+    where = _errors_place(errors, place)
+    check_free(place, where, resume=resume, overwrite=overwrite)
+    return place, where
 
 
 def _errors_place(given: Any, output: Any) -> Any:
@@ -156,6 +186,8 @@ def _errors_place(given: Any, output: Any) -> Any:
     place = find_output(given)
     if place.format == "parquet" or place.name == STANDARD:
         raise parameter_error("errors", "predict_files", "a CSV, TSV or JSONL file", given)
+    if output.name != STANDARD and place.path.resolve() == output.path.resolve():
+        raise DataError(f"{place.name!r} was to be the output and the file of errors. Name another file.")
     return place
 
 
@@ -181,7 +213,7 @@ def _answering(estimator: Any, proba: bool) -> Any:
         raise ParameterError(f"proba=True needs a target of classes, and {type(inner).__name__} has none.")
 
     def answer(frame: pd.DataFrame) -> dict[str, list[Any]]:
-        table, rows = inner._read_rows(_numbered(inner, frame))
+        table, rows = inner._read_rows(frame)
         raw = inner._respond(rows)
         return {
             name: values
@@ -189,7 +221,7 @@ def _answering(estimator: Any, proba: bool) -> Any:
             for name, values in _columns(target, own, table, raw[target] if inner._targets else raw, proba).items()
         }
 
-    return Answering(answer, kinds, _digest(inner))
+    return Answering(answer, kinds, _digest(inner), inner._columns)
 
 
 def _quiet(estimator: Any) -> Any:
@@ -245,22 +277,6 @@ def _columns(target: str, own: Any, table: Any, raw: Any, proba: bool) -> dict[s
         for place, label in enumerate(own.classes_):
             columns[f"{target}_proba_{label_text(label)}"] = chances[:, place].tolist()
     return columns
-
-
-def _numbered(inner: Any, frame: pd.DataFrame) -> pd.DataFrame:
-    """Take the cells of number columns as numbers, where one that is none has made the whole column text.
-
-    The one that is none stays, and is refused by name.
-    """
-    frame = frame.copy(deep=False)
-    for feature in inner._prompts.features:
-        column = frame.get(feature.name)
-        if feature.kind != "number" or column is None or not (column.dtype == object or column.dtype == "str"):
-            continue
-        numbers = pd.to_numeric(column, errors="coerce").astype("float64")
-        odd = numbers.isna() & column.notna()
-        frame[feature.name] = numbers.astype(object).where(~odd, column) if odd.any() else numbers
-    return frame
 
 
 def _digest(inner: Any) -> str:

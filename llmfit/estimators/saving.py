@@ -144,7 +144,10 @@ def _check_base(estimator: Any) -> None:
     """Look for the base model and compare it with the one of the fit, without loading it."""
     from llmfit.sources import find_source
 
-    now, then = find_source(estimator.base_model).fingerprint, estimator.base_model_["fingerprint"]
+    try:
+        now, then = find_source(estimator.base_model).fingerprint, estimator.base_model_["fingerprint"]
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{error} Pass base_model= to say where it lies now.") from error
     if now != then:
         raise ModelLoadError(
             f"The base model {str(estimator.base_model)!r} is not the one that was fitted: its fingerprint is {now}, "
@@ -174,6 +177,7 @@ def _fitted_to_json(estimator: Any) -> dict[str, Any]:
     fitted["prompts"] = to_json({**asdict(prompts), "template": _template_to_json(prompts.template)})
     fitted["adapter"] = _adapter_to_json(estimator._adapter)
     fitted["head"] = None if estimator._head is None else to_json(_head_to_dict(estimator._head))
+    fitted["columns"] = estimator._columns
     fitted["has_names"] = hasattr(estimator, "feature_names_in_")
     if estimator._targets is not None:
         fitted["targets"] = [
@@ -207,6 +211,11 @@ def _restore(estimator: Any, folder: Path, fitted: dict[str, Any]) -> None:
         tuple(Turn(tuple(Segment(*piece) for piece in cue), share) for cue, share in prompts.get("turns", ())),
         Retrieval(**prompts["retrieval"]) if prompts.get("retrieval") else None,
     )
+    estimator._columns = fitted.get("columns") or {  # a fit of an earlier version did not keep them
+        feature.name: "int" if feature.whole else "float"
+        for feature in estimator._prompts.features
+        if feature.kind == "number"
+    }
     if fitted["has_names"]:
         estimator.feature_names_in_ = np.array(list(fitted["features_"]), dtype=object)
     estimator._adapter = resolve_adapter(fitted["adapter"])

@@ -26,7 +26,7 @@ from llmfit.heads import resolve_head
 
 __all__ = ["BY_KIND", "SHARED", "Several", "auto_head", "check_loss_weights"]
 
-SHARED = ("_prompts", "_head", "_adapter", "_tensors")  # what the estimator of a target has from the fit
+SHARED = ("_prompts", "_columns", "_head", "_adapter", "_tensors")  # what the estimator of a target has from the fit
 
 
 def auto_head(kinds: Iterable[str]) -> str:

@@ -4,10 +4,10 @@ Takes paths, globs and ``-``; gives frames, and the rows that cannot be read wit
 whole file, so that no chunk reads a cell otherwise than another. Knows no estimator.
 """
 
-from llmfit.files.paths import FORMATS, Place, find_inputs, find_output
+from llmfit.files.paths import FORMATS, Place, check_writable, find_inputs, find_output
 from llmfit.files.tables import Bad, Chunk, Source, open_source, read_table
-from llmfit.files.types import KINDS
-from llmfit.files.writing import Writer, cell_text, make_writer, plain_values
+from llmfit.files.types import KINDS, kinds_of
+from llmfit.files.writing import Writer, cell_text, is_binary, make_writer, plain_values
 
 __all__ = [
     "FORMATS",
@@ -18,8 +18,11 @@ __all__ = [
     "Source",
     "Writer",
     "cell_text",
+    "check_writable",
     "find_inputs",
     "find_output",
+    "is_binary",
+    "kinds_of",
     "make_writer",
     "open_source",
     "plain_values",

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from llmfit.exceptions import DataError, ParameterError, check_choice, parameter_error, quoted
 
-__all__ = ["FORMATS", "STANDARD", "Place", "find_inputs", "find_output"]
+__all__ = ["FORMATS", "STANDARD", "Place", "check_writable", "find_inputs", "find_output"]
 
 STANDARD = "-"
 PACKED = ".gz"
@@ -125,15 +125,43 @@ def find_inputs(given: Any, *, format: str | None = None) -> list[Place]:  # noq
     return places
 
 
-def find_output(given: Any, *, format: str | None = None) -> Place:  # noqa: A002 - the word of the command line
-    """Find the file to write; its format is one that can be written a chunk at a time."""
+def find_output(given: Any) -> Place:
+    """Find the file to write; its format is one that can be written a chunk at a time.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such format, or it cannot go to standard output.
+    DataError
+        If no file can be made there.
+    """
     (name,) = _as_list(given, "output")
-    place = _place(name, format)
-    if place.format not in WRITABLE:
-        raise ParameterError(f"{name!r} cannot be written: predictions are written as {quoted(WRITABLE)}.")
-    if place.format == "parquet" and name == STANDARD:
-        raise ParameterError("Parquet cannot go to standard output. Name a file.")
-    return place
+    found = _format_of(name)[0] if name != STANDARD else "csv"
+    if found not in WRITABLE:
+        suffixes = [suffix for suffix, form in FORMATS.items() if form in WRITABLE]
+        packable = sum(suffix in PACKABLE for suffix in suffixes)
+        raise ParameterError(
+            f"{name!r} cannot be written: its name must end in one of {quoted(suffixes)}, each of the first {packable} "
+            f"also with {PACKED!r}."
+        )
+    if name != STANDARD:
+        check_writable(name)
+    return _place(name, None, "written")
+
+
+def check_writable(name: str, *, folder: bool = False) -> None:
+    """Refuse a place where no file can be made, or no folder; folders above it may be missing.
+
+    Raises
+    ------
+    DataError
+    """
+    path = Path(name).expanduser().absolute()
+    if path.is_dir() and not folder:
+        raise DataError(f"{name!r} cannot be written: it is a folder.")
+    above = next(parent for parent in path.parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise DataError(f"{name!r} cannot be written: {str(above)!r} is no folder that may be written to.")
 
 
 def _as_list(given: Any, parameter: str) -> list[str]:
@@ -154,22 +182,27 @@ def _expanded(name: str) -> Sequence[str]:
     return found
 
 
-def _place(name: str, wanted: str | None) -> Place:
+def _format_of(name: str) -> tuple[str | None, bool]:
+    """Read a format off a name, and whether the file is packed."""
+    bare = name.lower()
+    return FORMATS.get(Path(bare.removesuffix(PACKED)).suffix), bare.endswith(PACKED)
+
+
+def _place(name: str, wanted: str | None, done: str = "read") -> Place:
     if wanted is not None:
         check_choice("format", "predict_files", wanted, sorted(set(FORMATS.values())))
-    bare = name.lower()
-    packed = bare.endswith(PACKED)
-    suffix = Path(bare.removesuffix(PACKED)).suffix
     if name != STANDARD and Path(name).expanduser().is_dir():
         raise DataError(f"{name!r} is a folder. Name its files: '{name.rstrip('/')}/*.csv'.")
-    found = wanted or ("csv" if name == STANDARD else FORMATS.get(suffix))
+    of_name, packed = _format_of(name)
+    found = wanted or ("csv" if name == STANDARD else of_name)
     if found is None:
         raise DataError(
             f"{name!r} has no suffix of a known format: {quoted(FORMATS, most=99)}, each of the first "
             f"{len(PACKABLE)} also with {PACKED!r}. Rename it, or name the format."
         )
     if packed and found not in set(PACKABLE.values()):
-        raise DataError(f"{name!r} cannot be read: {found} is compressed by itself. Unpack it.")
+        advice = "Unpack it" if done == "read" else f"Leave {PACKED!r} out"
+        raise DataError(f"{name!r} cannot be {done}: {found} is compressed by itself. {advice}.")
     return Place(name, found, packed)
 
 

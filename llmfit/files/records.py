@@ -12,19 +12,20 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from llmfit.exceptions import DataError, missing_package, quoted, reason
 from llmfit.files.paths import Place
 
-__all__ = ["RECORDS", "Record"]
+__all__ = ["RECORDS", "Record", "check_names"]
 
 FIELD = 2**20  # characters of a cell; a quote that is never closed is given up there
 BLOCK = 2**16
 LARGEST = 2**26  # characters of one JSON value, after which a file is taken to be damaged
 NO_UTF8 = "it is not UTF-8"
+HALF = "it holds half of a surrogate pair, which is no character"
 SPACE = re.compile(r"\s*")
 
 
@@ -92,10 +93,15 @@ def _header(place: Place, names: list[str], why: str) -> list[str]:
     if why:
         raise DataError(f"{place.name!r} cannot be read: {why}.")
     header = [name or f"Unnamed: {position}" for position, name in enumerate(names)]
-    repeated = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    check_names(place, header)
+    return header
+
+
+def check_names(place: Place, names: Sequence[str]) -> None:
+    """Refuse a file of which two columns have one name."""
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if repeated:
         raise DataError(f"{place.name!r} has more than one column named {quoted(repeated)}. Rename or drop one.")
-    return header
 
 
 def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], str]]:
@@ -127,15 +133,30 @@ def _spoiled(text: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
+def _spoiled_value(value: Any) -> bool:
+    """Tell escaped halves of surrogate pairs, in any text of a JSON value: no file could hold them."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            if not one.isascii() and _spoiled(one):
+                return True
+        elif isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list):
+            left += one
+    return False
+
+
 def _json_lines(place: Place) -> Iterator[Record]:
     with place.open() as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    text = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    yield Record(number, {}, NO_UTF8)
-                    continue
+            try:
+                text = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                yield Record(number, {}, NO_UTF8)
+                continue
+            if text.strip():
                 yield _record(number, text)
 
 
@@ -146,7 +167,13 @@ def _record(line: int, text: str) -> Record:
         return Record(line, {}, f"it is no JSON at character {error.pos + 1}: {error.msg}")
     except (RecursionError, ValueError) as error:  # nested without end, or a number of too many digits
         return Record(line, {}, f"it is no JSON that can be read: {type(error).__name__}")
-    return Record(line, value) if isinstance(value, dict) else Record(line, {}, "it is no JSON object")
+    return _of_value(line, value)
+
+
+def _of_value(line: int, value: Any) -> Record:
+    if not isinstance(value, dict):
+        return Record(line, {}, "it is no JSON object")
+    return Record(line, {}, HALF) if _spoiled_value(value) else Record(line, value)
 
 
 class _Stream:
@@ -193,6 +220,8 @@ class _Stream:
                 if self.ended or isinstance(error, RecursionError):
                     raise self.damaged("it is no JSON") from error
                 self.more()
+            except ValueError as error:
+                raise self.damaged("a number has too many digits") from error
             else:
                 if end < len(self.text) or self.ended:  # a number may go on in what is not read yet
                     self.at = end
@@ -213,8 +242,7 @@ def _json(place: Place) -> Iterator[Record]:
             stream.at += 1
         while (char := stream.peek()) not in ("", "]"):
             line = stream.line
-            value = stream.value()
-            yield Record(line, value) if isinstance(value, dict) else Record(line, {}, "it is no JSON object")
+            yield _of_value(line, stream.value())
             if inside and stream.peek() == ",":
                 stream.at += 1
             elif inside and stream.peek() != "]":

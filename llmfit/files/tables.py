@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ import pandas as pd
 
 from llmfit.exceptions import DataError, quoted, reason
 from llmfit.files.paths import Place, find_inputs
-from llmfit.files.records import RECORDS, Record
-from llmfit.files.types import Column
+from llmfit.files.records import RECORDS, Record, check_names
+from llmfit.files.types import Column, as_kind, kinds_of
 
 __all__ = ["Bad", "Chunk", "Source", "open_source", "read_table"]
 
@@ -76,6 +76,14 @@ class Chunk:
     bad: list[Bad]
     textual: bool = False
 
+    def read_as(self, kinds: Mapping[str, str]) -> pd.DataFrame:
+        """Take the rows, columns that `kinds` names as what they are known to hold, whatever else the files have."""
+        frame = self.frame.copy(deep=False)
+        for name, known in kinds_of(self.frame).items():
+            if kinds.get(name, known) != known:
+                frame[name] = as_kind(kinds[name], self.cells[name], textual=self.textual)
+        return frame
+
 
 class Source(ABC):
     """A table in files, known by one reading through all of it.
@@ -97,7 +105,10 @@ class Source(ABC):
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = places
         self.n_rows = 0
+        self._first_bad: Bad | None = None
         self._scan()
+        if not self.kinds:
+            raise self._nothing()
 
     @abstractmethod
     def _scan(self) -> None:
@@ -111,6 +122,17 @@ class Source(ABC):
         """Digest of the files' names and bytes."""
         found = "".join(f"{place.shown}\n{place.digest()}\n" for place in self.places)
         return hashlib.sha256(found.encode()).hexdigest()
+
+    def _nothing(self) -> DataError:
+        """Say why there is not even the name of a column."""
+        if self._first_bad is not None:
+            return DataError(
+                f"{self._first_bad.where}: {self._first_bad.reason} No other row can be read, either."
+                if self.n_rows > 1
+                else f"{self._first_bad.where}: {self._first_bad.reason}"
+            )
+        held = "no rows, and so no columns" if not self.n_rows else f"{self.n_rows} row(s), but no columns"
+        return DataError(f"{self.places[0].name!r} has {held}.")
 
     def _check_columns(self, place: Place, names: Iterable[str]) -> None:
         """Refuse a file that has other columns than the one before."""
@@ -141,8 +163,11 @@ class _Records(Source):
                 self.kinds = dict.fromkeys(self._columns)
                 self._check_columns(place, records[0].values)
             self._add_columns(records.pop(0))
-        self.n_rows += len(records)
         good = [record for record in records if not record.reason]
+        if self._first_bad is None and len(good) < len(records):
+            number, first = next((i, one) for i, one in enumerate(records) if one.reason)
+            self._first_bad = _bad(self.n_rows + number, place, first)
+        self.n_rows += len(records)
         if not self.textual:
             for record in good:
                 self._add_columns(record)
@@ -179,13 +204,13 @@ class _Records(Source):
             pd.DataFrame(arrays, index=pd.Index([number for number, _, _ in good], dtype="int64")),
             cells,
             [(place.shown, record.line) for _, place, record in good],
-            [
-                Bad(number, place.shown, record.line, f"{record.reason}.")
-                for number, (place, record) in rows
-                if record.reason
-            ],
+            [_bad(number, place, record) for number, (place, record) in rows if record.reason],
             self.textual,
         )
+
+
+def _bad(number: int, place: Place, record: Record) -> Bad:
+    return Bad(number, place.shown, record.line, f"{record.reason}.")
 
 
 class _Parquet(Source):
@@ -196,7 +221,8 @@ class _Parquet(Source):
         for place in self.places:
             with place.open() as stored:
                 file = self._open(place, stored)
-                types = {field.name: field.type for field in file.schema_arrow if not _is_index(field.name)}
+                check_names(place, file.schema_arrow.names)
+                types = {f.name: _of_any_size(f.type) for f in file.schema_arrow if not _is_index(f.name)}
                 if not self.kinds:
                     self.kinds = types
                 self._check_columns(place, types)
@@ -234,11 +260,12 @@ class _Parquet(Source):
     def _batches(self, size: int) -> Iterator[tuple[Place, Any]]:
         import pyarrow as pa
 
+        schema = pa.schema(list(self.kinds.items()))
         for place in self.places:
             with place.open() as stored:
                 try:
                     for batch in self._open(place, stored).iter_batches(size, columns=list(self.kinds)):
-                        yield place, pa.Table.from_batches([batch]).select(list(self.kinds))
+                        yield place, pa.Table.from_batches([batch]).select(list(self.kinds)).cast(schema)
                 except (pa.ArrowInvalid, OSError) as error:
                     raise DataError(f"{place.name!r} cannot be read: {reason(error)}.") from error
 
@@ -258,6 +285,13 @@ class _Parquet(Source):
             [(place.shown, None) for place, piece in pieces for _ in range(len(piece))],
             [],
         )
+
+
+def _of_any_size(type_: Any) -> Any:
+    """Take texts and bytes, which some writers store with longer offsets, as those of other files."""
+    import pyarrow as pa
+
+    return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(type_, type_)
 
 
 def _is_index(name: str) -> bool:
@@ -313,7 +347,12 @@ def open_source(given: Any, *, format: str | None = None) -> Source:  # noqa: A0
     return SOURCES.get(places[0].format, _Records)(places)
 
 
-def read_table(given: Any, *, format: str | None = None) -> pd.DataFrame:  # noqa: A002 - as above
+def read_table(
+    given: Any,
+    *,
+    format: str | None = None,  # noqa: A002 - as above
+    kinds: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """Read files whole, as one frame.
 
     Parameters
@@ -322,6 +361,8 @@ def read_table(given: Any, *, format: str | None = None) -> pd.DataFrame:  # noq
         Paths, globs, or ``-`` for standard input.
     format : str or None, default=None
         "csv", "tsv", "json", "jsonl", "parquet" or "excel"; None takes it from each name, and CSV for standard input.
+    kinds : dict of column to str or None, default=None
+        What columns are known to hold, as :func:`llmfit.files.kinds_of` says it of a frame: they are read so.
 
     Returns
     -------
@@ -348,7 +389,7 @@ def read_table(given: Any, *, format: str | None = None) -> pd.DataFrame:  # noq
     for chunk in source.chunks(SCANNED):
         for bad in chunk.bad:
             raise DataError(f"{bad.where}: {bad.reason}")
-        frames.append(chunk.frame)
+        frames.append(chunk.read_as(kinds or {}))
     if not frames:
         return pd.DataFrame({name: [] for name in source.kinds})
     return pd.concat(frames, ignore_index=True)

@@ -1,11 +1,13 @@
 """What a column of a file holds, learned from all of its cells and not from the first of them.
 
 Takes cells: texts of a CSV file, or values of a JSON file; gives one kind a column and the cells as such a column. As
-the kind comes of the whole file, it does not depend on where a chunk begins.
+the kind comes of the whole file, it does not depend on where a chunk begins. Where the kind was settled before, by a
+frame that was learned from, each cell is read by itself.
 """
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["KINDS", "MISSING", "Column"]
+from llmfit.features import is_whole
+
+__all__ = ["KINDS", "MISSING", "Column", "as_kind", "kinds_of"]
 
 # Texts that pandas.read_csv takes for a missing value.
 MISSING = frozenset(
@@ -44,6 +48,10 @@ TRUTH = {"true": True, "false": False, "True": True, "False": False, "TRUE": Tru
 INTEGER = re.compile(r"\s*[+-]?(?:0|[1-9][0-9]*)\s*")
 REAL = re.compile(r"\s*[+-]?(?:(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))\s*")
 LIMITS = (-(2**63), 2**63 - 1)
+DIGITS = 4000  # of a whole number; Python reads no more than 4300
+# Where numbers are known to stand, 007 is one.
+NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))")
+WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 class Column:
@@ -97,7 +105,7 @@ def _kind_of_text(cell: str | None) -> str:
     if cell is None or cell in MISSING:
         return "gap"
     if INTEGER.fullmatch(cell):
-        return "int" if LIMITS[0] <= int(cell) <= LIMITS[1] else "text"
+        return "int" if len(cell) <= DIGITS and LIMITS[0] <= int(cell) <= LIMITS[1] else "text"
     if REAL.fullmatch(cell):
         return "float"
     return "bool" if cell in TRUTH else "text"
@@ -136,6 +144,88 @@ def _objects(cells: Sequence[Any], _: bool) -> Any:
     return values
 
 
+def kinds_of(frame: pd.DataFrame) -> dict[str, str]:
+    """Say what the columns of a frame hold, each as a kind of KINDS; as they are read again in any file."""
+    return {str(name): _kind_of_column(frame[name]) for name in frame.columns}
+
+
+def _kind_of_column(column: pd.Series) -> str:
+    dtype = column.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _kind_of_column(dtype.categories.to_series())
+    if pd.api.types.is_bool_dtype(dtype):
+        return "bool"
+    if pd.api.types.is_numeric_dtype(dtype):
+        return "int" if is_whole(column) else "float" if pd.api.types.is_float_dtype(dtype) else "object"
+    if pd.api.types.is_object_dtype(dtype):
+        return OF_OBJECTS.get(pd.api.types.infer_dtype(column, skipna=True), "object")
+    return "text" if pd.api.types.is_string_dtype(dtype) else "object"
+
+
+def as_kind(kind: str, cells: Sequence[Any], *, textual: bool) -> Any:
+    """Read cells as what their column was known to hold, each by itself; a cell that is no such value stays as it is.
+
+    Parameters
+    ----------
+    kind : str
+        One of KINDS.
+    cells : sequence, length n
+    textual : bool
+        Cells are texts of a file, some of which stand for a gap.
+
+    Returns
+    -------
+    array of length n
+        Of a type for the kind, or of objects where a value is of another.
+    """
+    read = READ[kind]
+    gone = [cell is None or (cell in MISSING if textual else _kind_of_value(cell) == "gap") for cell in cells]
+    values = [None if gap else read(cell) for gap, cell in zip(gone, cells, strict=True)]
+    alike = {_kind_of_value(value) for value in values} <= {kind, "gap"}
+    return KINDS[kind if alike else "object"](values, any(gone))
+
+
+def _number(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    bare = cell.strip()
+    if WHOLE.fullmatch(bare) and len(bare) <= DIGITS:
+        return int(bare)
+    return float(bare) if NUMBER.fullmatch(bare) else cell
+
+
+def _whole(cell: Any) -> Any:
+    """Read 7, 007, 7.0, which some write where a column has gaps; 7.5 is a number as well."""
+    number = _number(cell)
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _real(cell: Any) -> Any:
+    number = _number(cell)
+    if isinstance(number, bool) or not isinstance(number, int):
+        return number
+    try:
+        return float(number)
+    except OverflowError:
+        return number
+
+
+def _truth(cell: Any) -> Any:
+    return TRUTH.get(cell, cell) if isinstance(cell, str) else cell
+
+
+def _text(cell: Any) -> Any:
+    return str(cell) if isinstance(cell, numbers.Real) else cell
+
+
+READ: dict[str, Callable[[Any], Any]] = {
+    "int": _whole,
+    "float": _real,
+    "bool": _truth,
+    "text": _text,
+    "object": lambda cell: cell,
+}
+OF_OBJECTS = {"string": "text", "empty": "text", "integer": "int", "floating": "float", "boolean": "bool"}
 OF_VALUE = {bool: "bool", int: "int", float: "float", str: "text"}
 KINDS: dict[str, Callable[[Sequence[Any], bool], Any]] = {
     "int": _integers,

@@ -21,7 +21,7 @@ import pandas as pd
 
 from llmfit.files.paths import Place
 
-__all__ = ["Writer", "cell_text", "make_writer", "plain_values"]
+__all__ = ["Writer", "cell_text", "is_binary", "make_writer", "plain_values"]
 
 GROUP = 2**16  # rows of a row group, in a Parquet file
 
@@ -145,6 +145,14 @@ def make_writer(place: Place, kinds: Mapping[str, Any]) -> Writer:
         The columns, in their order; a str is a kind of llmfit.files.KINDS.
     """
     return WRITERS[place.format](kinds, packed=place.packed)
+
+
+def is_binary(kind: Any) -> bool:
+    """Tell a type of pyarrow whose cells are bytes."""
+    import pyarrow as pa
+
+    of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return isinstance(kind, pa.DataType) and any(is_such(kind) for is_such in of_bytes)
 
 
 def is_missing(value: Any) -> bool:

@@ -6,7 +6,7 @@ base_model, adapter and what else they say. All columns are read by one model, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from llmfit.config.ludwig.feature_rows import (
@@ -75,7 +75,7 @@ def read_inputs(given: Any, defaults: Mapping[str, Any]) -> Inputs:
     cached = False
     for place, one in as_list(given, "input_features"):
         said = read_section(INPUT, _with_defaults(one, defaults, ("preprocessing", "encoder")), place)
-        features[_column(said, place)] = _kind(said, INPUT_KINDS, place)
+        features[_column(said, place, features)] = _kind(said, INPUT_KINDS, place)
         prepared = _preprocessing(INPUT_PREPROCESSING, said.get("preprocessing"), f"{place}.preprocessing")
         cached |= bool(prepared.pop("cache_encoder_embeddings", False))
         if "prompt" in prepared:
@@ -95,10 +95,12 @@ def _with_defaults(one: Mapping[str, Any], defaults: Mapping[str, Any], keys: tu
     return merge({key: own[key] for key in keys if key in own}, one)
 
 
-def _column(said: dict[str, Any], place: str) -> str:
+def _column(said: dict[str, Any], place: str, before: Collection[str]) -> str:
     name = said.get("column") or said.get("name")
     if not isinstance(name, str):
         raise ParameterError(f"The config's {place!r} needs a 'name': the column that it stands for.")
+    if name in before:
+        raise ParameterError(f"The config's {place!r} names the column {name!r}, as another before it does. Drop one.")
     return name
 
 
@@ -186,7 +188,7 @@ def read_outputs(given: Any, defaults: Mapping[str, Any]) -> Outputs:
     longest = None
     for place, one in as_list(given, "output_features"):
         said = read_section(OUTPUT, _with_defaults(one, defaults, ("preprocessing", "decoder", "loss")), place)
-        name, kind = _column(said, place), _kind(said, OUTPUT_KINDS, place)
+        name, kind = _column(said, place, targets), _kind(said, OUTPUT_KINDS, place)
         targets[name] = kind
         prepared = _preprocessing(OUTPUT_PREPROCESSING, said.get("preprocessing"), f"{place}.preprocessing")
         decoder = _decoder(said.get("decoder"), f"{place}.decoder")
