@@ -6,11 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from head_side import make_encoder, make_encoder_decoder
+from sklearn.model_selection import GridSearchCV
 
 import llmfit
-from llmfit import LLMClassifier, LLMGenerator, scoring, training
+from llmfit import LLMClassifier, LLMGenerator, LLMRegressor, scoring, training
+from llmfit.adapters import METHODS
+from llmfit.packing import attention
+from llmfit.search import FusedGridSearchCV
 
-pytestmark = pytest.mark.gpu
+# bitsandbytes says so of models as narrow as these
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:inner dimension")]
 
 
 def on_gpu(settings: dict[str, object], **changes: object) -> dict[str, object]:
@@ -48,15 +54,16 @@ def test_memory_is_given_back(settings: dict, frame: pd.DataFrame) -> None:
 
 def test_a_step_that_does_not_fit_is_halved_not_failed(settings: dict, frame: pd.DataFrame) -> None:
     """A cap on the process's memory makes the allocator fail for real."""
+    torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     used = torch.cuda.memory_reserved()
-    torch.cuda.set_per_process_memory_fraction((used + 96 * 2**20) / total)
-    long = frame.assign(text=[text * 100 for text in frame["text"]])
+    torch.cuda.set_per_process_memory_fraction((used + 64 * 2**20) / total)
+    long = frame.assign(text=[text * 120 for text in frame["text"]])
     try:
         with pytest.warns(llmfit.exceptions.MemoryWarning, match="going on with batches of"):
-            LLMClassifier(**on_gpu(settings, epochs=1, batch_tokens=10**6), features="text", target="label").fit(
-                pd.concat([long] * 8), sample_weight=None
-            )
+            LLMClassifier(
+                **on_gpu(settings, epochs=1, batch_tokens=10**6, batch_size=64), features="text", target="label"
+            ).fit(pd.concat([long] * 8))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -82,9 +89,11 @@ def test_an_adapter_trained_beside_4_bits_on_the_gpu_is_merged_on_the_cpu(settin
     assert merged.score(frame) == 1.0
 
 
-@pytest.mark.parametrize("words", [1, 200], ids=["by scores", "by torch's kernels"])
+@pytest.mark.parametrize("pairs", [2**24, 0], ids=["in a table", "in groups"])
+@pytest.mark.parametrize("words", [1, 120], ids=["by scores", "by torch's kernels"])
 @pytest.mark.parametrize("changed", [{}, {"gradient_checkpointing": True}, {"head": "linear"}], ids=str)
-def test_packed_rows_learn_and_answer_as_padded_ones(settings, frame, monkeypatch, words, changed) -> None:
+def test_packed_rows_learn_and_answer_as_padded_ones(settings, frame, monkeypatch, words, changed, pairs) -> None:
+    monkeypatch.setattr(attention, "TABLE", pairs)
     rows = frame.assign(text=[text * words for text in frame["text"]])
     own = {**on_gpu(settings, dtype="float32", epochs=2, max_length=None), **changed}
     own |= {"template": {"task": "Tell fruit from vehicles. " * 20, "template": "{task}{text}"}, "target": "label"}
@@ -96,3 +105,42 @@ def test_packed_rows_learn_and_answer_as_padded_ones(settings, frame, monkeypatc
     other = LLMClassifier(**own).fit(rows)
     np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-3)
     np.testing.assert_allclose(found, other.predict_log_proba(rows), atol=1e-2)
+
+
+@pytest.mark.parametrize("adapter", sorted(METHODS))
+def test_every_method_learns_and_is_loaded(settings, frame, tmp_path, adapter) -> None:
+    own = on_gpu(settings, dtype="float32", epochs=4)
+    model = LLMClassifier(**own, features="text", target="label", adapter=adapter).fit(frame)
+    assert model.history_["loss"].iloc[-1] < model.history_["loss"].iloc[0]
+    found = model.predict_proba(frame)
+    model.save(tmp_path / "model")
+    llmfit.clear_cache()
+    np.testing.assert_allclose(llmfit.load(tmp_path / "model").predict_proba(frame), found, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantization", [None, 8])
+def test_an_encoder_decoder_learns(settings, frame, tmp_path, quantization) -> None:
+    own = on_gpu(settings, base_model=make_encoder_decoder(tmp_path / "t5"), epochs=20, quantization=quantization)
+    own |= {"adapter": {"r": 8, "target_modules": ["q", "v"]}, "features": "text", "target": "label"}
+    for kind in (LLMClassifier, LLMGenerator):
+        model = kind(**own).fit(frame)
+        assert model.history_["loss"].iloc[-1] < model.history_["loss"].iloc[0]
+        assert model.predict(frame).notna().all()
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_a_head_on_an_encoder_learns(settings, frame, tmp_path, adapter) -> None:
+    own = on_gpu(settings, base_model=make_encoder(tmp_path / "bert"), head="linear", adapter=adapter, epochs=60)
+    own |= {"features": "text", "dtype": "float32"}
+    assert LLMClassifier(**own, target="label").fit(frame).score(frame) == 1.0
+    assert LLMRegressor(**own, target="size").fit(frame).score(frame) > 0.5
+
+
+def test_candidates_side_by_side_are_those_fitted_alone(settings, frame) -> None:
+    rows = pd.concat([frame] * 2, ignore_index=True)
+    grid = {"adapter__r": [2, 4], "adapter__dropout": [0.0, 0.3], "learning_rate": [1e-3, 1e-2]}
+    model = LLMClassifier(**on_gpu(settings, dtype="float32", epochs=2), features="text", target="label")
+    how = {"cv": 2, "scoring": "neg_log_loss", "refit": False}
+    found, alone = (kind(model, grid, **how).fit(rows, rows["label"]) for kind in (FusedGridSearchCV, GridSearchCV))
+    each, other = (search.cv_results_["mean_test_score"] for search in (found, alone))
+    np.testing.assert_allclose(each, other, atol=1e-3)
