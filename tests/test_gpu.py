@@ -118,6 +118,7 @@ def test_every_method_learns_and_is_loaded(settings, frame, tmp_path, adapter) -
     np.testing.assert_allclose(llmfit.load(tmp_path / "model").predict_proba(frame), found, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*without an end")
 @pytest.mark.parametrize("quantization", [None, 8])
 def test_an_encoder_decoder_learns(settings, frame, tmp_path, quantization) -> None:
     own = on_gpu(settings, base_model=make_encoder_decoder(tmp_path / "t5"), epochs=20, quantization=quantization)
