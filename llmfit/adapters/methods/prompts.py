@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from llmfit.base_model import BaseModel
 
-__all__ = ["PTuning", "PrefixTuning", "PromptSpec", "PromptTuning"]
+__all__ = ["METHODS", "PTuning", "PrefixTuning", "PromptSpec", "PromptTuning"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -180,3 +180,10 @@ class PTuning(PromptSpec):
                 "The 'encoder_num_layers' and 'encoder_dropout' parameters of PTuning are the LSTM's. "
                 "Set encoder_reparameterization_type='LSTM' with them."
             )
+
+
+METHODS = {
+    "prefix_tuning": PrefixTuning,
+    "prompt_tuning": PromptTuning,
+    "p_tuning": PTuning,
+}
