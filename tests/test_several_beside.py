@@ -19,6 +19,8 @@ from torch_side import furthest, plain_tokenizer, same
 import llmfit
 from llmfit import LLMClassifier, LLMEstimator, LLMGenerator, scoring
 from llmfit.base_model import load_base_model
+from llmfit.batching import length_batches
+from llmfit.encoding import Encoded
 from llmfit.exceptions import TemplateError, TruncationWarning
 
 TARGETS = ["label", "price", "note", "colour"]
@@ -391,3 +393,82 @@ def test_a_generator_alone_is_as_it_was(table, pair, hand):
     model = LLMGenerator(**pair | {"adapter": None, "template": PLAIN, "features": "text", "target": "note"})
     model.set_params(generation={"max_new_tokens": 6}).fit(table)
     assert model.predict(table).tolist() == [hand.generated(text, [], max_new_tokens=6) for text in table["text"]]
+
+
+# What goes together -----------------------------------------------------------------------------------
+
+
+def test_rows_go_together_that_have_said_equally_many_tokens() -> None:
+    rows = [Encoded((7,) * n, said=(5,) * said) for n, said in ((3, 2), (9, 0), (4, 2), (2, 1), (3, 0), (3, 2))]
+    batches = list(length_batches(rows, 10**6))
+    assert batches == [[1, 4], [3], [2, 0, 5]]
+    assert [len(batch) for batch in length_batches(rows, 1)] == [1] * 6
+    assert list(length_batches(rows[::-1], 10**6)) == [[4, 1], [2], [3, 0, 5]]
+
+
+def test_equal_prompts_are_read_once_for_each_thing_said(t5: dict[str, Any]) -> None:
+    model, read = plain_pair(t5["base_model"]), []
+    hook = model.decoder.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].tolist()), with_kwargs=True
+    )
+    prompts, said = [(70, 80, 2), (70, 80, 2), (70, 80, 2)], [(9, 2), (8, 2), (9, 2)]
+    done: list[int] = []
+    given = {"device": torch.device("cpu"), "pad_id": 0, "start_ids": (0,)}
+    scores = scoring.score_labels(model, prompts, [(40,), (41,)], said=said, progress=done.append, **given)
+    hook.remove()
+    assert read == [[[0, 8, 2], [0, 9, 2]]]
+    assert sum(done) == 3
+    expected = [-pair_losses(model, [70, 80, 2], [40], (0, *own))[0] for own in said]
+    np.testing.assert_allclose(scores[:, 0], expected, atol=1e-5)
+
+
+@ENDLESS
+@UNREAD
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"dtype": "bfloat16"},
+        {"quantization": 8},
+        {"gradient_checkpointing": True},
+        {"validation_fraction": 0.25, "early_stopping": 1, "epochs": 3},
+    ],
+    ids=str,
+)
+def test_it_goes_with_other_settings(changed: dict[str, Any], table: pd.DataFrame, t5: dict[str, Any]) -> None:
+    given = {"adapter": {"r": 4, "target_modules": ["q", "v"]}, "generation": {"max_new_tokens": 3}}
+    model = estimator(t5, **{**given, **changed}).fit(table)
+    assert np.isfinite(model.history_["loss"]).all()
+    assert list(model.predict(table)) == TARGETS
+    assert all(np.isfinite(proba).all() for proba in model.predict_proba(table).values())
+
+
+@ENDLESS
+def test_recomputed_layers_learn_the_same(table: pd.DataFrame, t5: dict[str, Any]) -> None:
+    given = {"target": ["label", "note"], "epochs": 2}
+    plain, again = (estimator(t5, gradient_checkpointing=way, **given).fit(table) for way in (False, True))
+    assert furthest(plain, again) < 1e-6
+
+
+@ENDLESS
+def test_a_second_fit_goes_on(table: pd.DataFrame, t5: dict[str, Any]) -> None:
+    model = estimator(t5, target=["label", "note"], epochs=3, warm_start=True).fit(table)
+    first = model.history_["loss"].iloc[-1]
+    model.fit(table)
+    assert len(model.history_) == 6
+    assert model.history_["loss"].iloc[-1] < first
+
+
+@ENDLESS
+def test_a_config_of_two_answers_runs(table: pd.DataFrame, t5: dict[str, Any]) -> None:
+    config = {
+        "model_type": "llm",
+        "base_model": t5["base_model"],
+        "input_features": [{"name": "text", "type": "text"}],
+        "output_features": [{"name": "label", "type": "category"}, {"name": "note", "type": "text"}],
+        "prompt": {"template": "{text} is a"},
+        "adapter": {"type": "lora", "r": 4},
+        "generation": {"max_new_tokens": 3},
+        "trainer": {"type": "finetune", "epochs": 1, "learning_rate": 0.01},
+    }
+    model = llmfit.from_config(config, device="cpu", dtype="float32", random_state=0, verbose=0).fit(table)
+    assert list(model.predict(table)) == ["label", "note"]
