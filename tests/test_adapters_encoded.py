@@ -11,17 +11,24 @@ import pandas as pd
 import peft
 import pytest
 import torch
+from benchmarks.adapters import RATES
 from head_side import headed, make_encoder
 from seq2seq_side import KINDS, make_pair, pair_losses, pair_rows, plain_pair
 from torch_side import classifier, furthest, generator, plain_tokenizer, same, weights
 
 import llmfit
 from llmfit import LLMEstimator
+from llmfit.adapters import METHODS
 from llmfit.base_model import load_base_model
 from llmfit.exceptions import ParameterError, TruncationWarning
 
-METHODS = ["prompt_tuning", "p_tuning"]
+PROMPTS = ["prompt_tuning", "p_tuning"]
 N = 5
+IDS = {
+    "input_ids": torch.tensor([[70, 80, 90, 2], [71, 2, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+    "decoder_input_ids": torch.tensor([[0, 90, 91], [0, 41, 42]]),
+}
 ENDLESS = pytest.mark.filterwarnings("ignore:.*without an end:llmfit.exceptions.TruncationWarning")
 
 
@@ -36,7 +43,7 @@ def folders(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     return {**pairs, "bert": make_encoder(root / "bert")}
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=PROMPTS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -141,14 +148,9 @@ def test_a_saved_fit_is_the_same_and_peft_reads_it(learned, pair, frame, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = peft.PeftModel.from_pretrained(plain_pair(pair["base_model"]), tmp_path / "saved/adapter").eval()
-    given = {
-        "input_ids": torch.tensor([[70, 80, 90, 2], [71, 2, 0, 0]]),
-        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
-        "decoder_input_ids": torch.tensor([[0, 90, 91], [0, 41, 42]]),
-    }
     base = load_base_model(pair["base_model"], device="cpu", dtype="float32")
     with torch.no_grad(), base.attach(learned._adapter, learned._tensors) as ours:
-        torch.testing.assert_close(ours(**given).logits, loaded(**given).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours(**IDS).logits, loaded(**IDS).logits, rtol=0, atol=1e-5)
 
 
 def test_a_fit_begins_from_a_folder_of_pefts(pair, kind, name, frame, tmp_path):
@@ -230,3 +232,37 @@ def test_their_room_is_taken_from_the_prompt(settings, tiny: str, tmp_path: Path
     assert clf.max_length_ == 32  # rows are padded in steps of 16
     with pytest.warns(TruncationWarning):
         assert np.isfinite(clf.predict_proba(long)).all()
+
+
+# Every method -----------------------------------------------------------------------------------------
+
+REFUSED = {
+    "prefix_tuning": "is for decoder models. Got an encoder-decoder model instead.",
+    "adaption_prompt": "is for models of the families 'gpt2', 'llama', 'mistral'. Got a model of the family 't5' "
+    "instead.",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_adapts_an_encoder_decoder_or_says_why_not(method, settings, folders, frame, tmp_path):
+    clf = classifier(
+        settings, base_model=folders["t5"], adapter=method, epochs=3, learning_rate=RATES.get(method, 1e-2)
+    )
+    if method in REFUSED:
+        with pytest.raises(ParameterError) as raised:
+            clf.fit(frame)
+        assert str(raised.value) == f"The adapter {method!r} {REFUSED[method]}"
+        return
+    losses = clf.fit(frame).history_["loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    clf.save(tmp_path / "saved")
+    assert np.array_equal(llmfit.load(tmp_path / "saved").predict_proba(frame), clf.predict_proba(frame))
+    try:
+        clf.export(tmp_path / "merged")
+    except ParameterError:
+        assert not METHODS[method].mergeable or method == "bitfit"  # T5 has no biases
+        return
+    base = load_base_model(folders["t5"], device="cpu", dtype="float32")
+    with torch.no_grad(), base.attach(clf._adapter, clf._tensors) as ours:
+        expected = ours(**IDS).logits
+    torch.testing.assert_close(plain_pair(str(tmp_path / "merged"))(**IDS).logits, expected, rtol=0, atol=1e-4)
