@@ -119,7 +119,8 @@ def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = No
     """Part rows into batches of like length within a budget, longest first.
 
     A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding. The order
-    depends on the rows' contents alone, so that shuffled rows meet in the same batches.
+    depends on the rows' contents alone, so that shuffled rows meet in the same batches. What decoders have said before
+    their answers is of one length in a batch: nothing is padded there.
 
     Parameters
     ----------
@@ -134,7 +135,8 @@ def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = No
     list of int
         Positions into `rows`.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-rows[i].length, rows[i].prompt, rows[i].completion))
+    keys = [(len(row.said), -row.length, row.prompt, row.said, row.completion) for row in rows]
+    order = sorted(range(len(rows)), key=keys.__getitem__)
     if shared is not None:
         yield from _fill([rows[i].length - shared for i in order], order, max(budget - shared, 1))
         return
@@ -144,6 +146,8 @@ def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = No
         stop = start + 1
         while stop < len(order) and (stop + 1 - start) * longest <= budget:
             if rows[order[stop]].length < LIKE * longest and (stop - start) * longest >= WORTH_A_PASS:
+                break
+            if keys[order[stop]][0] != keys[order[start]][0]:
                 break
             stop += 1
         yield order[start:stop]

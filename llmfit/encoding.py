@@ -80,6 +80,8 @@ class Encoded(NamedTuple):
     shares : tuple of float or None
         What the loss of each token of the completion weighs, beside `weight`; 0 for one that is given, not answered.
         None where each weighs 1.
+    said : tuple of int
+        What the decoder of an encoder-decoder has said before the completion.
     """
 
     prompt: tuple[int, ...]
@@ -89,11 +91,12 @@ class Encoded(NamedTuple):
     cut: int = 0
     target: tuple[float, ...] | None = None
     shares: tuple[float, ...] | None = None
+    said: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and completion together."""
-        return len(self.prompt) + len(self.completion)
+        """Tokens of prompt and completion, and of what was said between, together."""
+        return len(self.prompt) + len(self.said) + len(self.completion)
 
     @property
     def first(self) -> int:
@@ -138,10 +141,10 @@ class Limit:
 
         Below 1 where the answer itself is too long.
         """
+        kept = max(answer, self.reserve) if self.alike or not answer else answer
         if self.apart:
-            read = answer + self.apart - 1  # the decoder does not read the answer's last token
-            return self.max_length if read <= self.max_length else self.max_length - read
-        return self.max_length - (max(answer, self.reserve) if self.alike or not answer else answer)
+            kept += self.apart - 1  # the decoder does not read the answer's last token
+        return self.max_length if self.apart and kept <= self.max_length else self.max_length - kept
 
 
 class Encoder:

@@ -125,6 +125,7 @@ def generate(
     device: torch.device,
     pad_id: int,
     start_ids: Ids = (),
+    said: Sequence[Ids] | None = None,
     batch_tokens: Any = "auto",
     progress: Callable[[int], object] = lambda _: None,
 ) -> tuple[list[Ids], int]:
@@ -143,6 +144,8 @@ def generate(
         Tokens of prompt and answer that the model can hold, or of each where they are apart: ends an answer too.
     start_ids : tuple of int
         What the decoder of an encoder-decoder begins from.
+    said : sequence of tuple of int, length n, or None
+        What it has said behind that, before each answer: penalties on what was said count it.
     progress : callable
         Told the number of prompts done.
 
@@ -154,11 +157,12 @@ def generate(
         Answers that reached `max_new_tokens`, or the end of the context, without an end of their own.
     """
     _forget_own_settings(model)
-    times = Counter(() if settings.do_sample else prompts)  # answers that are drawn differ where prompts are equal
-    rows = [Encoded(prompt) for prompt in (prompts if settings.do_sample else times)]
+    asked = list(zip(prompts, said or [()] * len(prompts), strict=True))
+    times = Counter(() if settings.do_sample else asked)  # answers that are drawn differ where prompts are equal
+    rows = [Encoded(prompt, said=before) for prompt, before in (asked if settings.do_sample else times)]
     answers: list[Ids] = [()] * len(rows)
     budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
-    taken = [len(start_ids) - 1 if start_ids else row.length for row in rows]
+    taken = [len(start_ids) + len(row.said) - 1 if start_ids else row.length for row in rows]
     rooms = [min(max_new_tokens, context_length - tokens) for tokens in taken]
     # Penalties on what was said count a decoder's prompt and padding as said: then only prompts of one length answer
     # together, unpadded.
@@ -179,10 +183,11 @@ def generate(
         for positions, ids in run_batches(some, length_batches(some, budget), answer_batch):
             for position, answer in zip(positions, ids, strict=True):
                 answers[alike[position]] = answer
-                progress(times[rows[alike[position]].prompt] or 1)
+                row = rows[alike[position]]
+                progress(times[row.prompt, row.said] or 1)
     if not settings.do_sample:
-        known = {row.prompt: answer for row, answer in zip(rows, answers, strict=True)}
-        answers = [known[prompt] for prompt in prompts]
+        known = {(row.prompt, row.said): answer for row, answer in zip(rows, answers, strict=True)}
+        answers = [known[one] for one in asked]
     ended = [_until_end(answer, end_ids) for answer in answers]
     return [answer for answer, _ in ended], sum(not stopped for _, stopped in ended)
 
@@ -225,9 +230,9 @@ def _generate_batch(
     step: int = PAD_STEP,
     begun: Begun | None = None,
 ) -> list[Ids]:
-    prompts = [row.prompt for row in rows]
+    prompts, said = [row.prompt for row in rows], [row.said for row in rows]
     given, before = generation_inputs(
-        prompts, pad_id=pad_id, device=device, start_ids=start_ids, step=step, begun=begun
+        prompts, pad_id=pad_id, device=device, start_ids=start_ids, said=said, step=step, begun=begun
     )
     out = model.generate(**given, generation_config=config)
     return [tuple(row) for row in out[:, before:].tolist()]

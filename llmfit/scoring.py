@@ -61,6 +61,7 @@ def score_labels(
     device: torch.device,
     pad_id: int,
     start_ids: Ids = (),
+    said: Sequence[Ids] | None = None,
     batch_tokens: Any = "auto",
     progress: Callable[[int], object] = lambda _: None,
 ) -> NDArray[np.float64]:
@@ -75,6 +76,8 @@ def score_labels(
         As :func:`label_sequences` gives them.
     start_ids : tuple of int
         What the decoder of an encoder-decoder begins from.
+    said : sequence of tuple of int, length n, or None
+        What it has said behind that, before each label.
     progress : callable
         Told the number of prompts done.
 
@@ -83,13 +86,14 @@ def score_labels(
     ndarray of shape (n, k)
         log P(label | prompt), in nats, not normalised over the labels.
     """
-    times = Counter(prompts)
-    distinct = {prompt: i for i, prompt in enumerate(times)}
-    rows = [Encoded(prompt) for prompt in distinct]
+    asked = list(zip(prompts, said or [()] * len(prompts), strict=True))
+    times = list(Counter(asked).values())
+    distinct = {one: i for i, one in enumerate(dict.fromkeys(asked))}
+    rows = [Encoded(prompt, said=before) for prompt, before in distinct]
     scores = np.empty((len(rows), len(labels)))
     budget = auto_budget(batch_tokens, device)
     longest = max(labels, key=len)
-    through = [Encoded(prompt, longest) for prompt in distinct]
+    through = [row._replace(completion=longest) for row in rows]
     shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids)
     if shared is not None:
         with packed(model):
@@ -97,15 +101,15 @@ def score_labels(
                 passes = _score_packed(model, rows, trie, shared, device, pad_id, budget)
                 for positions, values in passes:
                     scores[np.ix_(positions, columns)] = values
-                    progress(sum(times[rows[i].prompt] for i in positions) if columns[-1] == len(labels) - 1 else 0)
+                    progress(sum(times[i] for i in positions) if columns[-1] == len(labels) - 1 else 0)
     else:
         work = partial(
             _score_batch, model, labels=labels, device=device, pad_id=pad_id, budget=budget, start_ids=start_ids
         )
         for positions, values in run_batches(rows, length_batches(rows, budget), work):
             scores[positions] = values
-            progress(sum(times[rows[i].prompt] for i in positions))
-    return scores[[distinct[prompt] for prompt in prompts]].reshape(len(prompts), len(labels))
+            progress(sum(times[i] for i in positions))
+    return scores[[distinct[one] for one in asked]].reshape(len(prompts), len(labels))
 
 
 def run_batches(
@@ -241,13 +245,14 @@ def _score_batch(
 ) -> NDArray[np.float64]:
     """Score the labels for some prompts: one prefill, then the labels' further tokens over its cache."""
     longest = max(map(len, labels))
-    prompts = [row.prompt for row in rows]
-    reading = read(model, prompts, pad_id=pad_id, device=device, start_ids=start_ids, keep=longest > 1)
-    if longest > 1 and not keeps_all(reading.cache, reading.known.shape[1] + longest):
+    prompts, said = [row.prompt for row in rows], [row.said for row in rows]
+    reading = read(model, prompts, pad_id=pad_id, device=device, start_ids=start_ids, said=said, keep=longest > 1)
+    width = reading.known.shape[1] + len(said[0]) + longest
+    if longest > 1 and not keeps_all(reading.cache, width):
         return _score_in_full(model, rows, labels, device, pad_id, budget, start_ids)
     scores = _log_softmax(reading.first)[:, [label[0] for label in labels]]  # (B, K)
     if longest > 1:
-        _add_tails(scores, model, reading, labels, budget)
+        _add_tails(scores, model, reading, labels, max(1, budget // (width - 1)))
     return scores.cpu().double().numpy()
 
 
@@ -261,7 +266,7 @@ def _score_in_full(
     start_ids: Ids,
 ) -> NDArray[np.float64]:
     """Score every prompt with every label in a pass of its own, for models whose cache cannot be shared."""
-    pairs = [Encoded(row.prompt, label) for row in rows for label in labels]
+    pairs = [row._replace(completion=label) for row in rows for label in labels]
     scores = np.empty(len(pairs))
     for positions in length_batches(pairs, budget):
         batch = [pairs[i] for i in positions]
@@ -275,17 +280,16 @@ def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def _add_tails(scores: torch.Tensor, model: Any, reading: Reading, labels: Sequence[Ids], budget: int) -> None:
+def _add_tails(scores: torch.Tensor, model: Any, reading: Reading, labels: Sequence[Ids], forks: int) -> None:
     """Add the scores of all but the first token of each label, a few rows at a time over copies of their cache.
 
-    Labels with equal heads are one sequence of the forward pass, however many tokens may follow the head.
+    Labels with equal heads are one sequence of the forward pass, however many tokens may follow the head. A pass holds
+    `forks` copies of one row's cache at most.
     """
     heads = sorted({label[:-1] for label in labels if len(label) > 1})
-    count, width = reading.known.shape
-    forks = max(1, budget // (width + max(map(len, heads))))  # copies of one row's cache that a pass may hold
     for some in (heads[i : i + forks] for i in range(0, len(heads), forks)):
         tails = torch.from_numpy(pad(some, 0, step=1)[0]).to(scores.device)
-        for rows in torch.split(torch.arange(count, device=scores.device), max(1, forks // len(some))):
+        for rows in torch.split(torch.arange(len(scores), device=scores.device), max(1, forks // len(some))):
             logits = go_on(model, reading, rows, tails)
             scores[rows] += _sum_tails(_log_softmax(logits), some, labels)
 

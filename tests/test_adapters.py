@@ -104,7 +104,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "class": (
         LoRA,
         "The 'adapter' parameter of the estimator must be None, a name, a dict or a spec. "
-        "Got <class 'llmfit.adapters.lora.LoRA'> instead.",
+        "Got <class 'llmfit.adapters.methods.lora.LoRA'> instead.",
     ),
     "key": (
         {"rr": 4},

@@ -43,7 +43,9 @@ PARTS = [name for name in METHODS if name != "full"]  # of a model; "full" has n
 
 
 def key_of(name: str) -> tuple[str, Any, Any]:
-    return KEYS.get(name, ("r", 2, 4))
+    """Take the method's key of above; of one that is not there its rank, or the first of its keys that is a number."""
+    numbers = [key for key, value in adapter_defaults({"type": name}).items() if type(value) is int]
+    return KEYS.get(name) or ("r" if "r" in numbers else numbers[0], 2, 4)
 
 
 def settings_of(name: str) -> dict[str, Any]:

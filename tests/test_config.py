@@ -17,6 +17,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from llmfit import DoRA, LLMClassifier, LLMEstimator, LLMGenerator, LLMRegressor, LoRA, PrefixTuning, Quantization
+from llmfit.adapters import METHODS
 from llmfit.config import from_config, json_schema, to_config, to_yaml
 from llmfit.config.keys import ESTIMATORS, estimator_keys, own_keys
 from llmfit.config.reading import READERS, merge, read_config
@@ -227,11 +228,8 @@ SENTENCES: dict[str, tuple[Any, str]] = {
     ),
     "a method": (
         {"adapter": {"type": "fuller"}},
-        "The 'adapter' parameter of the estimator must be one of 'lora', 'dora', 'adalora', 'ia3', 'vera', 'loha', "
-        "'lokr', "
-        "'fourierft', 'waveft', 'oft', 'boft', 'hra', 'vblora', 'c3a', 'tinylora', 'randlora', 'ln_tuning', 'bitfit', "
-        "'prefix_tuning', 'prompt_tuning', 'p_tuning', 'adaption_prompt', 'full', or another method of peft's. "
-        "Got 'fuller' instead. Did you mean 'full'?",
+        f"The 'adapter' parameter of the estimator must be one of {', '.join(map(repr, METHODS))}, or another method "
+        "of peft's. Got 'fuller' instead. Did you mean 'full'?",
     ),
     "a value": (
         {"epochs": "three"},

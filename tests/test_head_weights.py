@@ -19,7 +19,7 @@ from llmfit.encoding import Encoded
 from llmfit.exceptions import ParameterError
 from llmfit.heads import LinearHead, WithHead
 
-DECODERS_ONLY = {"prefix_tuning", "prompt_tuning", "p_tuning", "adaption_prompt"}
+DECODERS_ONLY = {"prefix_tuning", "adaption_prompt"}
 ROWS = [Encoded((1, 70, 80, 90), target=(0.0,)), Encoded((1, 70, 9), target=(1.0,))]
 
 

@@ -789,16 +789,6 @@ def test_gaps_and_widths_of_targets_are_named(table: pd.DataFrame, settings: Any
         assert str(raised.value) == sentence
 
 
-def test_an_encoder_decoder_answers_one_target_in_words(table: pd.DataFrame, settings: Any, tmp_path: Any) -> None:
-    folder = make_encoder_decoder(tmp_path / "t5")
-    with pytest.raises(ParameterError) as raised:
-        estimator(settings, base_model=folder).fit(table)
-    assert str(raised.value) == (
-        f"The base model {folder!r} is an encoder-decoder, which answers one target in words. Set head='linear', or "
-        "fit an estimator for each target."
-    )
-
-
 def test_warm_start_keeps_to_its_targets(table: pd.DataFrame, settings: Any) -> None:
     model = estimator(settings, target=["label", "note"], warm_start=True).fit(table)
     with pytest.raises(DataError) as raised:

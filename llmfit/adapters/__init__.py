@@ -2,7 +2,7 @@
 
 Takes the `adapter` parameter in any spelling; gives a spec that can install itself in a model lent by
 :meth:`llmfit.base_model.BaseModel.attach`, hand its tensors out and write them to a folder. peft is named in this
-package only. A new method is one dataclass and one line in `METHODS`.
+package only. A new method is a dataclass and its name in one file of :mod:`llmfit.adapters.methods`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from llmfit.adapters.adalora import AdaLoRA
-from llmfit.adapters.changes import BOFT, HRA, IA3, OFT, AdaptionPrompt, BitFit, LNTuning
 from llmfit.adapters.folders import adapter_folder, spec_from_folder
-from llmfit.adapters.full import Full
-from llmfit.adapters.lora import DoRA, LoRA
+from llmfit.adapters.methods import METHODS
+from llmfit.adapters.methods.adalora import AdaLoRA
+from llmfit.adapters.methods.changes import BOFT, HRA, IA3, OFT, AdaptionPrompt, BitFit, LNTuning
+from llmfit.adapters.methods.full import Full
+from llmfit.adapters.methods.lora import DoRA, LoRA
+from llmfit.adapters.methods.prompts import PrefixTuning, PromptTuning, PTuning
+from llmfit.adapters.methods.updates import C3A, FourierFT, LoHa, LoKr, RandLoRA, TinyLoRA, VBLoRA, VeRA, WaveFT
 from llmfit.adapters.other import other_method, other_names
-from llmfit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
 from llmfit.adapters.spec import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
-from llmfit.adapters.updates import C3A, FourierFT, LoHa, LoKr, RandLoRA, TinyLoRA, VBLoRA, VeRA, WaveFT
 from llmfit.exceptions import ParameterError, check_keys, parameter_error, quoted, suggest
 
 __all__ = [
@@ -142,30 +143,3 @@ def _method(name: Any) -> type[AdapterSpec] | None:
     if low in METHODS:
         return METHODS[low]
     return other_method(low) if low and low in other_names(METHODS.values()) else None
-
-
-METHODS: dict[str, type[AdapterSpec]] = {
-    "lora": LoRA,
-    "dora": DoRA,
-    "adalora": AdaLoRA,
-    "ia3": IA3,
-    "vera": VeRA,
-    "loha": LoHa,
-    "lokr": LoKr,
-    "fourierft": FourierFT,
-    "waveft": WaveFT,
-    "oft": OFT,
-    "boft": BOFT,
-    "hra": HRA,
-    "vblora": VBLoRA,
-    "c3a": C3A,
-    "tinylora": TinyLoRA,
-    "randlora": RandLoRA,
-    "ln_tuning": LNTuning,
-    "bitfit": BitFit,
-    "prefix_tuning": PrefixTuning,
-    "prompt_tuning": PromptTuning,
-    "p_tuning": PTuning,
-    "adaption_prompt": AdaptionPrompt,
-    "full": Full,
-}

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from llmfit.adapters.fused import is_plain
-from llmfit.adapters.lora import LoRA
+from llmfit.adapters.methods.lora import LoRA
 from llmfit.adapters.peft_spec import WRAPPED
 from llmfit.adapters.spec import AdapterSpec, Tensors, compute_low, count_parameters, is_low
 

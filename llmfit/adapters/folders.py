@@ -74,7 +74,8 @@ def spec_from_folder(folder: Path, methods: Collection[type[AdapterSpec]]) -> Ad
         kind = str(config["peft_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"The adapter folder {str(folder)!r} cannot be read: {reason(error)}.") from error
-    method: Any = next((m for m in methods if getattr(m, "peft_type", None) == kind), None)
+    named: list[Any] = [method for method in methods if getattr(method, "peft_type", None) == kind]
+    method = min(named, key=lambda method: method.type != kind.lower(), default=None)  # not one that is made of it
     if method is None and kind.lower() not in other_names(methods):
         raise _refused(folder, f"is of the type {kind!r}, which this version of peft does not have")
     begun = config.get("init_lora_weights")

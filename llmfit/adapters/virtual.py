@@ -1,7 +1,8 @@
-"""The module that hides virtual tokens from whoever calls a model.
+"""The modules that hide virtual tokens from whoever calls a model.
 
 Takes peft's model; gives one whose masks, positions, caches and logits count real tokens only, in training, scoring and
-generation alike. Knows no method: peft makes the virtual tokens.
+generation alike. A decoder has them before a row, an encoder before the prompt that it reads, whatever says the answer.
+Knows no method: peft makes the virtual tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["VirtualTokens"]
+__all__ = ["EncodedVirtualTokens", "VirtualTokens"]
 
 
 class VirtualTokens(nn.Module):
@@ -89,20 +90,15 @@ class VirtualTokens(nn.Module):
             inputs["past_key_values"] = self._prefix(len(input_ids), past_key_values)
         elif not filled:
             inputs["input_ids"], before = None, self.number
-            inputs["inputs_embeds"] = self._embedded(input_ids)
+            inputs["inputs_embeds"] = _embedded(self.peft_model, input_ids)
         if attention_mask is not None:
-            inputs["attention_mask"] = self._seen(attention_mask)
+            inputs["attention_mask"] = _seen(attention_mask, self.number)
         if position_ids is not None:
             inputs["position_ids"] = self._moved(position_ids, before)
         out = self.base(**inputs, logits_to_keep=self._kept(logits_to_keep, before), **others)
         if before and isinstance(logits_to_keep, int) and logits_to_keep == 0:
             out.logits = out.logits[:, before:]
         return out
-
-    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
-        embedded: torch.Tensor = self.peft_model.word_embeddings(input_ids)
-        virtual = self.peft_model.get_prompt(batch_size=len(input_ids))
-        return torch.cat([virtual.to(embedded.dtype), embedded], dim=1)  # (B, V + T, H)
 
     def _prefix(self, batch_size: int, given: Any) -> Any:
         """Fill an empty cache, or a new one where none is given."""
@@ -112,9 +108,6 @@ class VirtualTokens(nn.Module):
         for index, layer in enumerate(cache.layers):
             given.update(layer.keys, layer.values, index)
         return given
-
-    def _seen(self, mask: torch.Tensor) -> torch.Tensor:
-        return torch.cat([mask.new_ones(len(mask), self.number), mask], dim=1)
 
     def _moved(self, positions: torch.Tensor, before: int) -> torch.Tensor:
         moved = positions + self.number
@@ -128,3 +121,87 @@ class VirtualTokens(nn.Module):
         if chosen.dtype == torch.bool:
             return torch.cat([chosen.new_zeros(*chosen.shape[:-1], before), chosen], dim=-1)
         return chosen + before
+
+
+class EncodedVirtualTokens(nn.Module):
+    """An encoder with virtual tokens before every prompt, called as if there were none, with or without a decoder.
+
+    They go in as embeddings, where the encoder itself is called: `generate` and a linear head call it apart from the
+    model. A decoder sees what the encoder made of them. Both ``forward`` are replaced while the model is lent.
+
+    Parameters
+    ----------
+    peft_model : peft.PeftModel
+        Makes the virtual tokens.
+    encoder : torch.nn.Module or None
+        The model's encoder, where it has a decoder as well.
+    """
+
+    packable = False
+
+    def __init__(self, peft_model: Any, encoder: Any = None) -> None:
+        super().__init__()
+        self.peft_model, self.peft_config = peft_model, peft_model.peft_config
+        self.number = peft_model.peft_config["default"].num_virtual_tokens
+        model = peft_model.get_base_model()
+        if encoder is not None:
+            encoder.forward = _replaced(encoder.forward, self._encode)
+        model.forward = _replaced(model.forward, self._encode if encoder is None else self._answer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.peft_model.device
+        return device
+
+    @property
+    def config(self) -> Any:
+        """The base model's configuration."""
+        return self.peft_model.get_base_model().config
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as the base model does."""
+        return self.peft_model.get_base_model().generate(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base model; see :class:`EncodedVirtualTokens`.
+
+        Returns
+        -------
+        transformers.utils.ModelOutput
+            Hidden states of an encoder stand for virtual tokens as well, before the others.
+        """
+        return self.peft_model.get_base_model()(*args, **kwargs)
+
+    def _encode(self, whole: Any, input_ids: torch.Tensor, attention_mask: Any = None, **others: Any) -> Any:
+        """Read a prompt behind virtual tokens; the mask may know of them already."""
+        others["inputs_embeds"] = _embedded(self.peft_model, input_ids)
+        if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
+            attention_mask = _seen(attention_mask, self.number)
+        return whole(attention_mask=attention_mask, **others)
+
+    def _answer(self, whole: Any, *args: Any, attention_mask: Any = None, **others: Any) -> Any:
+        """Answer what the encoder reads, or has read."""
+        seen = None if attention_mask is None else _seen(attention_mask, self.number)
+        return whole(*args, attention_mask=seen, **others)
+
+
+def _replaced(whole: Any, by: Any) -> Any:
+    """Let another function stand for a model's, its signature kept: generate looks at it."""
+
+    @functools.wraps(whole)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return by(whole, *args, **kwargs)
+
+    return forward
+
+
+def _embedded(peft_model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    embedded: torch.Tensor = peft_model.word_embeddings(input_ids)
+    virtual = peft_model.get_prompt(batch_size=len(input_ids))
+    return torch.cat([virtual.to(embedded.dtype), embedded], dim=1)  # (B, V + T, H)
+
+
+def _seen(mask: torch.Tensor, number: int) -> torch.Tensor:
+    """Let a mask see so many virtual tokens before all others: (B, V + T)."""
+    return torch.cat([mask.new_ones(len(mask), number), mask], dim=1)

@@ -136,6 +136,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
     (3,)
     """
 
+    class_weight: Any
     classes_: np.ndarray
     _default_target = "label"
     _form: dict[str, Any] | None = None  # of several labels a row; None where each has one
@@ -174,8 +175,6 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         verbose: int = 1,
     ) -> None:
         self._store(locals())
-
-    class_weight: Any
 
     # What base.py asks for ----------------------------------------------------------------------
 
@@ -269,6 +268,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
                 device=base.device,
                 pad_id=base.pad_id,
                 start_ids=base.start_ids,
+                said=[row.said for row in rows],
                 batch_tokens=self.batch_tokens,
                 progress=bar.update,
             )

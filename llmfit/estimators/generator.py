@@ -178,6 +178,7 @@ batch_size_, max_length_, memory_footprint_
                 device=base.device,
                 pad_id=base.pad_id,
                 start_ids=base.start_ids,
+                said=[row.said for row in rows],
                 batch_tokens=self.batch_tokens,
                 progress=bar.update,
             )

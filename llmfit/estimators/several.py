@@ -3,7 +3,7 @@
 Takes targets as a frame; keeps, beside what every fit keeps, an estimator for each target, which knows its classes and
 units and turns what the model says into values. They share the adapter's tensors. In words, a row is one sequence:
 prompt, answer, end token, cue of the next target, answer, end token; true answers stand before an answer in training,
-predicted ones in prediction.
+predicted ones in prediction. In an encoder-decoder that sequence is its decoder's, and the prompt is not in it.
 """
 
 from __future__ import annotations
@@ -159,14 +159,6 @@ class Several(BaseLLM):
             self.answer_tokens_[name] = len(cue) + own + unended
         return sum(self.answer_tokens_.values())
 
-    def _learn(self, checked: Any, base: Any, *args: Any) -> None:
-        if base.kind == "encoder-decoder" and checked.head is None:
-            raise ParameterError(
-                f"The base model {str(self.base_model)!r} is an encoder-decoder, which answers one target in words. "
-                "Set head='linear', or fit an estimator for each target."
-            )
-        super()._learn(checked, base, *args)
-
     def _check_prompts(self, encoder: Any) -> None:
         for inner in self.estimators_.values():
             inner._prompts = self._prompts
@@ -192,13 +184,11 @@ class Several(BaseLLM):
         rooms = list(self.answer_tokens_.values())
         for k, (name, inner) in enumerate(self.estimators_.items()):
             cue = encoder.cue(self._prompts.turns[k].cue) if k else ()
-            rows = [row._replace(prompt=row.prompt + cue) for row in rows]
+            rows = [_go_on(base, row, cue) for row in rows]
             behind = rooms[k + 1 :]
             answers[name], ids = inner._in_words(base, rows, sum(behind) + 1 if behind else 0)
-            rows = [
-                row._replace(prompt=(*row.prompt, *own, encoder.end_id)) for row, own in zip(rows, ids, strict=True)
-            ]
-        return answers, [row.prompt for row in rows]
+            rows = [_go_on(base, row, (*own, encoder.end_id)) for row, own in zip(rows, ids, strict=True)]
+        return answers, [row.said if base.start_ids else row.prompt for row in rows]
 
     def predict(self, X: Any) -> Any:
         """Answer every row: a frame with a column for each target."""
@@ -249,11 +239,16 @@ class Several(BaseLLM):
         pieces = self._prompts.pieces(self._prompts.encoder(base), texts)
         return {
             name: [
-                row._replace(prompt=sum(own[: 2 * k + 1], row.prompt), completion=own[2 * k + 1], shares=None)
+                _go_on(base, row, sum(own[: 2 * k + 1], ()))._replace(completion=own[2 * k + 1], shares=None)
                 for row, own in zip(rows, pieces, strict=True)
             ]
             for k, name in enumerate(self.estimators_)
         }
+
+
+def _go_on(base: Any, row: Any, tokens: Ids) -> Any:
+    """Put tokens before the answer to come: behind the prompt, or in the mouth of the decoder beside an encoder."""
+    return row._replace(said=row.said + tokens) if base.start_ids else row._replace(prompt=row.prompt + tokens)
 
 
 BY_KIND: dict[str, type[BaseLLM]] = {

@@ -36,7 +36,8 @@ class Batch:
     attention_mask : Tensor of shape (B, T) or None
         For an encoder-decoder: 1 where the prompt has a token, as its encoder sees all of them.
     decoder_input_ids : Tensor of shape (B, A) or None
-        For an encoder-decoder: what the decoder begins from, and the completion but for its last token.
+        For an encoder-decoder: what the decoder begins from, what it has said before, and the completion but for its
+        last token.
     layout : Layout, Layouts or None
         Of rows that are packed: then B is 1, and T its length.
     """
@@ -76,7 +77,8 @@ def collate(
     if shared is not None:
         return _pack(rows, pad_id, device, shared)
     if start_ids:
-        sequences, firsts = [(*start_ids, *row.completion) for row in rows], [len(start_ids)] * len(rows)
+        sequences = [(*start_ids, *row.said, *row.completion) for row in rows]
+        firsts = [len(start_ids) + len(row.said) for row in rows]
         ids, _ = pad([sequence[:-1] for sequence in sequences], pad_id, step=step)
         prompts, mask = map(torch.from_numpy, pad([row.prompt for row in rows], pad_id, step=step))
     else:

@@ -11,7 +11,7 @@ import torch
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Ids
 from llmfit.forward.checking import same_words
-from llmfit.forward.reading import fork, keeps_all
+from llmfit.forward.reading import begin_from, fork, keeps_all
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import common_prefix
 
@@ -84,6 +84,7 @@ def generation_inputs(
     pad_id: int,
     device: torch.device,
     start_ids: Ids = (),
+    said: Sequence[Ids] = (),
     step: int = PAD_STEP,
     begun: Begun | None = None,
 ) -> tuple[dict[str, Any], int]:
@@ -92,6 +93,8 @@ def generation_inputs(
     Parameters
     ----------
     prompts : sequence of tuple of int, length B
+    said : sequence of tuple of int, length B or 0
+        What the decoder of an encoder-decoder has said before each answer, of one length.
     step : int
         Widths are multiples of it.
     begun : Begun or None
@@ -114,4 +117,5 @@ def generation_inputs(
         given["past_key_values"] = fork(begun.cache, torch.zeros(len(ids), dtype=torch.long, device=device))
     if not start_ids:
         return given, ids.shape[1]
-    return {**given, "decoder_input_ids": torch.tensor(start_ids, device=device).repeat(len(ids), 1)}, len(start_ids)
+    starts = begin_from(start_ids, said, len(ids), device)
+    return {**given, "decoder_input_ids": starts}, starts.shape[1]

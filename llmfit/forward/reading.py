@@ -16,7 +16,7 @@ import torch
 from llmfit.batching import pad
 from llmfit.encoding import Ids
 
-__all__ = ["Reading", "fork", "go_on", "keeps_all", "read"]
+__all__ = ["Reading", "begin_from", "fork", "go_on", "keeps_all", "read"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,14 @@ class Reading:
 
 
 def read(
-    model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, start_ids: Ids = (), keep: bool = True
+    model: Any,
+    prompts: Sequence[Ids],
+    *,
+    pad_id: int,
+    device: torch.device,
+    start_ids: Ids = (),
+    said: Sequence[Ids] = (),
+    keep: bool = True,
 ) -> Reading:
     """Read prompts once.
 
@@ -54,12 +61,14 @@ def read(
     device : torch.device
     start_ids : tuple of int
         What the decoder of an encoder-decoder begins from.
+    said : sequence of tuple of int, length B or 0
+        What it has said behind that, of one length.
     keep : bool
         Keep what :func:`go_on` needs.
     """
     ids, mask = (torch.from_numpy(array).to(device) for array in pad(prompts, pad_id))
     if start_ids:
-        starts = torch.tensor(start_ids, device=device).repeat(len(prompts), 1)
+        starts = begin_from(start_ids, said, len(prompts), device)
         out = model(input_ids=ids, attention_mask=mask, decoder_input_ids=starts, use_cache=keep)
         first, states = out.logits[:, -1], out.encoder_last_hidden_state
     else:
@@ -67,6 +76,11 @@ def read(
         out = model(input_ids=ids, logits_to_keep=last[:, None], use_cache=keep)
         first, states = _at(out.logits, last), None
     return Reading(first, mask.bool(), getattr(out, "past_key_values", None) if keep else None, states)
+
+
+def begin_from(start_ids: Ids, said: Sequence[Ids], count: int, device: torch.device) -> torch.Tensor:
+    """Put together what a decoder reads before the first token of each of `count` answers: (count, S)."""
+    return torch.tensor([(*start_ids, *own) for own in said or [()] * count], device=device)
 
 
 def _at(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from llmfit.adapters.spec import AdapterSpec, Plan, Tensors, check_names, comput
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
 
-__all__ = ["Full"]
+__all__ = ["METHODS", "Full"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,3 +45,6 @@ class Full(AdapterSpec):
     def tensors(self, model: Any) -> Tensors:
         """Copy every weight."""
         return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+METHODS = {"full": Full}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from llmfit.base_model import BaseModel
 
-__all__ = ["PTuning", "PrefixTuning", "PromptSpec", "PromptTuning"]
+__all__ = ["METHODS", "PTuning", "PrefixTuning", "PromptSpec", "PromptTuning"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -46,17 +46,27 @@ class PromptSpec(PeftSpec):
 
         What computes them while they are learned is needed no more once there are weights: these are they.
         """
-        from llmfit.adapters.virtual import VirtualTokens
+        from llmfit.adapters.virtual import EncodedVirtualTokens, VirtualTokens
 
-        if base.kind != "decoder":
+        if self.prefix and base.kind != "decoder":
             raise ParameterError(f"The adapter {self.type!r} is for decoder models. Got an {base.kind} model instead.")
         config.inference_mode = tensors is not None
         model = super().put_in(base, config, tensors, plan)
         model.prompt_encoder.requires_grad_(True)
-        return VirtualTokens(model, prefix=self.prefix)
+        if base.kind == "decoder":
+            return VirtualTokens(model, prefix=self.prefix)
+        return EncodedVirtualTokens(model, base.model.get_encoder() if base.kind == "encoder-decoder" else None)
+
+    def config(self, kind: str, base_name: str | None = None, **settings: Any) -> Any:
+        """Build peft's configuration: of an encoder-decoder, the encoder alone has virtual tokens."""
+        alone = {} if self.prefix or kind == "decoder" else {"num_transformer_submodules": 1}
+        return super().config(kind, base_name, **{**alone, **settings})
 
     def load(self, model: Any, tensors: Tensors) -> None:
-        """Write fitted virtual tokens into the adapter."""
+        """Write fitted virtual tokens into the adapter; peft keeps as many again for a decoder, which sees none."""
+        embeddings = tensors.get("prompt_embeddings")
+        if embeddings is not None and not self.prefix and len(embeddings) == 2 * self.virtual_tokens:
+            tensors = {**tensors, "prompt_embeddings": embeddings[: self.virtual_tokens]}
         super().load(model.peft_model, tensors)
 
     def tensors(self, model: Any) -> Tensors:
@@ -180,3 +190,10 @@ class PTuning(PromptSpec):
                 "The 'encoder_num_layers' and 'encoder_dropout' parameters of PTuning are the LSTM's. "
                 "Set encoder_reparameterization_type='LSTM' with them."
             )
+
+
+METHODS = {
+    "prefix_tuning": PrefixTuning,
+    "prompt_tuning": PromptTuning,
+    "p_tuning": PTuning,
+}

@@ -14,7 +14,7 @@ from llmfit.adapters.some import Blocked, SomeBlocks, SomeLayers, width_of
 from llmfit.adapters.spec import Tensors
 from llmfit.exceptions import check_choice, parameter_error
 
-__all__ = ["C3A", "FourierFT", "LoHa", "LoKr", "RandLoRA", "TinyLoRA", "VBLoRA", "VeRA", "WaveFT"]
+__all__ = ["C3A", "METHODS", "FourierFT", "LoHa", "LoKr", "RandLoRA", "TinyLoRA", "VBLoRA", "VeRA", "WaveFT"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -358,3 +358,16 @@ class RandLoRA(SomeBlocks):
     def settings(self) -> dict[str, Any]:
         """Spell out alpha."""
         return {"randlora_alpha": 20 * int(self.r), **super().settings()}
+
+
+METHODS = {
+    "vera": VeRA,
+    "loha": LoHa,
+    "lokr": LoKr,
+    "fourierft": FourierFT,
+    "waveft": WaveFT,
+    "vblora": VBLoRA,
+    "c3a": C3A,
+    "tinylora": TinyLoRA,
+    "randlora": RandLoRA,
+}

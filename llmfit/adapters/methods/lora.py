@@ -15,7 +15,7 @@ from llmfit.exceptions import check_choice, parameter_error
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
 
-__all__ = ["DoRA", "LoRA"]
+__all__ = ["METHODS", "DoRA", "LoRA"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -211,3 +211,6 @@ def _layers_with_a(tensors: Tensors) -> list[tuple[str, str]]:
     """Names of every A, and of the layer that it belongs to."""
     parts = [(name, *name.removeprefix(WRAPPED).partition(".lora_")) for name in tensors]
     return [(name, layer) for name, layer, _, rest in parts if rest.startswith(("A", "embedding_A"))]
+
+
+METHODS = {"lora": LoRA, "dora": DoRA}

@@ -1,7 +1,7 @@
 """Methods that turn or scale what is there, or stand beside it: rotations, vectors, norms, biases, gated prompts.
 
 One small dataclass each. A default that would not go with every model is None and found for the model at hand, as in
-:mod:`llmfit.adapters.updates`.
+:mod:`llmfit.adapters.methods.updates`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmfit.exceptions import ParameterError, parameter_error, quoted
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
 
-__all__ = ["BOFT", "HRA", "IA3", "OFT", "AdaptionPrompt", "BitFit", "LNTuning"]
+__all__ = ["BOFT", "HRA", "IA3", "METHODS", "OFT", "AdaptionPrompt", "BitFit", "LNTuning"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -291,3 +291,14 @@ class AdaptionPrompt(PeftSpec):
                 "adapter_layers", "AdaptionPrompt", f"at most {most} in this model", config.adapter_layers
             )
         return super().put_in(base, config, tensors, plan)
+
+
+METHODS = {
+    "ia3": IA3,
+    "oft": OFT,
+    "boft": BOFT,
+    "hra": HRA,
+    "ln_tuning": LNTuning,
+    "bitfit": BitFit,
+    "adaption_prompt": AdaptionPrompt,
+}

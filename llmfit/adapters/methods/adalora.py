@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from llmfit.base_model import BaseModel
 
-__all__ = ["AdaLoRA"]
+__all__ = ["METHODS", "AdaLoRA"]
 
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what peft's allocator remembers of earlier steps
 
@@ -166,3 +166,6 @@ class AdaLoRA(LayerSpec):
 def _steps(share: float, steps: int) -> int:
     """Count steps: a share of all below 1, a number of steps from 1 on."""
     return int(share * steps) if share < 1 else int(share)
+
+
+METHODS = {"adalora": AdaLoRA}
