@@ -13,7 +13,8 @@ from llmfit.config.keys import ESTIMATORS, check_own, own_keys
 from llmfit.config.ludwig import is_ludwig, translate
 from llmfit.config.reading import read_config, to_yaml, with_path
 from llmfit.config.schema import json_schema
-from llmfit.config.searching import describe_search, search_of
+from llmfit.config.search_settings import describe_search
+from llmfit.config.searching import search_of
 from llmfit.estimators.describing import to_config as describe
 from llmfit.estimators.several import BY_KIND, auto_head
 from llmfit.features import resolve_targets

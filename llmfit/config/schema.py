@@ -13,7 +13,7 @@ from typing import Any
 from llmfit.config.keys import ESTIMATORS, Key, documented, own_keys
 from llmfit.config.ludwig import TABLES, TOP
 from llmfit.config.ludwig.rows import IDLE, KINDS, REFUSED, Row
-from llmfit.config.searching import OWN
+from llmfit.config.search_settings import OWN
 
 __all__ = ["json_schema"]
 
