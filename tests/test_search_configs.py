@@ -315,7 +315,7 @@ PLAINLESS: dict[str, tuple[Any, str]] = {
         "to_config writes estimators, and searches of scikit-learn and Optuna over one dict of parameters. Got ",
     ),
     "no search": (
-        lambda model: 3,
+        lambda _: 3,
         "to_config writes estimators, and searches of scikit-learn and Optuna over one dict of parameters. Got 3 "
         "instead.",
     ),

@@ -37,11 +37,15 @@ def search(given: Any) -> None:
 
     if given.output:
         _check_folder(given.output)
+    if given.results:
+        _check_results(given.results)
     found = _from_config(given)
     if not _is_search(found):
         raise ParameterError(f"The config {given.config!r} has no hyperopt, so that there is nothing to search.")
     if given.output and not found.refit:
         raise ParameterError("The best model cannot be saved: the config says refit: false.")
+    if given.resume:
+        found.set_params(checkpoint_dir=given.resume)
     frame = read_table(given.data, format=given.format)
     found.fit(frame, _targets(found.estimator, frame))
     table = results(found)
@@ -109,6 +113,19 @@ def _check_folder(path: str) -> None:
     folder = Path(path).expanduser()
     if folder.exists() and not ((folder / MANIFEST).is_file() or (folder.is_dir() and not any(folder.iterdir()))):
         raise DataError(f"{path!r} exists and is no saved llmfit model. Choose another.")
-    parent = next(above for above in folder.absolute().parents if above.exists())
+    _check_parent(path, next(above for above in folder.absolute().parents if above.exists()))
+
+
+def _check_results(path: str) -> None:
+    """Refuse a file that cannot be written, before hours are spent."""
+    file = Path(path).expanduser()
+    if not file.name.lower().endswith((".csv", ".csv.gz")):
+        raise ParameterError(f"The results are written as CSV: {path!r} must end in .csv or .csv.gz.")
+    if file.is_dir():
+        raise DataError(f"{path!r} cannot be written: it is a folder.")
+    _check_parent(path, file.absolute().parent)
+
+
+def _check_parent(path: str, parent: Path) -> None:
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise DataError(f"{path!r} cannot be written: {str(parent)!r} is no folder that may be written to.")

@@ -6,7 +6,6 @@ search, and gives hyperopt. Two keys that say different things are refused: none
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -141,7 +140,7 @@ def _check_same(place: str, value: Any, other: str, theirs: Any, same: bool) -> 
 
 
 def _scoring(said: Said, estimator: Any) -> Any:
-    """Give the scoring that is said, or name scikit-learn's scorer of Ludwig's metric; None is the estimator's score."""
+    """Give the scoring that is said, or the scorer of Ludwig's metric; None is the estimator's own score."""
     _check_output(said.get("output_feature"), estimator.target)
     metric, goal = said.get("metric"), said.get("goal")
     if said.get("scoring") is not None:
@@ -239,9 +238,9 @@ def _bases(search: Any) -> Iterator[tuple[type[Any], str, dict[str, str]]]:
 
 
 def _written(search: Any, keys: Mapping[str, str]) -> dict[str, Any]:
-    """Write the parameters of a search under their keys of hyperopt: its class's where they are not the defaults."""
-    base = next(base for base in type(search).__mro__ if not base.__module__.startswith("llmfit"))
-    usual = {name: one.default for name, one in inspect.signature(base).parameters.items()}
+    """Write the parameters of a search under their keys of hyperopt; those of its class alone where they are set."""
+    space = next(getattr(search, name) for name, key in keys.items() if key == "space")
+    usual = type(search)(search.estimator, space).get_params(deep=False)
     written: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for name, value in search.get_params(deep=False).items():
