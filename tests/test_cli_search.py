@@ -135,5 +135,7 @@ def test_what_cannot_be_is_refused_before_a_fit(
     (place / "there.csv").mkdir()
     assert search(*arguments) == 1
     most = frame["label"].value_counts().max()
-    assert capsys.readouterr().err == f"llmfit: {sentence.replace('{place}', str(place)).replace('{most}', str(most))}\n"
+    assert (
+        capsys.readouterr().err == f"llmfit: {sentence.replace('{place}', str(place)).replace('{most}', str(most))}\n"
+    )
     assert fits == []

@@ -75,7 +75,8 @@ def read_inputs(given: Any, defaults: Mapping[str, Any]) -> Inputs:
     cached = False
     for place, one in as_list(given, "input_features"):
         said = read_section(INPUT, _with_defaults(one, defaults, ("preprocessing", "encoder")), place)
-        features[_column(said, place)] = _kind(said, INPUT_KINDS, place)
+        name = _new_column(said, place, features)
+        features[name] = _kind(said, INPUT_KINDS, place)
         prepared = _preprocessing(INPUT_PREPROCESSING, said.get("preprocessing"), f"{place}.preprocessing")
         cached |= bool(prepared.pop("cache_encoder_embeddings", False))
         if "prompt" in prepared:
@@ -93,6 +94,13 @@ def read_inputs(given: Any, defaults: Mapping[str, Any]) -> Inputs:
 def _with_defaults(one: Mapping[str, Any], defaults: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
     own = defaults.get(str(one.get("type")), {})
     return merge({key: own[key] for key in keys if key in own}, one)
+
+
+def _new_column(said: dict[str, Any], place: str, known: Mapping[str, Any]) -> str:
+    name = _column(said, place)
+    if name in known:
+        raise ParameterError(f"The config's {place!r} is the column {name!r}, which a feature before it is already.")
+    return name
 
 
 def _column(said: dict[str, Any], place: str) -> str:
@@ -186,7 +194,7 @@ def read_outputs(given: Any, defaults: Mapping[str, Any]) -> Outputs:
     longest = None
     for place, one in as_list(given, "output_features"):
         said = read_section(OUTPUT, _with_defaults(one, defaults, ("preprocessing", "decoder", "loss")), place)
-        name, kind = _column(said, place), _kind(said, OUTPUT_KINDS, place)
+        name, kind = _new_column(said, place, targets), _kind(said, OUTPUT_KINDS, place)
         targets[name] = kind
         prepared = _preprocessing(OUTPUT_PREPROCESSING, said.get("preprocessing"), f"{place}.preprocessing")
         decoder = _decoder(said.get("decoder"), f"{place}.decoder")
