@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import loguniform
+from sklearn.model_selection import GridSearchCV, KFold
+
 from llmfit import LLMClassifier
 from llmfit.config import from_config, to_config, to_yaml
 from llmfit.config.reading import READERS
 from llmfit.exceptions import ParameterError
 from llmfit.search import make_search
-from scipy.stats import loguniform
-from sklearn.model_selection import GridSearchCV, KFold
 
 AXIS: dict[str, Any] = {"epochs": [1, 2]}
 RANGE = {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmfit.config.keys import own_keys
-from llmfit.config.ludwig import TABLES, TOP
+from llmfit.config.ludwig import TOP
 from llmfit.config.ludwig.features import as_list
 from llmfit.config.ludwig.rows import read_section
 from llmfit.config.ludwig.search_rows import HYPEROPT, PARAMETER
