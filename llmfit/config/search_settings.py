@@ -226,7 +226,8 @@ def describe_search(search: Any) -> dict[str, Any]:
 
 def _bases(search: Any) -> Iterator[tuple[type[Any], str, dict[str, str]]]:
     """List the classes of searches, the kind of each, and its names for what has another name here."""
-    from llmfit.search.searches import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
+    from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
+    from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
 
     drawn = {"space": "param_distributions"}
     yield GridSearchCV, "grid", {"space": "param_grid"}

@@ -178,9 +178,9 @@ def read_rows(estimator: Any, X: Any, y: Any) -> tuple[Any, bool]:
 
 def check_folds(cv: Any, y: Any, classes: bool) -> None:
     """Raise where there are more folds than rows to put in them, of every class or at all."""
-    folds = FOLDS if cv is None else cv
-    if y is None or not isinstance(folds, numbers.Integral) or folds < 2:
-        return  # scikit-learn counts the rows of X, or says what a cv is
+    if y is None or not isinstance(cv, numbers.Integral | None):
+        return  # scikit-learn counts the rows of X, and goes by what makes folds
+    folds = FOLDS if cv is None else int(cv)
     if classes and type_of_target(y) in ("binary", "multiclass"):
         most, of = int(np.unique(np.asarray(y).astype(str), return_counts=True)[1].max()), " of a class"
         has = f"the most frequent class has {most}"

@@ -265,8 +265,8 @@ TOP: Table = table(
     mapped("quantization", "quantization; see quantization", "any"),
     mapped(
         "generation",
-        "generation, where an answer is generated: a text, or a number with head lm. Classes are scored and heads compute "
-        "numbers, so that it can change nothing there; its keys are checked all the same. See generation",
+        "generation, where an answer is generated: a text, or a number with head lm. Classes are scored and heads "
+        "compute numbers, so that it can change nothing there; its keys are checked all the same. See generation",
         "mapping",
     ),
     mapped("trainer", "see trainer", "mapping"),
