@@ -104,10 +104,8 @@ def quoted(names: Iterable[object], *, most: int = 12) -> str:
 
 
 def suggest(name: object, known: Iterable[object]) -> str:
-    """End a sentence with `` Did you mean 'x'?`` where a known name is near, or begins so."""
-    names = [str(other) for other in known]
-    begun = sorted((other for other in names if len(str(name)) > 2 and other.startswith(str(name))), key=len)
-    near = [*begun, *difflib.get_close_matches(str(name), names, n=1)]
+    """End a sentence with `` Did you mean 'x'?`` where a known name is near."""
+    near = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
     return f" Did you mean {near[0]!r}?" if near and near[0] != name else ""
 
 
