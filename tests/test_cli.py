@@ -281,7 +281,10 @@ class TestTheRest:
 
     @pytest.mark.parametrize(
         ("setting", "problem"),
-        [("epochs", "'epochs' must be NAME=VALUE, for example adapter.r=8"), ("a=[", "the value of 'a=[' is no YAML")],
+        [
+            ("epochs", "'epochs' must be NAME=VALUE, for example adapter.r=8"),
+            ("=3", "'=3' must be NAME=VALUE, for example adapter.r=8"),
+        ],
     )
     def test_a_setting_that_is_none_is_wrong_usage(self, setting: str, problem: str, capsys: Any) -> None:
         with pytest.raises(SystemExit) as left:
@@ -291,7 +294,36 @@ class TestTheRest:
 
     @pytest.mark.parametrize(
         ("text", "value"),
-        [("8", 8), ("1e-4", 1e-4), ("null", None), ("[a, b]", ["a", "b"]), ("lora", "lora"), ("a=b", "a=b")],
+        [
+            ("8", 8),
+            ("1e-4", 1e-4),
+            ("null", None),
+            ("", None),
+            ("true", True),
+            ("yes", "yes"),  # words, as in files: YAML 1.2
+            ("on", "on"),
+            ("0o17", "0o17"),
+            ("2024-01-01", "2024-01-01"),
+            ("[a, b]", ["a", "b"]),
+            ("{type: lora, r: 8}", {"type": "lora", "r": 8}),
+            ("{}", {}),
+            ("lora", "lora"),
+            ("a=b", "a=b"),
+            ('"2024"', "2024"),
+            ("'a: b'", "a: b"),
+            ("Message: {text}", "Message: {text}"),
+            ("{title}", "{title}"),
+            ("{title}: {text}", "{title}: {text}"),
+            ("{title} # {text}", "{title} # {text}"),
+            ("Rate it # 1 to 5", "Rate it # 1 to 5"),
+            ("# 1", "# 1"),
+            ("- {text}", "- {text}"),
+            ("a=[", "a=["),
+            ('"{title}" says', '"{title}" says'),
+            ("{r: 8, r: 9}", "{r: 8, r: 9}"),
+            ("first\nsecond", "first\nsecond"),
+            ("@text", "@text"),
+        ],
     )
     def test_settings_are_yaml(self, text: str, value: Any) -> None:
         given = make_parser().parse_args(["fit", "c", "d", "-o", "m", "--set", f"x.y={text}"])

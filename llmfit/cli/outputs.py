@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmfit.exceptions import DataError, ParameterError
 
-__all__ = ["check_folder", "check_report"]
+__all__ = ["check_folder", "check_report", "check_results"]
 
 
 def check_folder(path: str, *, manifest: str | None = None, what: str = "saved llmfit model") -> None:
@@ -33,3 +33,12 @@ def check_report(path: str) -> str:
         raise ParameterError(f"The report {path!r} must end in .html or .json.")
     check_writable(path)
     return suffix
+
+
+def check_results(path: str) -> None:
+    """Refuse a table that cannot be written."""
+    from llmfit.files import check_writable
+
+    if not path.lower().endswith((".csv", ".csv.gz")):
+        raise ParameterError(f"The results are written as CSV: {path!r} must end in .csv or .csv.gz.")
+    check_writable(path)

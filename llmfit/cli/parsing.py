@@ -36,7 +36,6 @@ exit codes: 0 done, 1 error, 2 wrong usage, 3 done, but some rows have no answer
 """
 FILE = "file, glob or - for standard input; several are read as one table"
 SETTING = re.compile(r"[A-Za-z_][\w]*(\.[\w]+)*")
-REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]+")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,18 +61,13 @@ class _Form(argparse.RawDescriptionHelpFormatter):
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Read ``name=value``; the value as YAML has it."""
-    import yaml
+    """Read ``name=value``; the value as configuration files have it."""
+    from llmfit.config.reading import read_value
 
     name, equals, value = text.partition("=")
     if not equals or not SETTING.fullmatch(name):
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE, for example adapter.r=8")
-    if REAL.fullmatch(value):  # YAML 1.1 takes 1e-4 for a text
-        return name, float(value)
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"the value of {text!r} is no YAML") from None
+    return name, read_value(value)
 
 
 def _names(text: str) -> list[str]:
@@ -99,7 +93,7 @@ def _settings(parser: argparse.ArgumentParser, what: str) -> None:
         type=_setting,
         action="append",
         default=[],
-        help=f"{what}; dots reach inside, the value is YAML; may be repeated",
+        help=f"{what}; dots reach inside; VALUE is a number, true, null, [a, b], {{k: v}} or a text; may be repeated",
     )
 
 
@@ -136,6 +130,12 @@ def _search(parser: argparse.ArgumentParser) -> None:
     _data(parser)
     parser.add_argument("-o", "--output", metavar="MODEL", help="folder to save the best model to")
     parser.add_argument("--results", metavar="FILE", help="CSV file for all that was measured of each candidate")
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="folder for the score of each candidate on each fold: the same command, given again after it was stopped, "
+        "takes from there what it knows (in a config: hyperopt.checkpoint_dir)",
+    )
     _more_configs(parser)
     _settings(parser, "override a key of the config")
     _quiet(parser)
@@ -228,7 +228,10 @@ COMMANDS: dict[str, tuple[Callable[[Any], Any], str, str, Callable[[argparse.Arg
   llmfit fit spam.yaml -c qlora.yaml train.parquet -o model --eval valid.parquet
   zcat train.csv.gz | llmfit fit spam.yaml - -o model
 
---set takes YAML: --set epochs=3, --set target=label, --set 'features=[title, review]', --set adapter=null""",
+--set takes YAML: --set epochs=3, --set target=label, --set 'features=[title, review]', --set adapter=null,
+--set 'adapter={type: lora, r: 8}'. Lists and mappings stand in brackets and braces; whatever else is no number, true,
+false or null is a text as it stands: --set 'template=Message: {text}'. Quotes make a text of a number:
+--set 'target="2024"'.""",
         _fit,
     ),
     "predict": (
@@ -270,7 +273,10 @@ The answer that is learned stands in brackets behind the prompt.""",
         "try the candidates of a config's hyperopt, and save the best",
         """examples:
   llmfit search search.yaml train.csv
-  llmfit search search.yaml train.csv -o model --results results.csv""",
+  llmfit search search.yaml train.csv -o model --results results.csv
+  llmfit search search.yaml train.csv -o model --resume scores      again, after a kill
+
+A search that draws its candidates needs hyperopt.random_state to be gone on with: else it would draw others.""",
         _search,
     ),
     "export": (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.cli.models import load_model
-from llmfit.cli.outputs import check_folder
+from llmfit.cli.outputs import check_folder, check_results
 from llmfit.cli.saying import put, say
 from llmfit.exceptions import DataError, ParameterError
 
@@ -38,11 +38,15 @@ def search(given: Any) -> None:
 
     if given.output:
         check_folder(given.output)
+    if given.results:
+        check_results(given.results)
     found = _from_config(given)
     if not _is_search(found):
         raise ParameterError(f"The config {given.config!r} has no hyperopt, so that there is nothing to search.")
     if given.output and not found.refit:
         raise ParameterError("The best model cannot be saved: the config says refit: false.")
+    if given.resume:
+        found.set_params(checkpoint_dir=given.resume)
     frame = read_table(given.data, format=given.format)
     found.fit(frame, _targets(found.estimator, frame))
     table = results(found)

@@ -13,9 +13,11 @@ from llmfit.config.keys import ESTIMATORS, check_own, own_keys
 from llmfit.config.ludwig import is_ludwig, translate
 from llmfit.config.reading import read_config, to_yaml, with_path
 from llmfit.config.schema import json_schema
-from llmfit.config.searching import describe_search, search_of
+from llmfit.config.search_settings import describe_search
+from llmfit.config.searching import search_of
 from llmfit.estimators.describing import to_config as describe
 from llmfit.estimators.several import BY_KIND, auto_head
+from llmfit.exceptions import check_choice, parameter_error
 from llmfit.features import resolve_targets
 from llmfit.persistence import from_json
 
@@ -90,8 +92,18 @@ def check_values(estimator: Any) -> None:
     from llmfit.estimators.checks import check_parameters
 
     probe = _probe(estimator)
+    _check_place(estimator.device, estimator.dtype)
     check_parameters(probe, validated=True)
     probe._check()
+
+
+def _check_place(device: Any, dtype: Any) -> None:
+    """Raise where no machine could have such a device, or such numbers; whether this one has it is for `fit` to say."""
+    from llmfit.base_model import DTYPES
+
+    if not (isinstance(device, str) or type(device).__name__ == "device"):  # of torch
+        raise parameter_error("device", "the estimator", "'auto' or a device of torch, like 'cpu' or 'cuda:0'", device)
+    check_choice("dtype", "the estimator", dtype, ["auto", *DTYPES])
 
 
 def _probe(estimator: Any) -> Any:
@@ -115,12 +127,12 @@ def to_config(model: Any) -> dict[str, Any]:
 
     Parameters
     ----------
-    model : LLMClassifier, LLMRegressor, LLMGenerator, LLMEstimator, or a search that :func:`from_config` makes of lists
+    model : LLMClassifier, LLMRegressor, LLMGenerator, LLMEstimator, or a search that :func:`from_config` makes
 
     Returns
     -------
     dict of str to any
-        ``from_config(to_config(model))`` has the same parameters, specs written as dicts.
+        ``from_config(to_config(model))`` has the same parameters, specs written as dicts; a search the same axes.
 
     Raises
     ------

@@ -17,7 +17,7 @@ import yaml
 
 from llmfit.exceptions import ParameterError, parameter_error, reason
 
-__all__ = ["merge", "read_config", "to_yaml", "with_path"]
+__all__ = ["merge", "read_config", "read_value", "to_yaml", "with_path"]
 
 
 def read_config(source: Any) -> dict[str, Any]:
@@ -127,6 +127,33 @@ def to_yaml(config: Mapping[str, Any]) -> str:
     """
     text: str = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
+
+
+def read_value(text: str) -> Any:
+    """Read a value as it is typed, in YAML as files have it; what would surprise as YAML is the text as it stands.
+
+    Lists and mappings stand in brackets and braces, as the one line of a text may well have a colon or a dash; each
+    key of a mapping has its value, as ``{title}`` is a field of a template. What is no YAML is a text, too.
+
+    Examples
+    --------
+    >>> read_value("1e-4"), read_value("yes"), read_value("[a, b]"), read_value("{type: lora}")
+    (0.0001, 'yes', ['a', 'b'], {'type': 'lora'})
+    >>> read_value("Message: {text}"), read_value("{title} # {text}"), read_value("'3'")
+    ('Message: {text}', '{title} # {text}', '3')
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError):
+        return text
+    begins = text.lstrip()[:1]
+    if isinstance(value, Mapping):
+        as_text = begins != "{" or (bool(value) and all(inside is None for inside in value.values()))
+    elif isinstance(value, list):
+        as_text = begins != "["
+    else:
+        as_text = (isinstance(value, str) and begins not in ("'", '"')) or (value is None and begins == "#")
+    return text if as_text else value
 
 
 class _Loader(yaml.SafeLoader):

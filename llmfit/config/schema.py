@@ -6,6 +6,8 @@ tables. It says of a value's form what can be said without the other keys; :func
 
 from __future__ import annotations
 
+import re
+from ast import literal_eval
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 from llmfit.config.keys import ESTIMATORS, Key, documented, own_keys
 from llmfit.config.ludwig import TABLES, TOP
 from llmfit.config.ludwig.rows import IDLE, KINDS, REFUSED, Row
-from llmfit.config.searching import OWN
+from llmfit.config.search_settings import OWN
 
 __all__ = ["json_schema"]
 
+CHOICES = re.compile(r"^\{([^{}]+)\}(?: or ([\w ,]+?))?(?:, default|\.)")
+ALSO = {"verbose": "boolean"}  # beside its own type: true is 1
 TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "None": "null"}
 
 
@@ -52,14 +56,17 @@ def json_schema() -> dict[str, Any]:
 
 def _of_key(key: Key) -> dict[str, Any]:
     form = _nested(key) if key.nested is not None else _of_annotation(key.annotation, key.words)
+    if key.name in ALSO:
+        form = {"type": [form["type"], ALSO[key.name]]}
     return {**form, "default": key.default, **({"description": key.words} if key.words else {})}
 
 
 def _of_annotation(annotation: str, words: str) -> dict[str, Any]:
-    """Read the types of an annotation; choices from the words, as numpydoc has them: {"a", "b"}."""
-    opening = words.partition(", default")[0]
-    if opening.startswith("{"):
-        return {"enum": [choice.strip(' "') for choice in opening.strip("{}").split(",")]}
+    """Read the types of an annotation; choices from the words, as numpydoc has them: {"a", "b"} or None."""
+    choices = CHOICES.match(words)
+    if choices is not None and choices[2] in (None, "None"):
+        listed = [literal_eval(choice) for choice in choices[1].split(", ")]
+        return {"enum": [*listed, *([None] if choices[2] else [])]}
     types = [TYPES[part.strip()] for part in annotation.split("|") if part.strip() in TYPES]
     if not types or "Any" in annotation:
         return {}
@@ -90,6 +97,12 @@ def _of_fields(spec: type[Any]) -> dict[str, Any]:
     return found
 
 
+def _in_both(ludwigs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Join keys of both languages: of those that both have, Ludwig's may be null, which leaves the default."""
+    joined = {name: {"anyOf": [form, {"type": "null"}]} if name in ludwigs else form for name, form in own.items()}
+    return {**ludwigs, **joined}
+
+
 def _adapters() -> list[dict[str, Any]]:
     """List one form a method, in both languages; LoRA may go without type, what only PEFT has is not looked into."""
     from llmfit.adapters import METHODS
@@ -99,7 +112,7 @@ def _adapters() -> list[dict[str, Any]]:
     for name, method in METHODS.items():
         rows = TABLES.get(f"adapter ({name})", {})
         ludwigs = {key: _of_row(row, "") for key, row in rows.items()} | (common if rows else {})
-        properties = {"type": {"const": name}, **ludwigs, **_of_fields(method)}
+        properties = {"type": {"const": name}, **_in_both(ludwigs, _of_fields(method))}
         forms.append(_object(properties, [] if name == "lora" else ["type"]))
     other = {"type": {"type": "string", "not": {"enum": list(METHODS)}}}
     return [*forms, {"type": "object", "properties": other, "required": ["type"]}]
@@ -109,7 +122,7 @@ def _quantizations() -> list[dict[str, Any]]:
     from llmfit.quantization import Quantization
 
     ludwigs = {name: _of_row(row, "") for name, row in TABLES["quantization"].items()}
-    return [_object({**ludwigs, **_of_fields(Quantization), "bits": {"enum": [4, 8]}})]
+    return [_object(_in_both(ludwigs, _of_fields(Quantization)))]
 
 
 def _heads() -> list[dict[str, Any]]:
@@ -136,7 +149,7 @@ def _generations() -> list[dict[str, Any]]:
     from llmfit.inference import Generation
 
     ludwigs = {name: _of_row(row, "") for name, row in TABLES["generation"].items()}
-    return [_object({**ludwigs, **_of_fields(Generation)})]
+    return [_object(_in_both(ludwigs, _of_fields(Generation)))]
 
 
 FORMS: dict[str, Any] = {
@@ -178,7 +191,19 @@ def _hyperopt(path: str) -> dict[str, Any]:
     """Describe hyperopt: Ludwig's keys and llmfit's; any other is an axis."""
     form = _section(path)
     form["properties"] |= {key: {"description": "llmfit's own; see llmfit.search.make_search."} for key in OWN}
-    return {**form, "additionalProperties": {"type": ["array", "object"]}}
+    form["properties"]["parameters"] = {
+        "anyOf": [{"type": "object", "additionalProperties": AXIS}, {"type": "null"}],
+        "description": form["properties"]["parameters"]["description"],
+    }
+    return {**form, "additionalProperties": AXIS}
+
+
+def _axis(_: str) -> dict[str, Any]:
+    """Describe an axis: a list of values, or a mapping of Ludwig's or llmfit's that is a list or a range."""
+    rows = {name: _of_row(row, "") for name, row in TABLES["hyperopt.parameters.<axis>"].items()}
+    number, step = {"type": "number"}, {"type": ["number", "null"]}
+    own = {"low": number, "high": number, "step": step, "log": {"type": "boolean"}}
+    return {"anyOf": [{"type": "array", "minItems": 1}, _object({**rows, **own})]}
 
 
 def _defaults(_: str) -> dict[str, Any]:
@@ -186,8 +211,10 @@ def _defaults(_: str) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": _section("defaults.<type>")}
 
 
+AXIS = {"$ref": "#/$defs/hyperopt.axis"}
 SECTIONS: dict[str, Any] = {
     **{path: _section for path in TABLES if path and path not in FORMS and "(" not in path and "<" not in path},
     "hyperopt": _hyperopt,
+    "hyperopt.axis": _axis,
     "defaults": _defaults,
 }

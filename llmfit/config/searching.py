@@ -10,20 +10,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmfit.config.keys import own_keys
-from llmfit.config.ludwig import TABLES, TOP
+from llmfit.config.ludwig import TOP
 from llmfit.config.ludwig.features import as_list
 from llmfit.config.ludwig.rows import read_section
-from llmfit.config.ludwig.search_rows import HYPEROPT, LOSS_OF, PARAMETER, SCORINGS, SEARCHES
+from llmfit.config.ludwig.search_rows import HYPEROPT, PARAMETER
 from llmfit.config.reading import with_path
+from llmfit.config.search_settings import OWN, read_settings
 from llmfit.exceptions import ParameterError, check_choice, quoted, suggest
 
-__all__ = ["describe_search", "search_of"]
+__all__ = ["search_of"]
 
 Make = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-# What llmfit's own hyperopt may say.
-OWN = ("kind", "scoring", "cv", "n_iter", "random_state", "checkpoint_dir", "settings")
 NAMES = ("pretrained_model_name_or_path", "base_model")
 ENDS = (("lower", "upper"), ("low", "high"))
+LISTS = ("categories", "values")
+RANGES = ("lower", "upper", "low", "high", "step", "log")
 
 
 def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any], make: Make) -> Any:
@@ -49,7 +50,7 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
         raise ParameterError(f"The config's 'hyperopt' must be a mapping. Got {given!r} instead.")
     axes = {key: value for key, value in given.items() if key not in HYPEROPT and key not in OWN}
     said = read_section(HYPEROPT, {key: given[key] for key in given if key not in axes}, "hyperopt", more=OWN)
-    axes = {**_axes(said.pop("parameters", None), "hyperopt.parameters"), **_axes(axes, "hyperopt")}
+    axes = _all_axes(said.pop("parameters", None), axes)
     if not axes:
         raise ParameterError(
             "The config's 'hyperopt' needs at least one axis, such as parameters: {adapter.r: [4, 16]}."
@@ -61,7 +62,7 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
         found = [make(_set(start, places[name], value), {}) for value in _probes(values)]
         if len(found) == 1:
             others = [other for other in axes if other != name]
-            parameter, candidates = _fixed(found[0], make(_started(config, axes, places, others), {}))
+            parameter, candidates = _fixed(name, found[0], make(_started(config, axes, places, others), {}))
             if parameter is None:
                 continue
         else:
@@ -71,10 +72,44 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
                 f"The config's {where!r} is the parameter {parameter!r}, which another axis is already."
             )
         space[parameter] = candidates
-    space = {name: values for name, values in space.items() if name not in overrides}
+    space = _without(space, overrides)
     estimator = make(start, overrides)  # each axis at its first value
-    estimator.set_params(**{name: _probes(values)[0] for name, values in space.items()})  # overrides may lack the key
-    return make_search(estimator, space, **_settings(said, estimator, space))
+    _set_first(estimator, space)
+    return make_search(estimator, space, **read_settings(said, estimator, space))
+
+
+def _without(space: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the axes over parameters that are given."""
+    left = {name: values for name, values in space.items() if name not in overrides}
+    for name, value in overrides.items():
+        whole = name.partition("__")[0]
+        if whole != name and whole in left:
+            raise ParameterError(
+                f"The config's 'hyperopt' searches over {whole!r} as a whole, in which {name}={value!r} would be lost. "
+                f"Give {whole!r} itself, which takes the place of the axis."
+            )
+    if not left:
+        raise ParameterError(
+            f"The config's 'hyperopt' has no axis left to search: {quoted(space)} is given. Leave 'hyperopt' out."
+            if space
+            else "The config's 'hyperopt' has no axis left to search: none differs from the config. List more values."
+        )
+    return left
+
+
+def _set_first(estimator: Any, space: Mapping[str, Any]) -> None:
+    """Set each axis to its first value: what is given in the place of a whole parameter may lack the key."""
+    for name, values in space.items():
+        try:
+            estimator.set_params(**{name: _probes(values)[0]})
+        except ParameterError as error:
+            whole, _, key = name.partition("__")
+            if not key:
+                raise
+            raise ParameterError(
+                f"The config's 'hyperopt' searches over '{whole}.{key}', which "
+                f"{whole}={getattr(estimator, whole)!r} does not have. Leave one of them out."
+            ) from error
 
 
 def _started(
@@ -85,6 +120,16 @@ def _started(
     for name in names:
         start = _set(start, places[name], _probes(axes[name][1])[0])
     return start
+
+
+def _all_axes(listed: Any, direct: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Read the axes under "parameters", and those directly under "hyperopt"."""
+    for name in listed or {}:
+        if name in direct:
+            raise ParameterError(
+                f"The config's 'hyperopt.parameters.{name}' and 'hyperopt.{name}' are one axis. Leave one out."
+            )
+    return {**_axes(listed, "hyperopt.parameters"), **_axes(direct, "hyperopt")}
 
 
 def _axes(given: Any, place: str) -> dict[str, tuple[str, Any]]:
@@ -100,15 +145,34 @@ def _values(given: Any, where: str) -> Any:
         return list(given)
     if not isinstance(given, Mapping):
         raise ParameterError(f"The config's {where!r} must be a list of values or a range. Got {given!r} instead.")
-    said = read_section(PARAMETER, given, where, more=("low", "high", "log"))
-    listed = said.get("categories", said.get("values"))
-    if listed is not None:
-        check_choice("space", f"the config's {where!r}", said.get("space", "choice"), ["choice", "grid_search"])
-        return _values(listed, where)
-    check_choice("space", f"the config's {where!r}", said.get("space", "uniform"), ["uniform", "loguniform", "randint"])
+    said = read_section(PARAMETER, given, where, more=("low", "high", "log", "step"))
+    lists, ends = ([key for key in keys if key in said] for keys in (LISTS, RANGES))
+    if len(lists) > 1 or (lists and ends):
+        one, other = [*lists, *ends][:2]
+        raise ParameterError(
+            f"The config's '{where}.{one}' and '{where}.{other}' cannot stand together: an axis is one list of values, "
+            "or one range. Leave one out."
+        )
+    kinds = ["choice", "grid_search"] if lists else ["uniform", "loguniform", "randint"]
+    if not lists and said.get("space") in ("choice", "grid_search"):
+        raise ParameterError(
+            f"The config's {where!r} is a {said['space']!r}, which needs 'categories'. Got {dict(given)!r} instead."
+        )
+    check_choice("space", f"the config's {where!r}", said.get("space", kinds[0]), kinds)
+    return _values(said[lists[0]], where) if lists else _range(said, given, where)
+
+
+def _range(said: dict[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Read a range: lower and upper are Ludwig's ends, low and high llmfit's."""
+    theirs, mine = ([key for key in keys if key in said] for keys in (("space", "lower", "upper"), RANGES[2:]))
+    if theirs and mine:
+        raise ParameterError(
+            f"The config's '{where}.{mine[0]}' cannot stand beside {theirs[0]!r}: a range is "
+            "{low, high, step, log}, or Ludwig's {space, lower, upper}."
+        )
     if not any(low in said and high in said for low, high in ENDS):
         raise ParameterError(f"The config's {where!r} needs a lower and an upper end. Got {dict(given)!r} instead.")
-    return {"space": "uniform", **said} if "lower" in said else said
+    return {"space": "uniform", **said} if theirs else said
 
 
 def _probes(values: Any) -> list[Any]:
@@ -187,11 +251,17 @@ def _parameter(found: list[Any], values: Any, where: str) -> tuple[str, Any]:
     )
 
 
-def _fixed(estimator: Any, plain: Any) -> tuple[str | None, Any]:
-    """Name the parameter in which one value differs from the config without it; None leaves it out of the search."""
+def _fixed(axis: str, estimator: Any, plain: Any) -> tuple[str | None, Any]:
+    """Name the parameter in which one value differs from the config without it.
+
+    Where it says what the config says, an axis that names a parameter is that one; None leaves it out of the search.
+    """
     now, before = _flat(estimator), _flat(plain)
     differ = [name for name in now if name not in before or now[name] != before[name]]
-    return (differ[0], [now[differ[0]]]) if len(differ) == 1 else (None, None)
+    if len(differ) == 1:
+        return differ[0], [now[differ[0]]]
+    name, params = axis.replace(".", "__"), estimator.get_params(deep=True)
+    return (name, [params[name]]) if name in params else (None, None)
 
 
 def _candidates(read: list[Any], values: Any, where: str) -> Any:
@@ -203,88 +273,3 @@ def _candidates(read: list[Any], values: Any, where: str) -> Any:
             f"The config's {where!r} is no range of a parameter: its ends become {read!r}. List values."
         )
     return values
-
-
-def _settings(said: Mapping[str, Any], estimator: Any, space: Mapping[str, Any]) -> dict[str, Any]:
-    """Say how the search goes: its kind, its draws, what is measured."""
-    spec = said.get("search_alg")
-    algorithm = read_section(
-        TABLES["hyperopt.search_alg"], {"type": spec} if isinstance(spec, str) else spec, "hyperopt.search_alg"
-    )
-    executor = read_section(TABLES["hyperopt.executor"], said.get("executor"), "hyperopt.executor")
-    kind, draws = said.get("kind"), said.get("n_iter", executor.get("num_samples"))
-    if kind is None:
-        kind = _kind(algorithm.get("type"), executor.get("type"), space, draws)
-    settings: dict[str, Any] = {"kind": kind, **(said.get("settings") or {})}
-    if draws is not None and kind != "grid":
-        settings["n_iter"] = draws
-    seeds = [said.get("random_state"), *(algorithm.get(key) for key in ("random_state", "seed", "random_state_seed"))]
-    if kind != "grid" and any(seed is not None for seed in seeds):
-        settings["random_state"] = next(seed for seed in seeds if seed is not None)
-    settings |= {name: said[name] for name in ("cv", "checkpoint_dir") if said.get(name) is not None}
-    scoring = said["scoring"] if "scoring" in said else _scoring(said, estimator)
-    return settings if scoring is None else {**settings, "scoring": scoring}
-
-
-def _kind(algorithm: Any, executor: Any, space: Mapping[str, Any], draws: Any) -> str:
-    if algorithm is not None and algorithm not in SEARCHES:
-        raise ParameterError(
-            f"The config's 'hyperopt.search_alg.type' must be one of {quoted(SEARCHES)}. Got {algorithm!r} instead."
-        )
-    if executor not in (None, "ray", "optuna"):
-        raise ParameterError(
-            f"The config's 'hyperopt.executor.type' must be 'ray' or 'optuna'. Got {executor!r} instead."
-        )
-    if executor == "optuna" or SEARCHES.get(algorithm or "random"):
-        return "optuna"
-    return "grid" if draws is None and all(isinstance(values, list) for values in space.values()) else "random"
-
-
-def _scoring(said: Mapping[str, Any], estimator: Any) -> str | None:
-    """Name scikit-learn's scorer of Ludwig's metric; None is the estimator's own score."""
-    metric, goal, target = said.get("metric"), said.get("goal"), said.get("output_feature")
-    names = estimator.target if isinstance(estimator.target, dict | list) else [estimator.target]
-    if target not in (None, "combined", *names):
-        raise ParameterError(f"The config's 'hyperopt.output_feature' must be the target. Got {target!r} instead.")
-    if metric is None:
-        if goal is not None:
-            raise ParameterError(f"The config's 'hyperopt.goal' needs a 'metric' beside it. Got goal={goal!r} alone.")
-        return None
-    if metric == "loss":
-        scorer, direction = LOSS_OF.get(type(estimator).__name__), "minimize"
-    else:
-        scorer, direction = SCORINGS.get(metric, (None, ""))
-    if scorer is None:
-        known = [*SCORINGS, *(["loss"] if type(estimator).__name__ in LOSS_OF else [])]
-        raise ParameterError(
-            f"The config's 'hyperopt.metric' must be one of {quoted(known, most=99)}, or 'scoring' a name of "
-            f"scikit-learn's. Got {metric!r} instead."
-        )
-    if goal is not None and goal != direction:
-        raise ParameterError(
-            f"The config's 'hyperopt.goal' must be {direction!r} with metric={metric!r}. Got {goal!r}."
-        )
-    return scorer
-
-
-def describe_search(search: Any) -> dict[str, Any]:
-    """Write a search over lists of values as a configuration."""
-    from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
-
-    from llmfit.estimators.describing import to_config
-    from llmfit.persistence import to_json
-
-    kinds = [(GridSearchCV, "grid", "param_grid"), (RandomizedSearchCV, "random", "param_distributions")]
-    kind, attribute = next(((kind, name) for known, kind, name in kinds if isinstance(search, known)), (None, ""))
-    space = getattr(search, attribute, None)
-    if kind is None or not (isinstance(space, Mapping) and all(isinstance(v, list) for v in space.values())):
-        raise ParameterError(
-            "to_config writes estimators, and GridSearchCV and RandomizedSearchCV over lists of values. "
-            f"Got {search!r} instead."
-        )
-    settings = {"scoring": search.scoring, "cv": search.cv}
-    if kind == "random":
-        settings |= {"n_iter": search.n_iter, "random_state": search.random_state}
-    axes = {name.replace("__", "."): values for name, values in space.items()}
-    hyperopt = {"kind": kind, "parameters": axes, **{k: v for k, v in settings.items() if v is not None}}
-    return {**to_config(search.estimator), "hyperopt": to_json(hyperopt)}

@@ -17,7 +17,7 @@ from llmfit.exceptions import DataError, ParameterError
 from llmfit.params import Nested
 from llmfit.persistence import to_json
 
-__all__ = ["to_config"]
+__all__ = ["plain_values", "to_config"]
 
 
 def to_config(estimator: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def to_config(estimator: Any) -> dict[str, Any]:
     for name in inspect.signature(type(estimator)).parameters:  # in the order of the documentation
         value = getattr(estimator, name)
         try:
-            plain = to_json(_plain(value))
+            plain = to_json(plain_values(value))
         except DataError:
             raise ParameterError(
                 f"The {name!r} parameter of {type(estimator).__name__} has no plain form that a config could hold. "
@@ -61,14 +61,14 @@ def to_config(estimator: Any) -> dict[str, Any]:
     return config
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Turn specs into dicts, paths and devices into texts, within whatever holds them."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type | Callback):
-        return _plain(Nested("type", lambda _: {}).as_dict(value))
+        return plain_values(Nested("type", lambda _: {}).as_dict(value))
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return str(value) if type(value).__name__ == "device" else value  # of torch

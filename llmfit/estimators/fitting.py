@@ -173,7 +173,7 @@ def fit_adapter(
             model,
             rows,
             checked.settings,
-            device=base.device,
+            device=adapter.vectors.device if isinstance(adapter, OnVectors) else base.device,
             pad_id=base.pad_id,
             start_ids=base.start_ids,
             adapter=adapter if checked.adapter is not None else None,

@@ -82,21 +82,31 @@ def attend(
     if attention_mask is not None:
         raise PackingError("it makes masks of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = layout.parts if isinstance(layout, Layouts) else (layout,)
-    tokens = [part.length for part in parts]
-    each = zip(*(torch.split(x[0].transpose(0, 1), tokens) for x in (query, key, value)), parts, strict=True)
-    found = []
-    for q, k, v, part in each:
-        _check_settings(module, part, settings)
-        part.met.add(module.layer_idx)
-        found.append(_by_layout(module, q * scale, k, v, part, dropout))
-    return torch.cat(found)[None] if len(found) > 1 else found[0][None], None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first
+    if isinstance(layout, Layouts):
+        split = (torch.split(x, [part.length for part in layout.parts]) for x in (q, k, v))
+        each = [
+            _by_layout(module, one, two, three, part, scale, dropout, settings)
+            for one, two, three, part in zip(*split, layout.parts, strict=True)
+        ]
+        return torch.cat(each)[None], None
+    return _by_layout(module, q, k, v, layout, scale, dropout, settings)[None], None
 
 
 def _by_layout(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, dropout: float
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scale: float,
+    dropout: float,
+    settings: dict[str, Any],
 ) -> torch.Tensor:
     """Attend within one packed sequence, its tokens in the first dimension."""
+    _check_settings(module, layout, settings)
+    layout.met.add(module.layer_idx)
+    query = query * scale
     if _fits_a_table(layout, query.device):
         return _by_table(query, key, value, _shared(module, layout, key, value), layout, dropout)
     take, put, groups = layout.groups

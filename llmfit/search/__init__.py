@@ -133,9 +133,11 @@ def _check_scoring(scoring: Any, kind: str) -> None:
     for name in [names] if isinstance(names, str) or not hasattr(names, "__iter__") else names:
         known = get_scorer_names()
         if isinstance(name, str) and name not in known:
+            begun = [other for other in known if name and other.startswith(name)]  # acc, mean_sq
             raise ParameterError(
                 f"The 'scoring' parameter of {OWNER} must be a name that scikit-learn has, such as 'accuracy', "
-                f"'f1_macro', 'neg_log_loss' or 'r2'. Got {name!r} instead.{suggest(name, known)}"
+                f"'f1_macro', 'neg_log_loss' or 'r2'. Got {name!r} instead."
+                + (f" Did you mean {begun[0]!r}?" if begun else suggest(name, known))
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 from sklearn.base import clone, is_classifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
 from sklearn.model_selection import (
@@ -22,11 +23,13 @@ from sklearn.model_selection import (
 )
 from sklearn.utils.multiclass import type_of_target
 
-from llmfit.exceptions import ParameterError
+from llmfit.exceptions import DataError, ParameterError
 from llmfit.search.digests import digest_of
 from llmfit.search.records import Recorded, RecordedScorer, Records
 
 __all__ = ["GridSearch", "HalvingGridSearch", "HalvingRandomSearch", "RandomSearch", "Search"]
+
+FOLDS = 5  # scikit-learn's, where cv is None
 
 
 class Search:
@@ -87,6 +90,7 @@ class Search:
         """
         y, classes = read_rows(self.estimator, X, y)
         with self._standing_in(X, y, classes):
+            check_folds(self.cv, y, classes)
             super().fit(X, y, **params)  # type: ignore[misc]
         return self
 
@@ -173,6 +177,20 @@ def read_rows(estimator: Any, X: Any, y: Any) -> tuple[Any, bool]:
         y = read_fit(trial if chosen is None else chosen, X, None, estimator._default_target)[1]
         y = y if chosen is not None and _folds_by(y) else None
     return y, y is not None and chosen is not None and is_classifier(chosen)
+
+
+def check_folds(cv: Any, y: Any, classes: bool) -> None:
+    """Raise where there are more folds than rows to put in them, of every class or at all."""
+    if y is None or not isinstance(cv, numbers.Integral | None):
+        return  # scikit-learn counts the rows of X, and goes by what makes folds
+    folds = FOLDS if cv is None else int(cv)
+    if classes and type_of_target(y) in ("binary", "multiclass"):
+        most, of = int(np.unique(np.asarray(y).astype(str), return_counts=True)[1].max()), " of a class"
+        has = f"the most frequent class has {most}"
+    else:
+        most, of, has = len(y), "", f"there are {len(y)}"
+    if most < folds:
+        raise DataError(f"cv={folds} needs {folds} rows{of} at least, one for each fold: {has}. Set a smaller cv.")
 
 
 def _folds_by(y: Any) -> bool:

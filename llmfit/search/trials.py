@@ -7,6 +7,7 @@ the class is first asked for.
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,7 +92,8 @@ def optuna_class() -> Any:
         If Optuna or its integration is not installed.
     """
     for module, package in (("optuna", "optuna"), ("optuna_integration", "optuna-integration")):
-        if importlib.util.find_spec(module) is None:
+        # optuna_integration puts a stand-in without a spec in its own place when it is imported
+        if module not in sys.modules and importlib.util.find_spec(module) is None:
             raise missing_package("kind='optuna'", package, "optuna")
     from optuna.trial import TrialState
     from optuna_integration.sklearn import OptunaSearchCV

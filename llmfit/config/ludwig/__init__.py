@@ -73,7 +73,7 @@ def translate(config: Mapping[str, Any], own: Collection[str]) -> tuple[str, dic
         answered,
         model,
         {key: value for key, value in trainer.items() if key != "type"},
-        _generation(said, outputs, kind),
+        _generation(said, outputs, kind, said.get("head", answered.get("head", params.get("head")))),
     ):
         params = _agreed(params, more)
     if params.get("early_stopping") and "validation_fraction" not in {**params, **said}:
@@ -230,12 +230,13 @@ def _check_cached(adapter: Any) -> None:
         )
 
 
-def _generation(said: dict[str, Any], outputs: Outputs, kind: str) -> dict[str, Any]:
-    """Say how texts are generated, where the target is one: classes are scored, numbers are read off a head."""
+def _generation(said: dict[str, Any], outputs: Outputs, kind: str, head: Any) -> dict[str, Any]:
+    """Say how texts are generated, where the target is one, or a number in words: classes are scored."""
     found = read_generation(said.pop("generation", None), "generation")
     if outputs.longest is not None:
         found.setdefault("max_new_tokens", outputs.longest)
-    words = not outputs.targets or None in outputs.targets.values() or "text" in outputs.targets.values()
+    kinds = list(outputs.targets.values())
+    words = not kinds or None in kinds or "text" in kinds or ("number" in kinds and head == "lm")
     return {"generation": found} if found and words and kind != "LLMClassifier" else {}
 
 
@@ -262,7 +263,12 @@ TOP: Table = table(
     mapped("prompt", "template; see prompt", "mapping"),
     mapped("adapter", "adapter; see adapter", "spec"),
     mapped("quantization", "quantization; see quantization", "any"),
-    mapped("generation", "generation, where the target is text; see generation", "mapping"),
+    mapped(
+        "generation",
+        "generation, where an answer is generated: a text, or a number with head lm. Classes are scored and heads "
+        "compute numbers, so that it can change nothing there; its keys are checked all the same. See generation",
+        "mapping",
+    ),
     mapped("trainer", "see trainer", "mapping"),
     mapped("preprocessing", "see preprocessing", "mapping"),
     mapped("defaults", "sections of all features of a type, below what they say themselves", "mapping"),

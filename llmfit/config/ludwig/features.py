@@ -232,7 +232,7 @@ def _loss(given: Any, kind: str | None, place: str) -> tuple[float | None, dict[
             f"Got {name!r} instead."
         )
     weights = said.get("class_weights")
-    if isinstance(weights, list | tuple):
+    if weights is not None and not isinstance(weights, Mapping):
         raise ParameterError(
             f"The config's '{place}.class_weights' must be a mapping of label to weight, as a list has no labels. "
             f"Got {weights!r} instead."

@@ -1,4 +1,4 @@
-"""The tables of Ludwig's hyperopt; what is done with them stands in ``config/searching.py``."""
+"""The tables of Ludwig's hyperopt; ``config/searching.py`` and ``search_settings.py`` say what is done with them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HYPEROPT: Table = table(
         "text",
         "minimize",
     ),
-    mapped("output_feature", "the target, or 'combined'", "text", "combined"),
+    mapped("output_feature", "the target, or 'combined', which it must be with several targets", "text", "combined"),
     mapped("search_alg", "kind; see hyperopt.search_alg", "spec"),
     mapped("executor", "n_iter; see hyperopt.executor", "mapping"),
     refused("split", "candidates are measured by cross-validation.", "validation"),
@@ -44,7 +44,12 @@ HYPEROPT: Table = table(
 )
 SEARCH_ALG: Table = table(
     mapped("type", "kind: a grid or 'random' for variant_generator and random, 'optuna'; others are refused", "text"),
-    many("random_state seed random_state_seed", mapped, "random_state", "int"),
+    many(
+        "random_state seed random_state_seed",
+        mapped,
+        "random_state; a grid draws nothing, so that it changes nothing there",
+        "int",
+    ),
     many("points_to_evaluate evaluated_rewards", refused, "a search starts from nothing.", []),
     refused("constant_grid_search", "a grid holds every combination.", False),
     many("max_concurrent parallel_num", idle, _ELSEWHERE),
@@ -56,7 +61,7 @@ SEARCH_ALG: Table = table(
 )
 EXECUTOR: Table = table(
     mapped("type", "'ray' runs here as it is; 'optuna' is kind 'optuna'", "text", "ray"),
-    mapped("num_samples", "n_iter", "int"),
+    mapped("num_samples", "n_iter; refused with kind: grid", "int"),
     refused("time_budget_s", "a search runs until its candidates are done.", 3600),
     refused("scheduler", "say kind: halving in hyperopt.", {}, {"type": "fifo"}, "fifo"),
     many("trial_driver_resources cpu_resources_per_trial gpu_resources_per_trial", idle, _ELSEWHERE),

@@ -93,7 +93,7 @@ def _optimizer(given: Any, said: dict[str, Any]) -> dict[str, Any]:
 
     spec = {"type": given} if isinstance(given, str) else dict(given or {})
     name, params = spec.pop("type", "adam" if spec else None), {}
-    if name is not None and name not in OPTIMIZERS:
+    if name is not None and not (isinstance(name, str) and name in OPTIMIZERS):
         raise ParameterError(
             f"The config's 'trainer.optimizer.type' must be one of {quoted(OPTIMIZERS, most=99)}. Got {name!r} instead."
         )

@@ -1,0 +1,275 @@
+"""How a search of a configuration goes, beside its axes: its kind, its draws, its folds, what is measured.
+
+Takes what hyperopt says, in Ludwig's words or llmfit's, and gives what :func:`llmfit.search.make_search` takes; takes a
+search, and gives hyperopt. Two keys that say different things are refused: none of them wins in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llmfit.config.ludwig import TABLES
+from llmfit.config.ludwig.rows import read_section
+from llmfit.config.ludwig.search_rows import LOSS_OF, SCORINGS, SEARCHES
+from llmfit.exceptions import DataError, ParameterError, check_choice, quoted
+
+__all__ = ["OWN", "describe_search", "read_settings"]
+
+# What llmfit's own hyperopt may say.
+OWN = ("kind", "scoring", "cv", "n_iter", "random_state", "checkpoint_dir", "settings")
+KINDS = ("grid", "random", "halving", "optuna")
+SEEDS = ("random_state", "seed", "random_state_seed")
+Said = Mapping[str, Any]
+
+
+def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Read how a search goes.
+
+    Parameters
+    ----------
+    said : mapping
+        The keys of hyperopt that are no axes.
+    estimator : estimator
+        What is searched.
+    space : dict of str to list or dict
+        Its axes.
+
+    Returns
+    -------
+    dict of str to any
+        As keywords of `make_search`.
+
+    Raises
+    ------
+    ParameterError
+        For a key that has no meaning, or contradicts another; the sentence names both places.
+    """
+    spec = said.get("search_alg")
+    algorithm = read_section(
+        TABLES["hyperopt.search_alg"], {"type": spec} if isinstance(spec, str) else spec, "hyperopt.search_alg"
+    )
+    executor = read_section(TABLES["hyperopt.executor"], said.get("executor"), "hyperopt.executor")
+    ranges = [name for name, values in space.items() if not isinstance(values, list)]
+    place, draws = _agreeing(_given("hyperopt", said, "n_iter"), _given("hyperopt.executor", executor, "num_samples"))
+    kind = _kind(said.get("kind"), algorithm.get("type"), executor.get("type"), listed=not ranges and draws is None)
+    settings: dict[str, Any] = {"kind": kind, **_more(said.get("settings"))}
+    if draws is not None:
+        _check_drawn(place, kind, none=kind == "grid" or (kind == "halving" and not ranges))
+        settings["n_iter"] = draws
+    seeded, seed = _agreeing(
+        _given("hyperopt", said, "random_state"), *(_given("hyperopt.search_alg", algorithm, key) for key in SEEDS)
+    )
+    if seed is not None and kind != "grid":
+        settings["random_state"] = seed
+    elif seeded == "hyperopt.random_state":  # Ludwig's seeds have no effect on a grid, as in Ludwig
+        _check_drawn(seeded, kind, none=True)
+    settings |= {name: said[name] for name in ("cv", "checkpoint_dir") if said.get(name) is not None}
+    scoring = _scoring(said, estimator)
+    return settings if scoring is None else {**settings, "scoring": scoring}
+
+
+def _given(place: str, said: Said, key: str) -> tuple[str, Any]:
+    return f"{place}.{key}", said.get(key)
+
+
+def _agreeing(*given: tuple[str, Any]) -> tuple[str, Any]:
+    """Take the value of keys that are one; those that are given must say the same."""
+    found = [(place, value) for place, value in given if value is not None]
+    for place, value in found[1:]:
+        if value != found[0][1]:
+            raise ParameterError(
+                f"The config's {found[0][0]!r} is {found[0][1]!r}, but {place!r} is {value!r}, and both mean the same. "
+                "Leave one out."
+            )
+    return found[0] if found else ("", None)
+
+
+def _check_drawn(place: str, kind: str, *, none: bool) -> None:
+    if none:
+        over = " over lists" if kind == "halving" else ""
+        raise ParameterError(
+            f"The config's {place!r} has no meaning in a search of the kind {kind!r}{over}: every combination is "
+            "tried, and nothing is drawn. Leave it out."
+        )
+
+
+def _more(given: Any) -> dict[str, Any]:
+    """Read settings of the library's own class; those with a key of their own have their place there."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ParameterError(f"The config's 'hyperopt.settings' must be a mapping. Got {given!r} instead.")
+    for key in given:
+        if key in OWN:
+            raise ParameterError(
+                f"The config's 'hyperopt.settings.{key}' stands in the wrong place: say hyperopt.{key}."
+            )
+    return dict(given)
+
+
+def _kind(kind: Any, algorithm: Any, executor: Any, *, listed: bool) -> str:
+    """Name the kind of a search: what is said, else a grid where all is listed and no number of draws is given."""
+    if algorithm is not None and algorithm not in SEARCHES:
+        raise ParameterError(
+            f"The config's 'hyperopt.search_alg.type' must be one of {quoted(SEARCHES)}. Got {algorithm!r} instead."
+        )
+    if executor not in (None, "ray", "optuna"):
+        raise ParameterError(
+            f"The config's 'hyperopt.executor.type' must be 'ray' or 'optuna'. Got {executor!r} instead."
+        )
+    theirs = SEARCHES[algorithm] or "random" if algorithm is not None else None
+    if executor == "optuna":
+        _check_same(
+            "hyperopt.executor.type", "optuna", "hyperopt.search_alg.type", algorithm, theirs in (None, "optuna")
+        )
+        algorithm, theirs, where = "optuna", "optuna", "hyperopt.executor.type"
+    else:
+        where = "hyperopt.search_alg.type"
+    if kind is None:
+        return "optuna" if theirs == "optuna" else "grid" if listed else "random"
+    check_choice("kind", "the config's 'hyperopt'", kind, list(KINDS))
+    _check_same("hyperopt.kind", kind, where, algorithm, theirs is None or (kind == "optuna") == (theirs == "optuna"))
+    return str(kind)
+
+
+def _check_same(place: str, value: Any, other: str, theirs: Any, same: bool) -> None:
+    if not same:
+        raise ParameterError(f"The config's {place!r} is {value!r}, but {other!r} is {theirs!r}. Leave one out.")
+
+
+def _scoring(said: Said, estimator: Any) -> Any:
+    """Give the scoring that is said, or the scorer of Ludwig's metric; None is the estimator's own score."""
+    _check_output(said.get("output_feature"), estimator.target)
+    metric, goal = said.get("metric"), said.get("goal")
+    if said.get("scoring") is not None:
+        for key in ("metric", "goal"):
+            if said.get(key) is not None:
+                raise ParameterError(
+                    f"The config's 'hyperopt.scoring' and 'hyperopt.{key}' both say what is measured: "
+                    f"{said['scoring']!r} and {said[key]!r}. Leave one out."
+                )
+        return said["scoring"]
+    if metric is None:
+        if goal is not None:
+            raise ParameterError(f"The config's 'hyperopt.goal' needs a 'metric' beside it. Got goal={goal!r} alone.")
+        return None
+    return _scorer_of(metric, goal, LOSS_OF.get(type(estimator).__name__))
+
+
+def _check_output(name: Any, target: Any) -> None:
+    """Raise unless what is measured is all that is predicted."""
+    names = list(target) if isinstance(target, dict | list) else [target]
+    if name not in (None, "combined", *names):
+        raise ParameterError(f"The config's 'hyperopt.output_feature' must be the target. Got {name!r} instead.")
+    if name not in (None, "combined") and len(names) > 1:
+        raise ParameterError(
+            "The config's 'hyperopt.output_feature' must be 'combined' with several targets: candidates are measured "
+            f"by all of them. Got {name!r} instead."
+        )
+
+
+def _scorer_of(metric: str, goal: Any, loss: str | None) -> str:
+    """Name scikit-learn's scorer of a metric of Ludwig's."""
+    scorer, direction = (loss, "minimize") if metric == "loss" else SCORINGS.get(metric, (None, ""))
+    if scorer is None:
+        known = [*SCORINGS, *(["loss"] if loss else [])]
+        raise ParameterError(
+            f"The config's 'hyperopt.metric' must be one of {quoted(known, most=99)}, or 'scoring' a name of "
+            f"scikit-learn's. Got {metric!r} instead."
+        )
+    if goal is not None and goal != direction:
+        raise ParameterError(
+            f"The config's 'hyperopt.goal' must be {direction!r} with metric={metric!r}. Got {goal!r}."
+        )
+    return scorer
+
+
+# To a configuration -----------------------------------------------------------------------------
+
+
+def describe_search(search: Any) -> dict[str, Any]:
+    """Write a search as a configuration: whatever :func:`llmfit.from_config` makes, and scikit-learn's own of its like.
+
+    Raises
+    ------
+    ParameterError
+        If it is no search, or something in it has no plain form.
+    """
+    from llmfit.estimators.describing import plain_values, to_config
+    from llmfit.persistence import to_json
+
+    kind, names = next(((kind, names) for base, kind, names in _bases(search) if isinstance(search, base)), ("", {}))
+    space = getattr(search, names.get("space", ""), None)
+    if not isinstance(space, Mapping):
+        raise ParameterError(
+            "to_config writes estimators, and searches of scikit-learn and Optuna over one dict of parameters. "
+            f"Got {search!r} instead."
+        )
+    hyperopt = {
+        "kind": kind,
+        "parameters": {name.replace("__", "."): _axis(name, values) for name, values in space.items()},
+        **_written(search, {own: key for key, own in names.items()}),
+    }
+    found: dict[str, Any] = {}
+    for key, value in hyperopt.items():
+        try:
+            found[key] = to_json(plain_values(value))
+        except DataError:
+            raise ParameterError(
+                f"The search's {key!r} has no plain form that a config could hold. Got {value!r}. Set it after "
+                "from_config."
+            ) from None
+    return {**to_config(search.estimator), "hyperopt": found}
+
+
+def _bases(search: Any) -> Iterator[tuple[type[Any], str, dict[str, str]]]:
+    """List the classes of searches, the kind of each, and its names for what has another name here."""
+    from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
+    from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
+
+    drawn = {"space": "param_distributions"}
+    yield GridSearchCV, "grid", {"space": "param_grid"}
+    yield RandomizedSearchCV, "random", {**drawn, "n_iter": "n_iter"}
+    yield HalvingGridSearchCV, "halving", {"space": "param_grid"}
+    yield HalvingRandomSearchCV, "halving", {**drawn, "n_iter": "n_candidates"}
+    if type(search).__name__ == "OptunaSearch":  # its class is made when it is first asked for
+        yield type(search), "optuna", {**drawn, "n_iter": "n_trials"}
+
+
+def _written(search: Any, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Write the parameters of a search under their keys of hyperopt; those of its class alone where they are set."""
+    space = next(getattr(search, name) for name, key in keys.items() if key == "space")
+    usual = type(search)(search.estimator, space).get_params(deep=False)
+    written: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for name, value in search.get_params(deep=False).items():
+        key = keys.get(name, name)
+        if key in OWN and value is not None:
+            written[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        elif key not in (*OWN, "space", "estimator") and not _same(value, usual.get(name)):
+            settings[key] = value
+    return {**written, **({"settings": settings} if settings else {})}
+
+
+def _same(value: Any, usual: Any) -> bool:
+    """Tell a default: of the same type, so that True is not 1; one NaN is another."""
+    return type(value) is type(usual) and (value == usual or (value != value and usual != usual))
+
+
+def _axis(name: str, values: Any) -> Any:
+    """Write what is searched for a parameter: a list, or a range of llmfit's or Optuna's."""
+    if isinstance(values, list | tuple):
+        return list(values)
+    if hasattr(values, "choices"):  # Optuna's
+        return list(values.choices)
+    if not (hasattr(values, "low") and hasattr(values, "high")):
+        raise ParameterError(
+            f"The search's values of {name!r} have no plain form that a config could hold: they must be a list or a "
+            f"range. Got {values!r} instead."
+        )
+    more = {"step": values.step, "log": values.log}
+    if values.step == 1 and type(values).__name__ == "IntDistribution":
+        del more["step"]
+    return {"low": values.low, "high": values.high, **{key: value for key, value in more.items() if value}}

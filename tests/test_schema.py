@@ -1,0 +1,117 @@
+"""What `from_config` accepts, the JSON Schema accepts; keys that there are not, neither does."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any
+
+import pytest
+from test_from_ludwig import at
+
+from llmfit.adapters import METHODS
+from llmfit.callbacks import EarlyStopping
+from llmfit.config import from_config, json_schema
+from llmfit.config.keys import ESTIMATORS, documented, estimator_keys
+from llmfit.config.ludwig import TABLES
+from llmfit.config.ludwig.rows import MAPPED
+from llmfit.exceptions import ParameterError
+from llmfit.heads import HEADS
+from llmfit.inference import Generation
+from llmfit.quantization import Quantization
+from llmfit.templates import FewShot, TemplateConfig
+
+jsonschema = pytest.importorskip("jsonschema")
+
+PLAIN: list[Any] = [None, True, False, 0, 1, 2, 8, 0.5, "auto", "lora", ["a"], {"a": 1.0}]
+SPECS: dict[str, tuple[dict[str, Any], list[tuple[type[Any], dict[str, Any]]]]] = {
+    "adapter": ({}, [(method, {"type": name}) for name, method in METHODS.items()]),
+    "quantization": ({}, [(Quantization, {"bits": 4}), (Quantization, {"bits": 8})]),
+    "generation": ({"estimator": "LLMGenerator"}, [(Generation, {}), (Generation, {"do_sample": True})]),
+    "template": ({}, [(TemplateConfig, {})]),
+    "early_stopping": ({}, [(EarlyStopping, {})]),
+    "head": ({}, [(spec, {"type": name}) for name, spec in HEADS.items() if spec]),
+}
+
+
+@cache
+def validator() -> Any:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+    return jsonschema.Draft202012Validator(json.loads(json.dumps(json_schema())))
+
+
+def accepted(config: dict[str, Any]) -> bool:
+    try:
+        from_config(config)
+    except (ParameterError, ValueError):
+        return False
+    return True
+
+
+def check(configs: list[dict[str, Any]]) -> None:
+    """Hold the schema against what is accepted; something is."""
+    taken = [config for config in configs if accepted(config)]
+    assert taken
+    refused = [config for config in taken if not validator().is_valid(config)]
+    assert refused == []
+
+
+def choices(words: str) -> list[Any]:
+    """Values that a documentation lists: texts in quotes before the default, and the default."""
+    return [json.loads(f'"{found}"') for found in re.findall(r'"([^"]+)"', words)]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_value_that_a_parameter_may_have_is_in_the_schema(estimator: str) -> None:
+    for name, key in estimator_keys(estimator).items():
+        values = [*PLAIN, *choices(key.words), key.default]
+        beside = {"random_state": 0} if name == "checkpoint_dir" else {}
+        check([{"estimator": estimator, **beside, name: value} for value in values])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_value_that_a_key_within_may_have_is_in_the_schema(name: str) -> None:
+    config, specs = SPECS[name]
+    for spec, start in specs:
+        words = {k: w for parent in spec.__mro__ if "Parameters" in (parent.__doc__ or "")
+                 for k, w in documented(parent).items()}  # fmt: skip
+        for field in fields(spec):
+            if field.init:
+                values = [*PLAIN, *choices(words.get(field.name, ""))]
+                values += [start.get(field.name), None if field.default is MISSING else field.default]
+                configs = [{**config, name: {**start, field.name: value}} for value in values]
+                if any(map(accepted, configs)):  # 4 bits have no threshold
+                    check(configs)
+
+
+def test_every_value_of_examples_before_a_prompt_is_in_the_schema() -> None:
+    for field in fields(FewShot):
+        values = [*PLAIN, "random", "semantic"]
+        check([{"template": {"few_shot": {"k": 2, field.name: value}}} for value in values])
+
+
+@pytest.mark.parametrize("section", TABLES)
+def test_every_value_that_a_key_of_ludwigs_may_have_is_in_the_schema(section: str) -> None:
+    for row in TABLES[section].values():
+        values = [*PLAIN, row.default] if row.verdict == MAPPED else [None, *row.neutral]
+        configs = [at(section, row.key, value) for value in values]
+        if any(map(accepted, configs)):  # some need more beside them
+            check(configs)
+
+
+@pytest.mark.parametrize("section", TABLES)
+def test_a_key_that_there_is_not_is_in_neither(section: str) -> None:
+    config = at(section, "no_such_key", 1)
+    assert not accepted(config)
+    assert list(validator().iter_errors(config)) != []
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_key_within_that_there_is_not_is_in_neither(name: str) -> None:
+    config, specs = SPECS[name]
+    for _, start in specs:
+        wrong = {**config, name: {**start, "no_such_key": 1}}
+        assert not accepted(wrong)
+        assert list(validator().iter_errors(wrong)) != []
