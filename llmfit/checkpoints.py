@@ -1,7 +1,7 @@
-"""States of a fit on disk, so that a killed fit goes on where it stood, bit for bit.
+"""States of a fit, so that one that was killed or held goes on where it stood, bit for bit.
 
-Takes the weights, the optimiser and the state of a run; writes one folder per fit, named by a digest of all
-that decides its result, so that a folder can serve a whole search. Knows no model and no pandas.
+Takes the weights, the optimiser and the state of a run; keeps them in one folder per fit, named by a digest of all
+that decides its result, so that a folder can serve a whole search, or in memory. Knows no model and no pandas.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from llmfit.callbacks import State
 from llmfit.exceptions import ModelLoadError
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "Pause"]
 
 SHARE_OF_TIME = 0.05  # of a fit's time may go into writing states
 
@@ -51,30 +51,17 @@ class Checkpoint:
             raise ModelLoadError(
                 f"The checkpoint {str(self.path)!r} cannot be read: {error}. Remove it to begin the fit anew."
             ) from error
-        groups = _part(tensors)
-        with torch.no_grad():
-            for name, parameter in run.parameters.items():
-                parameter.copy_(groups["weights"][name])
-        run.best = groups.get("best")
-        run.adapter.restore(run.model, groups.get("adapter", {}))
-        _restore_optimizer(run.optimizer, meta["optimizer"], groups.get("optimizer", {}))
-        for name, value in meta["state"].items():
-            setattr(state, name, value)
+        _put_back(run, state, tensors, meta)
 
     def save(self, run: Any, state: State) -> None:
         """Write the state, unless writing has had its share of the time."""
         now = time.perf_counter()
         if now - self._wrote < self._cost / SHARE_OF_TIME:
             return
-        tensors = {f"weights/{name}": p.detach() for name, p in run.parameters.items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in (run.best or {}).items()}
-        tensors |= {f"adapter/{name}": tensor for name, tensor in run.adapter.state(run.model).items()}
-        moments, plain = _flat_optimizer(run.optimizer)
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in moments.items()}
-        meta = {"state": asdict(state), "optimizer": plain}
+        tensors, meta = _taken(run, state)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        save_file(_apart(tensors), temporary, metadata={"llmfit": json.dumps(meta)})
+        save_file(tensors, temporary, metadata={"llmfit": json.dumps(meta)})
         temporary.replace(self.path)
         self._wrote = time.perf_counter()
         self._cost = self._wrote - now
@@ -82,6 +69,60 @@ class Checkpoint:
     def remove(self) -> None:
         """Drop the states of a fit that has ended."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+class Pause:
+    """The state of one fit in memory: it stands still behind one of its epochs, and goes on from there another time.
+
+    Attributes
+    ----------
+    epochs : int
+        Behind which it stands still next.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._kept: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+
+    def restore(self, run: Any, state: State) -> None:
+        """Put weights, optimiser and state back to where the fit stands."""
+        if self._kept is not None:
+            _put_back(run, state, *self._kept)
+            state.stop |= self._is_reached(state)
+
+    def save(self, run: Any, state: State) -> None:
+        """Stop behind the epoch, with all that is needed to go on."""
+        if self._is_reached(state):
+            self._kept = _taken(run, state)
+            state.stop = True
+
+    def _is_reached(self, state: State) -> bool:
+        return state.step >= self.epochs * (state.total_steps // state.epochs)
+
+    def remove(self) -> None:
+        """Keep what is there: a fit that has ended here is one that is held."""
+
+
+def _taken(run: Any, state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Copy all that a run goes on from: tensors by group and name, and plain values."""
+    tensors = {f"weights/{name}": p.detach() for name, p in run.parameters.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in (run.best or {}).items()}
+    tensors |= {f"adapter/{name}": tensor for name, tensor in run.adapter.state(run.model).items()}
+    moments, plain = _flat_optimizer(run.optimizer)
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in moments.items()}
+    return _apart(tensors), {"state": asdict(state), "optimizer": plain}
+
+
+def _put_back(run: Any, state: State, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    groups = _part(tensors)
+    with torch.no_grad():
+        for name, parameter in run.parameters.items():
+            parameter.copy_(groups["weights"][name])
+    run.best = groups.get("best")
+    run.adapter.restore(run.model, groups.get("adapter", {}))
+    _restore_optimizer(run.optimizer, meta["optimizer"], groups.get("optimizer", {}))
+    for name, value in meta["state"].items():
+        setattr(state, name, value)
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

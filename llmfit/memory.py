@@ -15,11 +15,12 @@ import torch
 from llmfit.exceptions import MemoryWarning, OutOfMemoryError, check_int
 from llmfit.exceptions import warn as tell
 
-__all__ = ["auto_budget", "halved", "is_out_of_memory", "one_memory_error"]
+__all__ = ["auto_budget", "enough", "halved", "is_out_of_memory", "one_memory_error"]
 
 WORDS = ("can't allocate memory", "out of memory")  # of allocators that raise a plain RuntimeError
 ADVICE = "Choose a smaller base_model or adapter rank, or a dtype of fewer bytes."
 AUTO_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}
+ENOUGH = {"cpu": 2048}  # tokens of a pass from which a device gains nothing by more of them
 
 
 def auto_budget(batch_tokens: Any, device: torch.device) -> int:
@@ -27,6 +28,12 @@ def auto_budget(batch_tokens: Any, device: torch.device) -> int:
     if batch_tokens == "auto":
         return AUTO_TOKENS.get(device.type, 4096)
     return check_int("batch_tokens", "the estimator", batch_tokens, least=1, other="'auto' or ")
+
+
+def enough(batch_tokens: Any, device: torch.device) -> int:
+    """Say how many tokens are worth to be brought together in a pass: the budget, or fewer where "auto" leaves it."""
+    budget = auto_budget(batch_tokens, device)
+    return min(budget, ENOUGH.get(device.type, budget)) if batch_tokens == "auto" else budget
 
 
 def is_out_of_memory(error: BaseException) -> bool:

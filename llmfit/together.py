@@ -17,10 +17,11 @@ import torch
 from llmfit.adapters.bank import Bank
 from llmfit.adapters.spec import AdapterSpec
 from llmfit.callbacks import Callback, State, notify
+from llmfit.checkpoints import Pause
 from llmfit.encoding import Encoded
 from llmfit.exceptions import TrainingError
 from llmfit.forward import Batch, collate, completion_logits, same_words, side_by_side
-from llmfit.memory import auto_budget
+from llmfit.memory import auto_budget, enough
 from llmfit.objectives import loss_mass, weighed_losses
 from llmfit.packing import packed
 from llmfit.training import (
@@ -49,12 +50,15 @@ class Fit:
     adapter : AdapterSpec
     shared : int
         Tokens that all prompts begin with, as :func:`llmfit.forward.packable` says.
+    pause : Pause or None
+        Where it goes on from, and how far.
     """
 
     rows: Sequence[Encoded]
     settings: Settings
     adapter: AdapterSpec
     shared: int
+    pause: Pause | None = None
 
 
 @dataclass
@@ -65,9 +69,15 @@ class _Member:
     run: Run
     rows: Sequence[Encoded]
     state: State
+    pause: Pause | None = None
     batch: list[Encoded] = field(default_factory=list)
     loss: float = 0.0
     error: TrainingError | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether a step is left to do."""
+        return self.error is None and not self.state.stop and self.state.step < self.state.total_steps
 
 
 @dataclass
@@ -125,7 +135,7 @@ def train_together(
     with packed(model):
         try:
             notify(callbacks, "on_fit_begin", lead.state)
-            while active := [m for m in members if m.error is None and m.state.step < m.state.total_steps]:
+            while active := [member for member in members if member.trains]:
                 _one_step(model, bank, active)
                 if lead.state.history and lead.error is None:
                     notify(callbacks, "on_step_end", lead.state)
@@ -138,7 +148,10 @@ def _begin(model: Any, bank: Bank, place: int, fit: Fit, device: torch.device, p
     budget = auto_budget(fit.settings.batch_tokens, device)
     own = bank.starts[place].parameters
     run = Run(model, fit.settings, pad_id, budget, device, (), fit.adapter, own, shared=fit.shared)
-    return _Member(place, run, fit.rows, State(total_steps(len(fit.rows), fit.settings), fit.settings.epochs))
+    state = State(total_steps(len(fit.rows), fit.settings), fit.settings.epochs)
+    if fit.pause is not None:
+        fit.pause.restore(run, state)
+    return _Member(place, run, fit.rows, state, fit.pause)
 
 
 def _one_step(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
@@ -158,6 +171,8 @@ def _one_step(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
     for member in active:
         if member.error is None:
             member.state.history[-1]["seconds"] = seconds / len(active)
+            if member.pause is not None:
+                member.pause.save(member.run, member.state)
 
 
 def _accumulate(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
@@ -185,7 +200,7 @@ def _accumulate(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
 def _passes(active: Sequence[_Member]) -> list[list[_Part]]:
     """Put micro-batches side by side as far as the token budget goes, no two of a member: dropout draws in order."""
     cut = [(member, micro_batches(member.run, member.batch)) for member in active]
-    budget = min(member.run.budget for member in active)
+    budget = min(min(run.budget, enough(run.settings.batch_tokens, run.device)) for run in (m.run for m in active))
     passes: list[list[_Part]] = []
     for i in range(max(len(parts) for _, parts in cut)):
         tokens = budget

@@ -21,7 +21,7 @@ from llmfit.adapters import AdapterSpec
 from llmfit.answers import collate_answers, packable_answers
 from llmfit.batching import epoch_order, length_batches, pack_step, split_step
 from llmfit.callbacks import Callback, State, notify
-from llmfit.checkpoints import Checkpoint
+from llmfit.checkpoints import Checkpoint, Pause
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import TrainingError, quoted
 from llmfit.forward import collate, packable
@@ -132,7 +132,7 @@ def train(
     adapter: AdapterSpec | None = None,
     validation: Sequence[Encoded] = (),
     callbacks: Sequence[Callback] = (),
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | Pause | None = None,
 ) -> State:
     """Train the weights of `model` that require gradients.
 
@@ -151,7 +151,7 @@ def train(
     validation : sequence of Encoded
         Rows whose loss is measured after every epoch; () for none.
     callbacks : sequence of Callback
-    checkpoint : Checkpoint or None
+    checkpoint : Checkpoint, Pause or None
         Where to begin, if something is there, and where to leave states on the way.
 
     Returns

@@ -80,9 +80,11 @@ def assert_as_alone(outcomes: list[joining.Outcome], rows: pd.DataFrame, most: f
 # 1. Each as alone ---------------------------------------------------------------------------------------------
 
 
-def test_every_candidate_is_what_it_is_alone(one, ragged, beside):
+@pytest.mark.parametrize(("batch_tokens", "steps"), [(4096, [16] * 8), ("auto", [8] * 16)])
+def test_every_candidate_is_what_it_is_alone(batch_tokens, steps, one, ragged, beside):
+    one.set_params(batch_tokens=batch_tokens)
     outcomes = joining.fit_together(candidates(one, GRID), ragged, None, {})
-    assert beside == [16] * 8  # two epochs of four steps
+    assert beside == steps  # two epochs of four steps; a CPU gains nothing by more than half as many at once
     assert_as_alone(outcomes, ragged)
     assert len({outcome.estimator.history_["loss"].iloc[-1] for outcome in outcomes}) == 16
 

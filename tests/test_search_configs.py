@@ -122,7 +122,8 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a kind": (
         {**AXIS, "kind": "rand"},
-        "The 'kind' parameter of the config's 'hyperopt' must be one of 'grid', 'random', 'halving', 'optuna'. Got "
+        "The 'kind' parameter of the config's 'hyperopt' must be one of 'grid', 'fused', 'fused_halving', 'random', "
+        "'halving', 'optuna'. Got "
         "'rand' instead. Did you mean 'random'?",
     ),
     "settings that are none": (
@@ -234,6 +235,12 @@ SEARCHES: dict[str, dict[str, Any]] = {
         "kind": "random",
         "parameters": {**RANGE, "max_length": {"low": 16, "high": 64, "step": 8}, "warmup": {"low": 0.0, "high": 0.5}},
         "n_iter": 4,
+    },
+    "side by side": {"kind": "fused", "parameters": AXIS, "cv": 3, "settings": {"return_train_score": True}},
+    "side by side, halved": {
+        "kind": "fused_halving",
+        "parameters": AXIS,
+        "settings": {"factor": 2, "max_resources": 4},
     },
     "halving": {"kind": "halving", "parameters": AXIS, "settings": {"factor": 2, "min_resources": 8}},
     "halving of ranges": {"kind": "halving", "parameters": RANGE, "n_iter": 9, "random_state": 3, "cv": 2},

@@ -19,7 +19,8 @@ __all__ = ["OWN", "describe_search", "read_settings"]
 
 # What llmfit's own hyperopt may say.
 OWN = ("kind", "scoring", "cv", "n_iter", "random_state", "checkpoint_dir", "settings")
-KINDS = ("grid", "random", "halving", "optuna")
+LISTED = ("grid", "fused", "fused_halving")  # that try all that is listed
+KINDS = (*LISTED, "random", "halving", "optuna")
 SEEDS = ("random_state", "seed", "random_state_seed")
 Said = Mapping[str, Any]
 
@@ -56,12 +57,12 @@ def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[
     kind = _kind(said.get("kind"), algorithm.get("type"), executor.get("type"), listed=not ranges and draws is None)
     settings: dict[str, Any] = {"kind": kind, **_more(said.get("settings"))}
     if draws is not None:
-        _check_drawn(place, kind, none=kind == "grid" or (kind == "halving" and not ranges))
+        _check_drawn(place, kind, none=kind in LISTED or (kind == "halving" and not ranges))
         settings["n_iter"] = draws
     seeded, seed = _agreeing(
         _given("hyperopt", said, "random_state"), *(_given("hyperopt.search_alg", algorithm, key) for key in SEEDS)
     )
-    if seed is not None and kind != "grid":
+    if seed is not None and kind not in LISTED:
         settings["random_state"] = seed
     elif seeded == "hyperopt.random_state":  # Ludwig's seeds have no effect on a grid, as in Ludwig
         _check_drawn(seeded, kind, none=True)
@@ -229,7 +230,11 @@ def _bases(search: Any) -> Iterator[tuple[type[Any], str, dict[str, str]]]:
     from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
     from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
 
+    from llmfit.search import FusedGridSearchCV, FusedHalvingGridSearchCV
+
     drawn = {"space": "param_distributions"}
+    yield FusedGridSearchCV, "fused", {"space": "param_grid"}
+    yield FusedHalvingGridSearchCV, "fused_halving", {"space": "param_grid"}
     yield GridSearchCV, "grid", {"space": "param_grid"}
     yield RandomizedSearchCV, "random", {**drawn, "n_iter": "n_iter"}
     yield HalvingGridSearchCV, "halving", {"space": "param_grid"}

@@ -19,7 +19,7 @@ from llmfit.adapters import AdapterSpec, Plan, Planned, Tensors, adapter_from_fo
 from llmfit.base_model import BaseModel
 from llmfit.batching import auto_batch_size, epoch_order
 from llmfit.callbacks import Progress, State
-from llmfit.checkpoints import Checkpoint
+from llmfit.checkpoints import Checkpoint, Pause
 from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
 from llmfit.estimators.heads import embed
@@ -72,10 +72,11 @@ class Job:
     before: Tensors | None = None
     checkpoint_dir: Any = None
     label: str = ""
+    pause: Pause | None = None
 
     def train(self) -> Fitted:
         """Train it alone."""
-        how = {"before": self.before, "checkpoint_dir": self.checkpoint_dir, "label": self.label}
+        how = {"before": self.before, "checkpoint_dir": self.checkpoint_dir, "label": self.label, "pause": self.pause}
         return fit_adapter(self.checked, self.base, self.rows, self.validation, **how)
 
 
@@ -121,6 +122,7 @@ def fit_adapter(
     before: Tensors | None = None,
     checkpoint_dir: Any = None,
     label: str = "",
+    pause: Pause | None = None,
 ) -> Fitted:
     """Train an adapter in a base model that is lent for it.
 
@@ -131,6 +133,8 @@ def fit_adapter(
     checkpoint_dir : path or None
     label : str
         Stands before the progress bar; "" shows no bar.
+    pause : Pause or None
+        Where it goes on from, and how far; in place of `checkpoint_dir`.
 
     Raises
     ------
@@ -151,8 +155,8 @@ def fit_adapter(
         raise DataError("Every row to train on has weight zero: look at sample_weight and class_weight.")
     if before is None and checked.start is not None and checked.adapter is not None:
         before = adapter_from_folder(checked.start, checked.adapter)
-    checkpoint = None
-    if checkpoint_dir is not None:
+    checkpoint: Checkpoint | Pause | None = pause
+    if checkpoint is None and checkpoint_dir is not None:
         checkpoint = Checkpoint(checkpoint_dir, _fit_key(checked, base, rows, validation, before))
     stopping = [checked.early_stopping] if checked.early_stopping is not None else []
     longest = max(row.length for row in (*rows, *validation))

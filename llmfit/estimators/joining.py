@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmfit.adapters import resolve_adapter
 from llmfit.adapters.bank import Bank, BankError, Start, can_start, start_of
 from llmfit.base_model import BaseModel
 from llmfit.callbacks import Progress, State
+from llmfit.checkpoints import Pause
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.fitting import Fitted, Job, history_of, with_batch_size
 from llmfit.exceptions import LLMFitError, OutOfMemoryError
 from llmfit.forward import packable
-from llmfit.memory import auto_budget
+from llmfit.memory import enough
 from llmfit.packing import common_prefix
 from llmfit.together import Fit, can_read_beside, train_together
 
-__all__ = ["Outcome", "can_join", "fit_together"]
+__all__ = ["Outcome", "can_join", "can_pause", "fit_together"]
 
 LOW = "torch.float16"  # whose fits are refused, by the fit itself
 
@@ -48,11 +49,16 @@ class Outcome:
     error: Exception | None = None
 
 
-def can_join(estimator: Any) -> bool:
-    """Tell an estimator of plain LoRA whose class leaves `fit` as it is here, so that it can pause."""
+def can_pause(estimator: Any) -> bool:
+    """Tell an estimator whose class leaves `fit` as it is here, so that it can stand before its training."""
     from llmfit.estimators.auto import LLMEstimator
 
-    if not (isinstance(estimator, BaseLLM) and type(estimator).fit in (BaseLLM.fit, LLMEstimator.fit)):
+    return isinstance(estimator, BaseLLM) and type(estimator).fit in (BaseLLM.fit, LLMEstimator.fit)
+
+
+def can_join(estimator: Any) -> bool:
+    """Tell an estimator of plain LoRA that can stand before its training."""
+    if not can_pause(estimator):
         return False
     try:
         return can_start(resolve_adapter(estimator.adapter))
@@ -60,15 +66,23 @@ def can_join(estimator: Any) -> bool:
         return False
 
 
-def fit_together(estimators: Sequence[Any], X: Any, y: Any, params: Mapping[str, Any]) -> list[Outcome]:
+def fit_together(
+    estimators: Sequence[Any],
+    X: Any,
+    y: Any,
+    params: Mapping[str, Any],
+    pauses: Sequence[Pause | None] | None = None,
+) -> list[Outcome]:
     """Fit estimators, none of which is fitted yet, on the same rows.
 
     Parameters
     ----------
     estimators : sequence of estimator, length n
-        Each of a kind that :func:`can_join`.
+        Each of a kind that :func:`can_pause`.
     X, y, params
         As for their `fit`.
+    pauses : sequence of Pause or None, length n, or None
+        Where each goes on from, and how far.
 
     Returns
     -------
@@ -76,11 +90,11 @@ def fit_together(estimators: Sequence[Any], X: Any, y: Any, params: Mapping[str,
     """
     outcomes = [Outcome(estimator) for estimator in estimators]
     waiting: list[_Waiting] = []
-    for outcome in outcomes:
+    for outcome, pause in zip(outcomes, pauses or [None] * len(outcomes), strict=True):
         given = {"sample_weight": None, "eval_set": None, **params}
         own = _Waiting(outcome, outcome.estimator._fitting(X, y, given["sample_weight"], given["eval_set"]))
         with _timed([own]):
-            own.begin()
+            own.begin(pause)
         waiting += [own] if outcome.error is None else []
     for crew in _crews(waiting):
         with _timed(crew):
@@ -97,9 +111,9 @@ class _Waiting:
     def __init__(self, outcome: Outcome, fitting: Generator[Job, Fitted, Any]) -> None:
         self.outcome, self.fitting = outcome, fitting
 
-    def begin(self) -> None:
+    def begin(self, pause: Pause | None) -> None:
         try:
-            self.job = next(self.fitting)
+            self.job = replace(next(self.fitting), pause=pause)
         except Exception as error:  # of any kind: the search that asked for the fit deals with it
             self.outcome.error = error
 
@@ -170,7 +184,7 @@ def _room(job: Job) -> int:
     rows_a_step = min(settings.batch_size, len(job.rows))
     shared = common_prefix([row.prompt for row in job.rows])  # stands in a pass once
     own = sum(row.length - shared for row in job.rows) / len(job.rows)
-    return int(auto_budget(settings.batch_tokens, job.base.device) / (shared + rows_a_step * own))
+    return int(enough(settings.batch_tokens, job.base.device) / (shared + rows_a_step * own))
 
 
 # Training ---------------------------------------------------------------------------------------------
@@ -200,7 +214,9 @@ def _begin(job: Job) -> tuple[Start, Fit] | None:
             shared = packable(model, job.rows, pad_id=base.pad_id, device=base.device) if start else None
     except LLMFitError:  # which the fit alone will raise, and say
         return None
-    return None if start is None or shared is None else (start, Fit(job.rows, checked.settings, spec, shared))
+    return (
+        None if start is None or shared is None else (start, Fit(job.rows, checked.settings, spec, shared, job.pause))
+    )
 
 
 def _beside(jobs: Sequence[Job], begun: Sequence[tuple[Start, Fit]]) -> list[Fitted | Exception]:

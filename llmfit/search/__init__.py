@@ -16,11 +16,11 @@ from sklearn.model_selection import ParameterGrid
 
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_keys, parameter_error, quoted, suggest
 from llmfit.ranking import leaderboard, results
-from llmfit.search.fused import FusedGridSearchCV
+from llmfit.search.fused import FusedGridSearchCV, FusedHalvingGridSearchCV
 from llmfit.search.searches import GridSearch, HalvingGridSearch, HalvingRandomSearch, RandomSearch
 from llmfit.search.spaces import Space, first_values, is_list, read_space
 
-__all__ = ["FusedGridSearchCV", "leaderboard", "make_search", "results"]
+__all__ = ["FusedGridSearchCV", "FusedHalvingGridSearchCV", "leaderboard", "make_search", "results"]
 
 OWNER = "make_search"
 CANDIDATES = 10  # that are drawn where n_iter is not given, as in scikit-learn
@@ -61,9 +61,10 @@ def make_search(
         ``{"low": 1e-5, "high": 1e-3, "log": True}`` or ``{"low": 4, "high": 64, "step": 4}``, whose bounds may both be
         drawn, as ints where they are ints; Ludwig's ``{"space": "loguniform", "lower": 1e-5, "upper": 1e-3}``; or a
         distribution of scipy.
-    kind : {"grid", "fused", "random", "halving", "optuna"}, default="grid"
+    kind : {"grid", "fused", "fused_halving", "random", "halving", "optuna"}, default="grid"
         "grid" tries every combination of lists; "fused" does as well, candidates with LoRA side by side over one base
-        model (:class:`FusedGridSearchCV`); "random" draws `n_iter` candidates; "halving" begins with all
+        model (:class:`FusedGridSearchCV`); "fused_halving" drops the worse two thirds of them behind the first epochs
+        (:class:`FusedHalvingGridSearchCV`); "random" draws `n_iter` candidates; "halving" begins with all
         (or, with ranges, `n_iter`) of them on few rows and goes on with the better third on three times as many;
         "optuna" draws each candidate where the ones before did well (``pip install 'llmfit[optuna]'``).
     scoring : None, str, callable, list or dict, default=None
@@ -84,9 +85,9 @@ def make_search(
     Returns
     -------
     search
-        ``GridSearchCV``, ``FusedGridSearchCV``, ``RandomizedSearchCV``, ``HalvingGridSearchCV``,
-        ``HalvingRandomSearchCV`` or ``OptunaSearchCV``, or a subclass, which also takes ``fit(df)`` with the target
-        inside the frame.
+        ``GridSearchCV``, ``FusedGridSearchCV``, ``FusedHalvingGridSearchCV``, ``RandomizedSearchCV``,
+        ``HalvingGridSearchCV``, ``HalvingRandomSearchCV`` or ``OptunaSearchCV``, or a subclass, which also takes
+        ``fit(df)`` with the target inside the frame.
 
     Raises
     ------
@@ -127,7 +128,7 @@ def _check_names(estimator: Any, spaces: list[Space]) -> None:
 
 
 def _check_scoring(scoring: Any, kind: str) -> None:
-    if isinstance(scoring, list | tuple | dict | set) and kind in ("halving", "optuna"):
+    if isinstance(scoring, list | tuple | dict | set) and kind in ("halving", "fused_halving", "optuna"):
         raise ParameterError(f"kind={kind!r} ranks by one score. Got {scoring!r} for 'scoring'.")
     names = scoring.values() if isinstance(scoring, dict) else scoring
     for name in [names] if isinstance(names, str) or not hasattr(names, "__iter__") else names:
@@ -191,11 +192,12 @@ def _optuna(spaces: list[Space], n_iter: int | None, random_state: Any) -> Made:
     return chosen, {"param_distributions": distributions(spaces[0]), **drawn}
 
 
-GRIDS = {"grid": GridSearch, "fused": FusedGridSearchCV}
+GRIDS = {"grid": GridSearch, "fused": FusedGridSearchCV, "fused_halving": FusedHalvingGridSearchCV}
 # From spaces that were read, n_iter and random_state to the class of the search and its own parameters.
 KINDS: dict[str, Callable[[list[Space], int | None, Any], Made]] = {
     "grid": partial(_grid, "grid"),
     "fused": partial(_grid, "fused"),
+    "fused_halving": partial(_grid, "fused_halving"),
     "random": _random,
     "halving": _halving,
     "optuna": _optuna,

@@ -173,7 +173,8 @@ class Recorded:
     def fit(self, X: Any, y: Any = None, **params: Any) -> Recorded:
         """Fit, unless scores of such a fit are known."""
         self.given, self.fitted = (X, y, params), False
-        self.key = self.records.key(self.estimator, X, y, params)
+        own, far = (self.estimator, {}) if self.fused is None else self.fused.meant(self.estimator)
+        self.key = self.records.key(own, X, y, {**params, **far})
         self.known = self.records.read(self.key)
         if not self.known or digest_of(X) == self.whole:
             self._fit()

@@ -63,7 +63,13 @@ EXECUTOR: Table = table(
     mapped("type", "'ray' runs here as it is; 'optuna' is kind 'optuna'", "text", "ray"),
     mapped("num_samples", "n_iter; refused with kind: grid", "int"),
     refused("time_budget_s", "a search runs until its candidates are done.", 3600),
-    refused("scheduler", "say kind: halving in hyperopt.", {}, {"type": "fifo"}, "fifo"),
+    refused(
+        "scheduler",
+        "say kind: halving in hyperopt, or kind: fused_halving, which halves over epochs.",
+        {},
+        {"type": "fifo"},
+        "fifo",
+    ),
     many("trial_driver_resources cpu_resources_per_trial gpu_resources_per_trial", idle, _ELSEWHERE),
     many("kubernetes_namespace max_concurrent_trials", idle, _ELSEWHERE),
 )
