@@ -139,7 +139,7 @@ def test_the_same_rows_may_be_a_fold_twice(one, rows):
     np.testing.assert_array_equal(found["split0_test_score"], found["split2_test_score"])
 
 
-@pytest.mark.filterwarnings("ignore:One or more of the test scores")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores", "ignore:.torch.jit")
 def test_a_candidate_that_fails_is_left_out(one, rows):
     grid = {"learning_rate": [1e-3, 1e-2], "batch_size": [4, -1]}
     with pytest.warns(FitFailedWarning, match="4 fits failed"):
