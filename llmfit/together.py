@@ -8,7 +8,8 @@ from :mod:`llmfit.training`; only the frozen products are shared. A fit that fai
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from llmfit.checkpoints import Pause
 from llmfit.encoding import Encoded
 from llmfit.exceptions import TrainingError
 from llmfit.forward import Batch, collate, completion_logits, same_words, side_by_side
-from llmfit.memory import auto_budget, enough
+from llmfit.memory import auto_budget, enough, halved, is_out_of_memory
 from llmfit.objectives import loss_mass, weighed_losses
 from llmfit.packing import packed
 from llmfit.training import (
@@ -33,7 +34,6 @@ from llmfit.training import (
     step_seed,
     total_steps,
     update,
-    within_memory,
 )
 
 __all__ = ["Fit", "can_read_beside", "train_together"]
@@ -72,12 +72,24 @@ class _Member:
     pause: Pause | None = None
     batch: list[Encoded] = field(default_factory=list)
     loss: float = 0.0
-    error: TrainingError | None = None
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Leave the others; the frames that an error holds, and all in them, are not kept."""
+        self.error = self.error or error.with_traceback(None)
 
     @property
     def trains(self) -> bool:
         """Whether a step is left to do."""
         return self.error is None and not self.state.stop and self.state.step < self.state.total_steps
+
+
+@dataclass
+class _Room:
+    """Tokens of a pass, all fits together. A fit's own budget is not touched: it cuts steps as the fit alone does."""
+
+    tokens: int
+    warned: bool = False
 
 
 @dataclass
@@ -89,9 +101,9 @@ class _Part:
     batch: Batch
 
     @property
-    def tokens(self) -> tuple[int, int]:
-        """Place in the bank, and number of tokens."""
-        return self.member.place, self.batch.input_ids.shape[1]
+    def tokens(self) -> int:
+        """Count the tokens, those that all its rows begin with once."""
+        return self.batch.input_ids.shape[1]
 
 
 def train_together(
@@ -102,7 +114,7 @@ def train_together(
     device: torch.device,
     pad_id: int,
     callbacks: Sequence[Callback] = (),
-) -> list[State | TrainingError]:
+) -> list[State | Exception]:
     """Train the adapters of a bank.
 
     Parameters
@@ -120,53 +132,61 @@ def train_together(
 
     Returns
     -------
-    list of State or TrainingError, length K
-        The error where a loss or a gradient of that fit is not finite.
+    list of State or Exception, length K
+        The error where that fit's optimiser cannot be made or fails, or a loss or a gradient is not finite.
 
     Raises
     ------
     BankError
         If the model's layers cannot tell the adapters apart.
     OutOfMemoryError
-        If not even one row fits.
+        If the micro-batches of fits do not even fit one by one: alone, they are cut smaller.
     """
-    members = [_begin(model, bank, i, fit, device, pad_id) for i, fit in enumerate(fits)]
+    begun = [_begin(model, bank, i, fit, device, pad_id) for i, fit in enumerate(fits)]
+    members = [member for member in begun if isinstance(member, _Member)]
+    if not members:
+        return [member for member in begun if isinstance(member, Exception)]
     lead = max(members, key=lambda member: member.state.total_steps)
+    room = _Room(min(min(m.run.budget, enough(m.run.settings.batch_tokens, device)) for m in members))
     with packed(model):
         try:
             notify(callbacks, "on_fit_begin", lead.state)
             while active := [member for member in members if member.trains]:
-                _one_step(model, bank, active)
+                _one_step(model, bank, active, room)
                 if lead.state.history and lead.error is None:
                     notify(callbacks, "on_step_end", lead.state)
         finally:
             notify(callbacks, "on_fit_end", lead.state)
-    return [member.error or member.state for member in members]
+    return [member if isinstance(member, Exception) else member.error or member.state for member in begun]
 
 
-def _begin(model: Any, bank: Bank, place: int, fit: Fit, device: torch.device, pad_id: int) -> _Member:
+def _begin(model: Any, bank: Bank, place: int, fit: Fit, device: torch.device, pad_id: int) -> _Member | Exception:
     budget = auto_budget(fit.settings.batch_tokens, device)
     own = bank.starts[place].parameters
-    run = Run(model, fit.settings, pad_id, budget, device, (), fit.adapter, own, shared=fit.shared)
+    try:
+        run = Run(model, fit.settings, pad_id, budget, device, (), fit.adapter, own, shared=fit.shared)
+    except Exception as error:  # of its optimiser
+        return error.with_traceback(None)
     state = State(total_steps(len(fit.rows), fit.settings), fit.settings.epochs)
     if fit.pause is not None:
         fit.pause.restore(run, state)
     return _Member(place, run, fit.rows, state, fit.pause)
 
 
-def _one_step(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
+def _one_step(model: Any, bank: Bank, active: Sequence[_Member], room: _Room) -> None:
     """Take one optimiser step of every member."""
     started = time.perf_counter()
     for member in active:
         member.batch = next_rows(member.run, member.rows, member.state)
-    every = [row for member in active for row in member.batch]
-    within_memory([member.run for member in active], every, lambda: _accumulate(model, bank, active))
+    _within_memory(model, bank, active, room)
     for member in active:
         try:
             if member.error is None:
                 update(member.run, member.batch, member.state, member.loss)
-        except TrainingError as error:
-            member.error = error
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise  # of all of them
+            member.fail(error)
     seconds = time.perf_counter() - started
     for member in active:
         if member.error is None:
@@ -175,14 +195,31 @@ def _one_step(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
                 member.pause.save(member.run, member.state)
 
 
-def _accumulate(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
+def _within_memory(model: Any, bank: Bank, active: Sequence[_Member], room: _Room) -> None:
+    """Add up gradients; where memory runs out, bring fewer micro-batches together and begin again."""
+    while True:
+        try:
+            return _accumulate(model, bank, active, room)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            for member in active:
+                member.run.optimizer.zero_grad(set_to_none=True)
+            error.__traceback__ = None  # its frames hold the tensors
+        cut = _passes(active, room)
+        size = max(sum(part.tokens for part in parts) for parts in cut)
+        least = max(part.tokens for parts in cut for part in parts)
+        room.tokens, room.warned = halved(size, "tokens", least=least, warn=not room.warned), True
+
+
+def _accumulate(model: Any, bank: Bank, active: Sequence[_Member], room: _Room) -> None:
     """Add up the gradients of all members' micro-batches, and each one's mean loss in nats per token."""
     for member in active:
         member.loss = 0.0
         bank.draw_from(member.place, step_seed(member.run.settings.seed, member.state.step))
-    for parts in _passes(active):
+    for parts in _passes(active, room):
         batch = side_by_side([part.batch for part in parts])
-        with bank.reading([part.tokens for part in parts]):
+        with bank.reading([(part.member.place, part.tokens) for part in parts]):
             losses = torch.split(weighed_losses(model, batch), [len(part.batch.targets) for part in parts])
         sound = []
         for part, own in zip(parts, losses, strict=True):
@@ -192,32 +229,34 @@ def _accumulate(model: Any, bank: Bank, active: Sequence[_Member]) -> None:
                 member.loss += check_loss(loss, part.rows, member.state)
                 sound.append(loss)
             except TrainingError as error:
-                member.error = member.error or error
+                member.fail(error)
         if sound:
             torch.stack(sound).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _passes(active: Sequence[_Member]) -> list[list[_Part]]:
-    """Put micro-batches side by side as far as the token budget goes, no two of a member: dropout draws in order."""
+def _passes(active: Sequence[_Member], room: _Room) -> list[list[_Part]]:
+    """Put micro-batches side by side as far as there is room, no two of a member: dropout draws in order."""
     cut = [(member, micro_batches(member.run, member.batch)) for member in active]
-    budget = min(min(run.budget, enough(run.settings.batch_tokens, run.device)) for run in (m.run for m in active))
     passes: list[list[_Part]] = []
     for i in range(max(len(parts) for _, parts in cut)):
-        tokens = budget
+        tokens = room.tokens
         for member, parts in cut:
             if i < len(parts):
                 run = member.run
                 batch = collate(parts[i], run.pad_id, run.device, shared=run.shared)
-                if tokens + batch.input_ids.shape[1] > budget:
+                part = _Part(member, parts[i], batch)
+                if tokens + part.tokens > room.tokens:
                     passes.append([])
                     tokens = 0
-                passes[-1].append(_Part(member, parts[i], batch))
-                tokens += batch.input_ids.shape[1]
+                passes[-1].append(part)
+                tokens += part.tokens
     return passes
 
 
 def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torch.device, pad_id: int) -> bool:
     """See once whether a model reads the rows of two adapters at once as it reads them one after the other.
+
+    The adapters are full of random numbers meanwhile: as they begin, they change nothing, and could be mixed up.
 
     Warns
     -----
@@ -237,4 +276,20 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
             with bank.reading(tokens):
                 return [torch.cat(alone), completion_logits(model, side_by_side(batches))]
 
-    return same_words(model, "beside", read)
+    with _stirred([p for start in bank.starts[:2] for p in start.parameters.values()]):
+        return same_words(model, "beside", read)
+
+
+@contextmanager
+def _stirred(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Inside, fill parameters with random numbers; nobody else's numbers are drawn."""
+    before = [p.detach().clone() for p in parameters]
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(torch.randn(p.shape, generator=source) * p.shape[-1] ** -0.5)
+        try:
+            yield
+        finally:
+            for p, own in zip(parameters, before, strict=True):
+                p.copy_(own)

@@ -41,7 +41,6 @@ __all__ = [
     "total_steps",
     "train",
     "update",
-    "within_memory",
 ]
 
 
@@ -197,7 +196,7 @@ def _one_step(run: Run, rows: Sequence[Encoded], state: State, callbacks: Sequen
     """Take one optimiser step and record it."""
     started = time.perf_counter()
     batch = next_rows(run, rows, state)
-    loss = within_memory([run], batch, lambda: _accumulate(run, batch, state))
+    loss = _within_memory(run, batch, lambda: _accumulate(run, batch, state))
     update(run, batch, state, loss)
     state.history[-1]["seconds"] = time.perf_counter() - started
     notify(callbacks, "on_step_end", state)
@@ -301,7 +300,7 @@ def _not_finite(what: str, batch: Sequence[Encoded], state: State) -> TrainingEr
     )
 
 
-def within_memory(runs: Sequence[Run], rows: Sequence[Encoded], work: Callable[[], Any]) -> Any:
+def _within_memory(run: Run, rows: Sequence[Encoded], work: Callable[[], Any]) -> Any:
     """Do some work on rows; where memory runs out, halve the token budget and do it again from the start."""
     while True:
         try:
@@ -309,18 +308,14 @@ def within_memory(runs: Sequence[Run], rows: Sequence[Encoded], work: Callable[[
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            for run in runs:
-                run.optimizer.zero_grad(set_to_none=True)
+            run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
         longest = max(row.length for row in rows)
         together = len(rows) * longest
-        packed_alike = [run.shared for run in runs if run.shared is not None]
-        if packed_alike:
-            together = min(packed_alike) + sum(row.length - min(packed_alike) for row in rows)
-        size = min(*(run.budget for run in runs), together)
-        budget = halved(size, "tokens", least=longest, warn=not any(run.warned for run in runs))
-        for run in runs:
-            run.budget, run.warned = budget, True
+        if run.shared is not None:
+            together = run.shared + sum(row.length - run.shared for row in rows)
+        size = min(run.budget, together)
+        run.budget, run.warned = halved(size, "tokens", least=longest, warn=not run.warned), True
 
 
 def _end_epoch(run: Run, validation: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
@@ -328,7 +323,7 @@ def _end_epoch(run: Run, validation: Sequence[Encoded], state: State, callbacks:
     if validation:
         earlier = [r["validation_loss"] for r in state.history if "validation_loss" in r]
         run.model.eval()
-        loss = within_memory([run], validation, lambda: _validation_loss(run, validation))
+        loss = _within_memory(run, validation, lambda: _validation_loss(run, validation))
         run.model.train()
         state.history[-1]["validation_loss"] = loss
         if loss < min(earlier, default=math.inf):

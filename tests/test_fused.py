@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +15,13 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, ParameterGrid, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from torch_side import classifier, furthest, generator, make_other, no_collecting, weights
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import llmfit
 from llmfit import LLMEstimator, together
 from llmfit.base_model import load_base_model
 from llmfit.estimators import joining
+from llmfit.estimators.base import BaseLLM
 from llmfit.exceptions import MemoryWarning, PackingWarning, ParameterError, TrainingError
 from llmfit.forward import checking
 from llmfit.packing import Layouts
@@ -57,7 +61,9 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     step = together._one_step
     monkeypatch.setattr(
-        together, "_one_step", lambda model, bank, active: (seen.append(len(active)), step(model, bank, active))[1]
+        together,
+        "_one_step",
+        lambda model, bank, active, room: (seen.append(len(active)), step(model, bank, active, room))[1],
     )
     return seen
 
@@ -306,7 +312,9 @@ def test_a_layer_that_sees_some_tokens_only_though_others_of_the_model_see_all(o
     grid = {"adapter__r": [2, 4], "adapter__target_modules": [["q_proj"]]}
     assert_as_alone(joining.fit_together(candidates(one, grid), ragged, None, {}), ragged)
     assert beside == [2] * 8
-    assert_as_alone(joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {}), ragged, 1e-9)
+    with pytest.warns(PackingWarning, match=r"\(not every layer sees all tokens\): they are trained one by one\."):
+        outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert_as_alone(outcomes, ragged, 1e-9)
     assert len(beside) == 9  # the first step told
 
 
@@ -457,3 +465,132 @@ def test_a_bar_says_how_many_train(one, ragged, capsys):
     one.set_params(verbose=1)
     joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
     assert "LLMClassifier, 2 side by side" in capsys.readouterr().err
+
+
+# 5. One candidate's trouble is its own; nothing is kept or loaded for longer than it is needed ------------------
+
+
+def test_an_optimiser_that_cannot_be_made_fails_its_candidate_alone(one, ragged, beside):
+    bad = {"type": "sgd", "nesterov": True, "momentum": 0.0}
+    grid = {"optimizer": ["adamw", bad], "adapter__r": [2, 4]}
+    outcomes = joining.fit_together(candidates(one, grid), ragged, None, {})
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True, False]
+    assert beside == [2] * 8
+    assert_as_alone(outcomes[::2], ragged)
+
+
+def test_an_optimiser_that_fails_on_its_way_fails_its_candidate_alone(one, ragged, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def breaking_step(self: Any, *args: Any) -> Any:
+        if self.param_groups[0]["lr"] > 2e-3:
+            raise RuntimeError("no such kernel")
+        return step(self, *args)
+
+    one.set_params(schedule="constant", warmup=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", breaking_step)
+        outcomes = joining.fit_together(candidates(one, {"learning_rate": [1e-3, 5e-3, 2e-3]}), ragged, None, {})
+    assert [str(outcome.error) for outcome in outcomes] == ["None", "no such kernel", "None"]
+    assert_as_alone(outcomes[::2], ragged)
+
+
+def test_an_error_keeps_nothing_of_the_others(one, ragged, breaking):
+    outcomes = joining.fit_together(candidates(one, {"learning_rate": [1e-3, 1e-2]}), ragged, None, {})
+    assert all(outcome.error is None or outcome.error.__traceback__ is None for outcome in outcomes)
+
+
+@pytest.mark.parametrize("limit", [350, 500])
+def test_dropout_draws_as_alone_where_memory_runs_out(limit, one, ragged, monkeypatch):
+    one.set_params(adapter__dropout=0.3)
+    forward = torch.nn.Embedding.forward
+
+    def scarce(self: Any, ids: torch.Tensor) -> torch.Tensor:
+        if ids.numel() > limit and torch.is_grad_enabled():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(self, ids)
+
+    no_collecting(monkeypatch)
+    monkeypatch.setattr(torch.nn.Embedding, "forward", scarce)
+    with pytest.warns(MemoryWarning):
+        outcomes = joining.fit_together(
+            candidates(one, {"adapter__r": [2, 4, 8], "random_state": [0, 1]}), ragged, None, {}
+        )
+    assert_as_alone(outcomes, ragged)
+
+
+def test_base_models_are_lent_one_after_the_other(one, settings, tiny, ragged, tmp_path, monkeypatch):
+    folders = [settings["base_model"], *(make_other(tmp_path / kind, tiny, kind) for kind in ("qwen3", "olmo2"))]
+    lent: list[str] = []
+    load = BaseLLM._load_base
+
+    def counted(self: Any) -> Any:
+        lent.append(self.base_model)
+        return load(self)
+
+    monkeypatch.setattr(BaseLLM, "_load_base", counted)
+    joining.fit_together(candidates(one, {"adapter__r": [2, 4], "base_model": folders}), ragged, None, {})
+    assert lent == [folder for folder in folders for _ in range(2)]
+
+
+def test_rows_of_several_fits_are_held_once(one, ragged, monkeypatch):
+    rows: list[list[int]] = []
+    train = joining._train
+    monkeypatch.setattr(
+        joining, "_train", lambda crew: (rows.extend([*map(id, own.job.rows)] for own in crew), train(crew))[1]
+    )
+    joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert rows[0] == rows[1]
+
+
+def test_a_large_candidate_leaves_the_small_ones_together(one, ragged, beside):
+    one.set_params(batch_tokens=300)
+    outcomes = joining.fit_together(candidates(one, {"batch_size": [2, 16], "adapter__r": [2, 4, 8]}), ragged, None, {})
+    assert set(beside) == {3}
+    assert_as_alone(outcomes, ragged)
+
+
+def test_parameters_that_have_no_digest(one, ragged):
+    class Locked(llmfit.Callback):
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __deepcopy__(self, _: Any) -> Any:
+            return self
+
+    grid = {"callbacks": [None, [Locked()]], "adapter__r": [2, 4]}
+    found, plain = both(one, grid, ragged)
+    assert_same_results(found, plain)
+
+
+def test_a_scorer_that_weighs_rows_is_given_the_weights(one, ragged):
+    def weighed(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
+        return 0.0 if sample_weight is None else float(np.sum(sample_weight))
+
+    search = FusedGridSearchCV(one, {"adapter__r": [2, 4]}, cv=2, scoring=weighed, refit=False)
+    search.fit(ragged, ragged["label"], sample_weight=np.arange(len(ragged), dtype=float))
+    assert search.cv_results_["mean_test_score"].tolist() == [60.0, 60.0]
+
+
+def test_joblib_is_not_asked(one, ragged, beside):
+    with joblib.parallel_config("threading", n_jobs=4):
+        FusedGridSearchCV(one, {"adapter__r": [2, 4]}, cv=2, refit=False).fit(ragged, ragged["label"])
+    assert set(beside) == {2}
+    assert len(beside) == 2 * 2 * 2
+
+
+def test_adapters_that_are_mixed_up_are_noticed_before_they_have_learned(one, ragged, beside, monkeypatch):
+    """A layer that sorts its tokens, as some mixtures of experts do, computes rightly alone and mixes adapters."""
+    forward = LlamaMLP.forward
+
+    def sorting(self: Any, x: torch.Tensor) -> torch.Tensor:
+        order = x[0, :, 0].argsort()
+        return forward(self, x[:, order])[:, order.argsort()]
+
+    monkeypatch.setattr(LlamaMLP, "forward", sorting)
+    llmfit.clear_cache()
+    with pytest.warns(PackingWarning, match="rows of several adapters at once"):
+        outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
+    assert not beside
+    assert_as_alone(outcomes, ragged)
+    llmfit.clear_cache()

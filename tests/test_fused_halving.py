@@ -83,7 +83,9 @@ def test_no_step_is_taken_twice(one, rows, monkeypatch):
     steps: list[int] = []
     step = together._one_step
     monkeypatch.setattr(
-        together, "_one_step", lambda model, bank, active: (steps.append(len(active)), step(model, bank, active))[1]
+        together,
+        "_one_step",
+        lambda model, bank, active, room: (steps.append(len(active)), step(model, bank, active, room))[1],
     )
     monkeypatch.setattr(training, "_one_step", lambda *_: pytest.fail("a candidate has trained alone"))
     halved(one, refit=False).fit(rows, rows["label"])
@@ -139,7 +141,7 @@ def test_the_same_rows_may_be_a_fold_twice(one, rows):
     np.testing.assert_array_equal(found["split0_test_score"], found["split2_test_score"])
 
 
-@pytest.mark.filterwarnings("ignore:One or more of the test scores", "ignore:.torch.jit")
+@pytest.mark.filterwarnings("ignore:One or more of the t", "ignore:.torch.jit")
 def test_a_candidate_that_fails_is_left_out(one, rows):
     grid = {"learning_rate": [1e-3, 1e-2], "batch_size": [4, -1]}
     with pytest.warns(FitFailedWarning, match="4 fits failed"):

@@ -119,8 +119,25 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
 
     def _fitting(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Generator[Any, Any, Any]:
         """Fit, but for the training: yield what is to be trained, take what was; return self."""
+        from llmfit.estimators.fitting import Fitted, join_history
+
+        jobs = [self._prepare(X, y, sample_weight, eval_set)]
+        base, goes_on = jobs[0].base, jobs[0].before is not None
+        fitted: Fitted = yield jobs.pop()  # while it waits, the rows are the trainer's alone
+        self.memory_footprint_ = base.memory_footprint
+        self._adapter, self._tensors = fitted.adapter, fitted.tensors
+        self.trainable_parameters_, self.best_epoch_ = fitted.trainable, fitted.best_epoch
+        self.learning_rate_, self.batch_size_ = fitted.settings.learning_rate, fitted.settings.batch_size
+        earlier = self.history_ if goes_on else None
+        if earlier is not None and len(earlier) and fitted.best_epoch is not None:
+            self.best_epoch_ = fitted.best_epoch + int(earlier["epoch"].iloc[-1])
+        self.history_ = join_history(earlier, fitted.history)
+        return self
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any, eval_set: Any) -> Any:
+        """Read rows, learn all but weights from them, and say what is to be trained."""
         from llmfit.estimators.checks import check_parameters
-        from llmfit.estimators.fitting import Fitted, Job, join_history
+        from llmfit.estimators.fitting import Job
 
         checked = check_parameters(self, validated=eval_set is not None)
         self._check()
@@ -143,7 +160,7 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             with naming("eval_set"):
                 self._check_truth(truth)
                 validation = self._encode_known(base, held_table, truth)
-        fitted: Fitted = yield Job(
+        return Job(
             checked,
             base,
             [rows[i] for i in kept if rows[i].weight],
@@ -152,15 +169,6 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             checkpoint_dir=self.checkpoint_dir,
             label=type(self).__name__ if self.verbose else "",
         )
-        self.memory_footprint_ = base.memory_footprint
-        self._adapter, self._tensors = fitted.adapter, fitted.tensors
-        self.trainable_parameters_, self.best_epoch_ = fitted.trainable, fitted.best_epoch
-        self.learning_rate_, self.batch_size_ = fitted.settings.learning_rate, fitted.settings.batch_size
-        earlier = self.history_ if before is not None else None
-        if earlier is not None and len(earlier) and fitted.best_epoch is not None:
-            self.best_epoch_ = fitted.best_epoch + int(earlier["epoch"].iloc[-1])
-        self.history_ = join_history(earlier, fitted.history)
-        return self
 
     def _tensors_to_continue(self, checked: Any) -> dict[str, Any] | None:
         """With warm_start, the weights of the last fit; the adapter must be the one they belong to."""
@@ -174,14 +182,6 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
                     "instead. Set warm_start=False to begin anew."
                 )
         return self._tensors
-
-    def _with_task(self, checked: Any, y: pd.Series, weights: np.ndarray) -> Any:
-        """Say what a head is to learn, from the rows that it learns from."""
-        self._learn_units(y, weights)
-        if checked.head is None:
-            return checked
-        objective, outputs = self._head_task()
-        return replace(checked, outputs=outputs, settings=replace(checked.settings, objective=objective))
 
     def _learn(
         self, checked: Any, base: Any, table: Table, target: pd.Series, kept: Sequence[int] | None = None

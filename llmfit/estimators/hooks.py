@@ -7,6 +7,7 @@ while it fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,3 +127,11 @@ class Hooks:
             The answers' tokens, without the one that closes them.
         """
         raise AttributeError(f"{type(self).__name__} has no words")  # pragma: no cover
+
+    def _with_task(self, checked: Any, y: pd.Series, weights: np.ndarray) -> Any:
+        """Say what a head is to learn, from the rows that it learns from."""
+        self._learn_units(y, weights)
+        if checked.head is None:
+            return checked
+        objective, outputs = self._head_task()
+        return replace(checked, outputs=outputs, settings=replace(checked.settings, objective=objective))

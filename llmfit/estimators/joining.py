@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmfit.adapters import resolve_adapter
-from llmfit.adapters.bank import Bank, BankError, Start, can_start, start_of
+from llmfit.adapters.bank import Bank, Start, can_start, start_of
 from llmfit.base_model import BaseModel
 from llmfit.callbacks import Progress, State
 from llmfit.checkpoints import Pause
+from llmfit.encoding import Encoded
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.fitting import Fitted, Job, history_of, with_batch_size
-from llmfit.exceptions import LLMFitError, OutOfMemoryError
+from llmfit.exceptions import LLMFitError, MemoryWarning, OutOfMemoryError, PackingWarning, reason, warn
 from llmfit.forward import packable
-from llmfit.memory import enough
+from llmfit.memory import enough, is_out_of_memory
 from llmfit.packing import common_prefix
 from llmfit.together import Fit, can_read_beside, train_together
 
@@ -89,20 +90,39 @@ def fit_together(
     list of Outcome, length n
     """
     outcomes = [Outcome(estimator) for estimator in estimators]
+    each = zip(outcomes, pauses or [None] * len(outcomes), strict=True)
+    by_base: dict[str, list[tuple[Outcome, Pause | None]]] = {}
+    for outcome, pause in each:
+        by_base.setdefault(_base_of(outcome.estimator), []).append((outcome, pause))
+    for group in by_base.values():
+        _fit_group(group, X, y, {"sample_weight": None, "eval_set": None, **params})
+    return outcomes
+
+
+def _base_of(estimator: Any) -> str:
+    """Name what decides which base model is lent: those of one name are begun while it is in memory."""
+    return repr([getattr(estimator, name, None) for name in ("base_model", "device", "dtype", "quantization")])
+
+
+def _fit_group(group: Sequence[tuple[Outcome, Pause | None]], X: Any, y: Any, params: Mapping[str, Any]) -> None:
+    """Fit estimators on one base model."""
     waiting: list[_Waiting] = []
-    for outcome, pause in zip(outcomes, pauses or [None] * len(outcomes), strict=True):
-        given = {"sample_weight": None, "eval_set": None, **params}
-        own = _Waiting(outcome, outcome.estimator._fitting(X, y, given["sample_weight"], given["eval_set"]))
+    alike: dict[Encoded, Encoded] = {}  # rows of several fits are the same more often than not
+    for outcome, pause in group:
+        own = _Waiting(outcome, outcome.estimator._fitting(X, y, params["sample_weight"], params["eval_set"]))
         with _timed([own]):
-            own.begin(pause)
+            own.begin(pause, alike)
         waiting += [own] if outcome.error is None else []
-    for crew in _crews(waiting):
+    del alike
+    crews = _crews(waiting)
+    del waiting
+    while crews:
+        crew = crews.pop(0)
         with _timed(crew):
             found = _train(crew) if len(crew) > 1 else [None]
         for own, fitted in zip(crew, found, strict=True):
             with _timed([own]):
                 own.end(fitted)
-    return outcomes
 
 
 class _Waiting:
@@ -111,11 +131,12 @@ class _Waiting:
     def __init__(self, outcome: Outcome, fitting: Generator[Job, Fitted, Any]) -> None:
         self.outcome, self.fitting = outcome, fitting
 
-    def begin(self, pause: Pause | None) -> None:
+    def begin(self, pause: Pause | None, alike: dict[Encoded, Encoded]) -> None:
         try:
-            self.job = replace(next(self.fitting), pause=pause)
+            job = next(self.fitting)
+            self.job = replace(job, rows=[alike.setdefault(row, row) for row in job.rows], pause=pause)
         except Exception as error:  # of any kind: the search that asked for the fit deals with it
-            self.outcome.error = error
+            self.outcome.error = error.with_traceback(None)  # whose frames hold the rows
 
     def end(self, fitted: Fitted | Exception | None) -> None:
         """Go on with what was trained; train alone where nothing was."""
@@ -126,7 +147,7 @@ class _Waiting:
         except StopIteration:
             pass
         except Exception as error:
-            self.outcome.error = error
+            self.outcome.error = error.with_traceback(None)
 
 
 class _timed:  # noqa: N801 - reads as the statement that it is
@@ -157,10 +178,26 @@ def _crews(waiting: Sequence[_Waiting]) -> list[list[_Waiting]]:
         else:
             crews.append([own])
     for group in by_base.values():
-        most = max(1, min(_room(own.job) for own in group))
-        size = math.ceil(len(group) / math.ceil(len(group) / most))
-        crews += [group[i : i + size] for i in range(0, len(group), size)]
+        crews += _fill([(own, *_share(own.job)) for own in group])
     return crews
+
+
+def _fill(group: Sequence[tuple[_Waiting, float, int]]) -> list[list[_Waiting]]:
+    """Part fits, each with the tokens of a step and those that a pass takes, into crews of like size."""
+    crews = [[own] for own, tokens, most in group if tokens > most]
+    rest = [(own, tokens, most) for own, tokens, most in group if tokens <= most]
+    if not rest:
+        return crews
+    total, most = sum(tokens for _, tokens, _ in rest), min(most for *_, most in rest)
+    crew: list[_Waiting] = []
+    share, filled = total / math.ceil(total / most), 0.0
+    for own, tokens, _ in rest:
+        if crew and filled + tokens > max(share, 1.01 * tokens):
+            crews.append(crew)
+            crew, filled = [], 0.0
+        crew.append(own)
+        filled += tokens
+    return [*crews, crew]
 
 
 def _is_plain(job: Job) -> bool:
@@ -178,28 +215,34 @@ def _is_plain(job: Job) -> bool:
     )
 
 
-def _room(job: Job) -> int:
-    """Count the steps of this size that the token budget of a pass holds."""
+def _share(job: Job) -> tuple[float, int]:
+    """Count the tokens of a step, and those that are worth to be brought together in a pass."""
     settings = with_batch_size(job.checked, len(job.rows)).settings
     rows_a_step = min(settings.batch_size, len(job.rows))
     shared = common_prefix([row.prompt for row in job.rows])  # stands in a pass once
     own = sum(row.length - shared for row in job.rows) / len(job.rows)
-    return int(enough(settings.batch_tokens, job.base.device) / (shared + rows_a_step * own))
+    return shared + rows_a_step * own, enough(settings.batch_tokens, job.base.device)
 
 
 # Training ---------------------------------------------------------------------------------------------
 
 
 def _train(crew: Sequence[_Waiting]) -> list[Fitted | Exception | None]:
-    """Train the fits of a crew; None for those that have to train alone."""
+    """Train the fits of a crew, in halves where memory does not hold all; None for those that have to train alone."""
     found: dict[int, Fitted | Exception] = {}
-    begun = {i: begin for i, own in enumerate(crew) if (begin := _begin(own.job)) is not None}
-    if len(begun) > 1:
-        jobs = [crew[i].job for i in begun]
-        try:
+    try:
+        begun = {i: begin for i, own in enumerate(crew) if (begin := _begin(own.job)) is not None}
+        if len(begun) > 1:
+            jobs = [crew[i].job for i in begun]
             found = dict(zip(begun, _beside(jobs, list(begun.values())), strict=False))
-        except (BankError, OutOfMemoryError):
-            found = {}
+    except Exception as error:  # each of them says alone what is wrong with it, if anything is
+        if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+            error.__traceback__ = None
+            sentence = f"Memory does not hold {len(crew)} candidates side by side: going on with fewer at once."
+            warn(MemoryWarning(sentence))
+            half = len(crew) // 2
+            return [one for part in (crew[:half], crew[half:]) for one in (_train(part) if len(part) > 1 else [None])]
+        warn(PackingWarning(f"Candidates cannot train side by side ({reason(error)}): they are trained one by one."))
     return [found.get(i) for i in range(len(crew))]
 
 

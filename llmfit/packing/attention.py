@@ -107,7 +107,7 @@ def _by_layout(
     _check_settings(module, layout, settings)
     layout.met.add(module.layer_idx)
     query = query * scale
-    if _fits_a_table(layout, query.device):
+    if _fits_a_table(layout, query.device, query.dtype):
         return _by_table(query, key, value, _shared(module, layout, key, value), layout, dropout)
     take, put, groups = layout.groups
     queries, keys, values = (_move(x, take, put) for x in (query, key, value))
@@ -124,8 +124,9 @@ def _by_layout(
     return _move(torch.cat(parts), put, take)
 
 
-def _fits_a_table(layout: Layout, device: torch.device) -> bool:
-    return device.type != "cpu" and layout.length * layout.seen <= TABLE
+def _fits_a_table(layout: Layout, device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell where one table is quicker; in float16, where rows may overflow, one that has would spoil the others."""
+    return device.type != "cpu" and dtype != torch.float16 and layout.length * layout.seen <= TABLE
 
 
 def _by_table(

@@ -59,11 +59,13 @@ class _FusedSearch(Search):
         if self.n_jobs not in (None, 1):
             wanted = "None or 1, as one process trains candidates side by side"
             raise parameter_error("n_jobs", type(self).__name__, wanted, self.n_jobs)
-        self._fused = Fused()
+        self._fused, given = Fused(), self.n_jobs
         try:
+            self.n_jobs = 1  # whatever joblib was told outside
             super().fit(X, y, **params)
             self._share_times()
         finally:
+            self.n_jobs = given
             del self._fused
         return self
 
@@ -90,7 +92,8 @@ class _FusedSearch(Search):
     def _share_times(self) -> None:
         """Write what each candidate's fits took, where the library has measured whole groups."""
         for i, params in enumerate(self.cv_results_["params"]):
-            seconds = self._fused.seconds.get(_name(params), ())
+            name = _name(params)
+            seconds = self._fused.seconds.get(name, ()) if name else ()
             if len(seconds) == self.n_splits_:
                 self.cv_results_["mean_fit_time"][i] = np.mean(seconds)
                 self.cv_results_["std_fit_time"][i] = np.std(seconds)
@@ -119,7 +122,8 @@ class FusedGridSearchCV(_FusedSearch, GridSearchCV):
     pre_dispatch : int or str, default="2*n_jobs"
         Without effect, as there is one process.
     checkpoint_dir : path or None, default=None
-        Folder for the score of each candidate on each fold; see :func:`make_search`.
+        Folder for the score of each candidate on each fold; see :func:`make_search`. scikit-learn scores candidate by
+        candidate: of a search that was killed, fits that were trained but not scored yet are trained again.
 
     Attributes
     ----------
@@ -362,4 +366,8 @@ def _settings(estimator: Any) -> str:
 
 
 def _name(params: dict[str, Any]) -> str:
-    return digest_of(params)
+    """Name a candidate; "" for one whose parameters cannot be told from others."""
+    try:
+        return digest_of(params)
+    except ParameterError:
+        return ""

@@ -17,6 +17,7 @@ import numbers
 import os
 import tempfile
 import warnings
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,11 @@ class RecordedScorer:
             stacklevel=2,
         )
         return {name: self.error_score if name in failed else score for name, score in scores.items()}
+
+    def _accept_sample_weight(self) -> bool:
+        """Answer scikit-learn, which asks scorers so, or looks for the name among their parameters."""
+        asked = getattr(self.scorer, "_accept_sample_weight", None)
+        return bool(asked()) if asked is not None else "sample_weight" in signature(self.scorer).parameters
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "scorer" not in vars(self):

@@ -132,7 +132,8 @@ class Search:
             self._check_repeats()
         scorer = RecordedScorer(self.estimator, self.scoring, self.error_score)
         records = Records(self.checkpoint_dir, self.scoring)
-        self.estimator = Recorded(self.estimator, records, digest_of(X), **self._stand_in_settings())
+        whole = digest_of(X) if self.checkpoint_dir is not None else ""  # asked for where a record is found
+        self.estimator = Recorded(self.estimator, records, whole, **self._stand_in_settings())
         self.scoring = scorer
         return scorer
 
