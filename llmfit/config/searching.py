@@ -14,6 +14,7 @@ from llmfit.config.ludwig import TOP
 from llmfit.config.ludwig.features import as_list
 from llmfit.config.ludwig.rows import read_section
 from llmfit.config.ludwig.search_rows import HYPEROPT, PARAMETER
+from llmfit.config.overriding import place_of
 from llmfit.config.reading import with_path
 from llmfit.config.search_settings import OWN, read_settings
 from llmfit.exceptions import ParameterError, check_choice, quoted, suggest
@@ -80,10 +81,11 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
 
 def _without(space: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the axes over parameters that are given."""
-    left = {name: values for name, values in space.items() if name not in overrides}
+    places = {place_of(name) for name in overrides}
+    left = {name: values for name, values in space.items() if place_of(name) not in places}
     for name, value in overrides.items():
-        whole = name.partition("__")[0]
-        if whole != name and whole in left:
+        whole = next((place for place in map(place_of, left) if place_of(name).startswith(f"{place}.")), None)
+        if whole is not None:
             raise ParameterError(
                 f"The config's 'hyperopt' searches over {whole!r} as a whole, in which {name}={value!r} would be lost. "
                 f"Give {whole!r} itself, which takes the place of the axis."
