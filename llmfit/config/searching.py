@@ -19,13 +19,36 @@ from llmfit.config.reading import with_path
 from llmfit.config.search_settings import OWN, read_settings
 from llmfit.exceptions import ParameterError, check_choice, quoted, suggest
 
-__all__ = ["search_of"]
+__all__ = ["search_of", "with_axis"]
 
 Make = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 NAMES = ("pretrained_model_name_or_path", "base_model")
 ENDS = (("lower", "upper"), ("low", "high"))
 LISTS = ("categories", "values")
+LISTED = "parameters"  # the key of hyperopt that holds axes
 RANGES = ("lower", "upper", "low", "high", "step", "log")
+ENDINGS = ("space", *LISTS, *RANGES)
+
+
+def with_axis(config: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Set the value at a path; below hyperopt, what is no key of its own is the name of one axis, dots and all.
+
+    An axis that is there already is changed where it stands, and so is an end of its range.
+    """
+    head, _, rest = path.partition(".")
+    given = config.get(head) or {}
+    first, _, below = rest.partition(".")
+    own = first in HYPEROPT or first in OWN
+    if head != "hyperopt" or not rest or not isinstance(given, Mapping) or (own and not (first in LISTED and below)):
+        return with_path(config, path, value)
+    listed = given.get(LISTED) or {}
+    name = below if own else rest
+    axis, end = name.rpartition(".")[::2] if name.rpartition(".")[2] in ENDINGS else (name, "")
+    axis = next((key for key in (*given, *listed) if place_of(key) == place_of(axis)), axis)
+    inside = own or (axis in listed and axis not in given)
+    section = dict(listed) if inside else dict(given)
+    section[axis] = with_path({"axis": section.get(axis)}, f"axis.{end}" if end else "axis", value)["axis"]
+    return {**config, head: {**given, LISTED: section} if inside else section}
 
 
 def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any], make: Make) -> Any:
@@ -147,6 +170,11 @@ def _values(given: Any, where: str) -> Any:
         return list(given)
     if not isinstance(given, Mapping):
         raise ParameterError(f"The config's {where!r} must be a list of values or a range. Got {given!r} instead.")
+    if given and not any(key in PARAMETER or key in ENDINGS for key in given):
+        raise ParameterError(
+            f"The config's {where!r} must be a list of values or a range. Got {dict(given)!r} instead. An axis over a "
+            f"key inside has it in its name: '{where}.{next(iter(given))}'."
+        )
     said = read_section(PARAMETER, given, where, more=("low", "high", "log", "step"))
     lists, ends = ([key for key in keys if key in said] for keys in (LISTS, RANGES))
     if len(lists) > 1 or (lists and ends):
