@@ -148,6 +148,14 @@ def test_what_contradicts_itself_is_refused_with_its_places(name: str) -> None:
     assert refused(hyperopt) == sentence
 
 
+@pytest.mark.parametrize("cv", [1, 0, -2, "abc", 2.5, True, [1]])
+def test_folds_are_checked_with_the_config(cv: Any) -> None:
+    assert refused({**AXIS, "cv": cv}) == (
+        f"The config's 'hyperopt.cv' must be null or an int >= 2. Got {cv!r} instead."
+    )
+    assert from_config({"target": "label", "hyperopt": {**AXIS, "cv": None}}).cv is None
+
+
 def test_one_of_several_targets_is_not_what_is_measured() -> None:
     assert refused({**AXIS, "output_feature": "a"}, {"target": ["a", "b"]}) == (
         "The config's 'hyperopt.output_feature' must be 'combined' with several targets: candidates are measured by "
