@@ -377,6 +377,11 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"hyperopt.adapter.dropout.high": 0.3},
         {"adapter.dropout": {"low": 0.1, "high": 0.3}},
     ),
+    "a range in the place of a list": (
+        {"max_length": [8, 16]},
+        {"hyperopt.max_length.low": 8, "hyperopt.max_length.high": 32},
+        {"max_length": {"low": 8, "high": 32}},
+    ),
     "a key of its own": (
         {**AXIS, "settings": {"refit": True}},
         {"hyperopt.settings.refit": False, "hyperopt.cv": 3},
@@ -396,6 +401,8 @@ def test_an_axis_is_changed_by_its_name(name: str) -> None:
 
 def test_a_name_that_is_no_axis_gets_no_advice_of_keys_that_nobody_has() -> None:
     assert refused(AXIS, **{"hyperopt.adaptor.r": [3]}).startswith("The config has no key 'hyperopt.adaptor.r'.")
+    assert refused(AXIS, **{"hyperopt.low": [3]}).startswith("The config has no key 'hyperopt.low'.")
+    assert refused({"parameters": [3]}, **{"hyperopt.adapter.r": [3]}).startswith("The config's 'hyperopt.parameters'")
     assert refused({"adapter": {"r": [3]}}) == (
         "The config's 'hyperopt.adapter' must be a list of values or a range. Got {'r': [3]} instead. An axis over a "
         "key inside has it in its name: 'hyperopt.adapter.r'."

@@ -15,7 +15,7 @@ from llmfit.config.ludwig.features import as_list
 from llmfit.config.ludwig.rows import read_section
 from llmfit.config.ludwig.search_rows import HYPEROPT, PARAMETER
 from llmfit.config.overriding import place_of
-from llmfit.config.reading import with_path
+from llmfit.config.reading import merge, with_path
 from llmfit.config.search_settings import OWN, read_settings
 from llmfit.exceptions import ParameterError, check_choice, quoted, suggest
 
@@ -37,17 +37,22 @@ def with_axis(config: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
     """
     head, _, rest = path.partition(".")
     given = config.get(head) or {}
+    listed = (given.get(LISTED) or {}) if isinstance(given, Mapping) else None
     first, _, below = rest.partition(".")
     own = first in HYPEROPT or first in OWN
-    if head != "hyperopt" or not rest or not isinstance(given, Mapping) or (own and not (first in LISTED and below)):
+    if head != "hyperopt" or not rest or not isinstance(listed, Mapping) or (own and not (first == LISTED and below)):
         return with_path(config, path, value)
-    listed = given.get(LISTED) or {}
     name = below if own else rest
-    axis, end = name.rpartition(".")[::2] if name.rpartition(".")[2] in ENDINGS else (name, "")
-    axis = next((key for key in (*given, *listed) if place_of(key) == place_of(axis)), axis)
+    axis, _, end = name.rpartition(".")
+    axis, end = (axis, end) if axis and end in ENDINGS else (name, "")
+    axis = next((key for key in map(str, (*given, *listed)) if place_of(key) == place_of(axis)), axis)
     inside = own or (axis in listed and axis not in given)
     section = dict(listed) if inside else dict(given)
-    section[axis] = with_path({"axis": section.get(axis)}, f"axis.{end}" if end else "axis", value)["axis"]
+    found = section.get(axis)
+    if end:
+        section[axis] = {**(found if isinstance(found, Mapping) else {}), end: value}
+    else:
+        section[axis] = merge(found, value)
     return {**config, head: {**given, LISTED: section} if inside else section}
 
 
