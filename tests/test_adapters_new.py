@@ -113,6 +113,17 @@ def test_every_file_of_methods_says_its_own_and_none_says_anothers() -> None:
     assert all(method.type == name for name, method in METHODS.items())
 
 
+def test_a_method_with_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    copied(tmp_path)
+    twin = NEW.lstrip().replace('"lora_fa"', '"dora"')
+    (tmp_path / "llmfit/adapters/methods/zora.py").write_text(twin, encoding="utf-8")
+    code = [sys.executable, "-c", "import llmfit.adapters"]
+    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.stderr.splitlines()[-1:] == [
+        "RuntimeError: The adapter 'dora' of methods/zora.py has the name of another one. Rename it."
+    ]
+
+
 def test_a_folder_of_pefts_is_the_plain_method_whatever_else_is_made_of_it(tmp_path: Path) -> None:
     peft.LoraConfig(r=3, lora_alpha=6).save_pretrained(tmp_path)
     for order in ([LoRA, DoRA], [DoRA, LoRA]):

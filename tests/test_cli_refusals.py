@@ -189,6 +189,34 @@ class TestWithoutEffect:
 
 
 class TestSentences:
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["predict", "MODEL", "rows.csv", "--chunk-rows", "0"], "--chunk-rows must be an int >= 1. Got 0 instead."),
+            (["preview", "MODEL", "rows.csv", "-n", "-1"], "--rows must be an int >= 0. Got -1 instead."),
+            (["preview", "config.yaml", "rows.csv", "-n", "-1"], "--rows must be an int >= 0. Got -1 instead."),
+            (
+                ["fit", "config.yaml", "-", "-o", "m", "--eval", "-"],
+                "Standard input can be read once, but '-' stands among DATA and behind --eval.",
+            ),
+            (
+                ["fit", "sample.yaml", "rows.csv", "-o", "m"],
+                "The config's 'preprocessing.sample_ratio' cannot be 0.1 here: write a sample of the rows to a file, "
+                "and name that.",
+            ),
+        ],
+    )
+    def test_are_of_the_command_line_and_come_before_any_work(
+        self, arguments: list[str], sentence: str, saved: Path, place: Path, capsys: Any, monkeypatch: Any
+    ) -> None:
+        (place / "sample.yaml").write_text(
+            "input_features: [{name: text, type: text}]\noutput_features: [{name: label, type: category}]\n"
+            "preprocessing: {sample_ratio: 0.1}\n"
+        )
+        monkeypatch.setattr(llmfit, "load", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("llmfit.files.read_table", lambda *_, **__: 1 / 0)
+        assert refused(capsys, *[saved if one == "MODEL" else one for one in arguments]) == sentence
+
     def test_a_fit_that_fails_among_others_is_a_sentence(self, place: Path, capsys: Any, monkeypatch: Any) -> None:
         def warning(*_: Any, **__: Any) -> Any:
             try:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from llmfit.adapters import LoRA
 from llmfit.cli import main
 from llmfit.config import from_config
 from llmfit.exceptions import ParameterError
@@ -100,3 +101,61 @@ def test_the_template_of_the_helps_example_is_a_template(
     command = ["preview", str(tmp_path / "c.yaml"), str(tmp_path / "rows.csv"), "-n", "1"]
     assert main([*command, "--set", "template=Message: {text}"]) == 0
     assert f"Message: {frame['text'].iloc[0]}[" in capsys.readouterr().out
+
+
+INSIDE: dict[str, tuple[dict[str, Any], str, Any, Any]] = {
+    "few shots": ({"template": {"few_shot": {"k": 1, "seed": 3}}}, "template.few_shot.k", 2, None),
+    "few shots of none": ({}, "template.few_shot.k", 2, None),
+    "a feature": ({"features": {"text": "text"}}, "features.zip", "text", None),
+    "a class": ({"class_weight": {"ham": 1.0}}, "class_weight.spam", 3, None),
+    "the optimiser": ({}, "optimizer.type", "sgd", None),
+    "a rank": ({"adapter": {"r": 2}}, "adapter.rank_pattern.q_proj", 2, None),
+    "the rank of no adapter": ({"adapter": None}, "adapter.r", 3, None),
+    "quantization of none": ({"quantization": None}, "quantization.bits", 4, None),
+    "a spec": ({"adapter": LoRA(r=3)}, "adapter.alpha", 3, {"type": "lora", "r": 3, "alpha": 3}),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_is_given_reaches_as_deep_as_a_file_does(name: str) -> None:
+    config, place, value, expected = INSIDE[name]
+    config, head = {"estimator": "LLMClassifier", "target": "label", **config}, place.partition(".")[0]
+    if expected is None:
+        expected = getattr(from_config([config, {place: value}]), head)
+    assert getattr(from_config(config, **{place: value}), head) == expected
+    assert getattr(from_config(config, **{place.replace(".", "__"): value}), head) == expected
+
+
+def test_what_is_given_inside_a_parameter_given_reaches_it_too() -> None:
+    found = from_config({"adapter": "ia3"}, **{"adapter.rank_pattern": {"k": 1}, "adapter": {"type": "lora", "r": 2}})
+    assert found.adapter == {"type": "lora", "r": 2, "rank_pattern": {"k": 1}}
+    found = from_config({"adapter": {"rank_pattern": {"q": 2}}}, adapter__rank_pattern={"k": 1})
+    assert found.adapter == {"rank_pattern": {"k": 1}}
+
+
+NOWHERE: dict[str, tuple[str, str]] = {
+    "few shots": ("template.few_shot.kk", "{} Did you mean 'template.few_shot.k'?"),
+    "an adapter": ("adapter.rr", "{} Did you mean 'adapter.r'?"),
+    "a number": ("epochs.x", "The config has no key 'epochs.x': 'epochs' has no keys."),
+    "a name": ("class_weight.x", "The config has no key 'class_weight.x': 'class_weight' is 'balanced'."),
+    "another estimator": (
+        "generation.seed",
+        "The config has no key 'generation.seed': LLMClassifier has no parameter 'generation'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_what_is_given_and_is_nowhere_is_named_as_it_was_written(name: str) -> None:
+    place, sentence = NOWHERE[name]
+    with pytest.raises(ParameterError) as caught:
+        from_config({"estimator": "LLMClassifier", "class_weight": "balanced"}, **{place: 3})
+    assert str(caught.value) == sentence.format(f"The config has no key {place!r}.")
+
+
+def test_what_is_given_inside_an_axis_would_be_lost() -> None:
+    config = {"template": {"few_shot": {"k": 1}}, "hyperopt": {"template.few_shot": [{"k": 1}, {"k": 2}]}}
+    with pytest.raises(
+        ParameterError, match=r"'template.few_shot' as a whole, in which template.few_shot.seed=3 would"
+    ):
+        from_config(config, **{"template.few_shot.seed": 3})

@@ -148,6 +148,14 @@ def test_what_contradicts_itself_is_refused_with_its_places(name: str) -> None:
     assert refused(hyperopt) == sentence
 
 
+@pytest.mark.parametrize("cv", [1, 0, -2, "abc", 2.5, True, [1]])
+def test_folds_are_checked_with_the_config(cv: Any) -> None:
+    assert refused({**AXIS, "cv": cv}) == (
+        f"The config's 'hyperopt.cv' must be null or an int >= 2. Got {cv!r} instead."
+    )
+    assert from_config({"target": "label", "hyperopt": {**AXIS, "cv": None}}).cv is None
+
+
 def test_one_of_several_targets_is_not_what_is_measured() -> None:
     assert refused({**AXIS, "output_feature": "a"}, {"target": ["a", "b"]}) == (
         "The config's 'hyperopt.output_feature' must be 'combined' with several targets: candidates are measured by "
@@ -341,3 +349,61 @@ def test_a_search_without_a_plain_form_is_refused(name: str) -> None:
 def test_a_path_is_written_as_a_text(tmp_path: Path) -> None:
     search = make_search(LLMClassifier(target="label"), AXIS, checkpoint_dir=tmp_path)
     assert to_config(search)["hyperopt"]["checkpoint_dir"] == str(tmp_path)
+
+
+# 4. Axes changed --------------------------------------------------------------------------------
+
+CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "an axis": ({"adapter.r": [1, 2]}, {"hyperopt.adapter.r": [3]}, {"adapter.r": [3]}),
+    "an axis that is new": (AXIS, {"hyperopt.adapter.r": [3]}, {**AXIS, "adapter.r": [3]}),
+    "a listed axis": (
+        {"parameters": {"adapter.r": [1, 2]}},
+        {"hyperopt.parameters.adapter.r": [3]},
+        {"parameters": {"adapter.r": [3]}},
+    ),
+    "a listed axis by its name alone": (
+        {"parameters": {"adapter.r": [1, 2]}},
+        {"hyperopt.adapter.r": [3]},
+        {"parameters": {"adapter.r": [3]}},
+    ),
+    "an axis in Python's words": ({"adapter__r": [1, 2]}, {"hyperopt.adapter.r": [3]}, {"adapter__r": [3]}),
+    "an axis of Ludwig's": (
+        {"parameters": {"trainer.epochs": [1, 2]}},
+        {"hyperopt.parameters.trainer.epochs": [3, 4]},
+        {"parameters": {"trainer.epochs": [3, 4]}},
+    ),
+    "an end of a range": (
+        {"adapter.dropout": {"low": 0.1, "high": 0.5}},
+        {"hyperopt.adapter.dropout.high": 0.3},
+        {"adapter.dropout": {"low": 0.1, "high": 0.3}},
+    ),
+    "a range in the place of a list": (
+        {"max_length": [8, 16]},
+        {"hyperopt.max_length.low": 8, "hyperopt.max_length.high": 32},
+        {"max_length": {"low": 8, "high": 32}},
+    ),
+    "a key of its own": (
+        {**AXIS, "settings": {"refit": True}},
+        {"hyperopt.settings.refit": False, "hyperopt.cv": 3},
+        {**AXIS, "settings": {"refit": False}, "cv": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_an_axis_is_changed_by_its_name(name: str) -> None:
+    hyperopt, given, expected = CHANGED[name]
+    same = to_config(from_config({"target": "label", "hyperopt": expected}))
+    config = {"target": "label", "hyperopt": hyperopt}
+    assert to_config(from_config(config, **given)) == same
+    assert to_config(from_config([config, given])) == same
+
+
+def test_a_name_that_is_no_axis_gets_no_advice_of_keys_that_nobody_has() -> None:
+    assert refused(AXIS, **{"hyperopt.adaptor.r": [3]}).startswith("The config has no key 'hyperopt.adaptor.r'.")
+    assert refused(AXIS, **{"hyperopt.low": [3]}).startswith("The config has no key 'hyperopt.low'.")
+    assert refused({"parameters": [3]}, **{"hyperopt.adapter.r": [3]}).startswith("The config's 'hyperopt.parameters'")
+    assert refused({"adapter": {"r": [3]}}) == (
+        "The config's 'hyperopt.adapter' must be a list of values or a range. Got {'r': [3]} instead. An axis over a "
+        "key inside has it in its name: 'hyperopt.adapter.r'."
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmfit.cli.outputs import check_folder, check_report
 from llmfit.cli.saying import put_measures, put_pairs, say
-from llmfit.exceptions import ParameterError, suggest
+from llmfit.exceptions import ParameterError, check_int, suggest
 
 __all__ = ["SETTINGS", "evaluate", "export", "load_model", "predict", "show"]
 
@@ -23,6 +23,7 @@ def predict(given: Any) -> int:
     from llmfit.estimators.filing import find_places
     from llmfit.files import find_inputs
 
+    check_int("chunk_rows", "predict_files", given.chunk_rows, least=1)
     find_inputs(given.data, format=given.format)  # a name that is wrong is said before a model is loaded
     find_places(given.output, given.errors, resume=given.resume, overwrite=given.overwrite)
     scored = load_model(given, given.model, "predict").predict_files(

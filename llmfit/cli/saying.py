@@ -26,6 +26,11 @@ OPTIONS = {
     "merge=True": "--merge",
     "save()": "llmfit fit -o",
     "preview()": "llmfit preview",
+    "The 'chunk_rows' parameter of predict_files": "--chunk-rows",
+    "The 'n' parameter of preview": "--rows",
+    "take a sample before fit: frame.sample(frac=0.1, random_state=0).": (
+        "write a sample of the rows to a file, and name that."
+    ),
 }
 WORDS = re.compile("|".join(r"(?<![\w'])" + re.escape(word) for word in OPTIONS))
 

@@ -11,7 +11,7 @@ from typing import Any
 from llmfit.cli.models import load_model
 from llmfit.cli.outputs import check_folder, check_results
 from llmfit.cli.saying import put, say
-from llmfit.exceptions import DataError, ParameterError
+from llmfit.exceptions import DataError, ParameterError, check_int
 
 __all__ = ["demo", "fit", "preview", "search"]
 
@@ -21,6 +21,8 @@ def fit(given: Any) -> None:
     from llmfit.files import kinds_of, read_table
 
     check_folder(given.output)
+    if "-" in given.data and "-" in given.eval:
+        raise DataError("Standard input can be read once, but '-' stands among DATA and behind --eval.")
     estimator = _from_config(given)
     if _is_search(estimator):
         raise ParameterError(f"The config {given.config!r} has hyperopt, which is a search. Run: llmfit search.")
@@ -63,6 +65,7 @@ def preview(given: Any) -> None:
     from llmfit.estimators.filing import read_as
     from llmfit.files import read_table
 
+    check_int("n", "preview", given.rows, least=0)
     if Path(given.config).is_dir():
         if given.more:
             raise ParameterError(

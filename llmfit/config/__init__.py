@@ -11,10 +11,11 @@ from typing import Any
 
 from llmfit.config.keys import ESTIMATORS, check_own, own_keys
 from llmfit.config.ludwig import is_ludwig, translate
-from llmfit.config.reading import read_config, to_yaml, with_path
+from llmfit.config.overriding import place_of, set_over
+from llmfit.config.reading import read_config, to_yaml
 from llmfit.config.schema import json_schema
 from llmfit.config.search_settings import describe_search
-from llmfit.config.searching import search_of
+from llmfit.config.searching import search_of, with_axis
 from llmfit.estimators.describing import to_config as describe
 from llmfit.estimators.several import BY_KIND, auto_head
 from llmfit.exceptions import check_choice, parameter_error
@@ -34,9 +35,9 @@ def from_config(config: Any, **overrides: Any) -> Any:
         not given) and the parameters of its constructor; Ludwig's are listed in docs/from-ludwig.md. Both may stand in
         one config, as long as they do not say different things. Top-level keys may have dots ("adapter.r").
     **overrides
-        Parameters of the estimator, ``adapter__r`` and the like included: they take the place of what the config
-        says, and of the axis of a search over them. Other keys of a config ("hyperopt", "trainer.epochs") are merged
-        into it.
+        Parameters of the estimator, ``adapter__r`` and "template.few_shot.k" included: they take the place of what
+        the config says, and of the axis of a search over them. Other keys of a config ("hyperopt", "trainer.epochs",
+        "hyperopt.adapter.r" for an axis) are merged into it.
 
     Returns
     -------
@@ -61,13 +62,12 @@ def from_config(config: Any, **overrides: Any) -> Any:
     ... })
     LLMClassifier(epochs=2, features={'review': 'text'}, target='sentiment')
     """
-    given, params = read_config(config), {}
+    given, params = read_config(config, with_axis), {}
     for name, value in overrides.items():
-        head, _, key = name.partition("." if "." in name else "__")
-        if head in own_keys():
-            params[f"{head}__{key}" if key else head] = value
+        if place_of(name).partition(".")[0] in own_keys():
+            params[name] = value
         else:
-            given = with_path(given, name, value)
+            given = with_axis(given, name, value)
     given = from_json(given)
     space = given.pop("hyperopt", None)
     if space is None:
@@ -82,7 +82,7 @@ def make_estimator(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> A
     if is_ludwig(config):
         name, params = check_own({"estimator": name, **params})
     estimator = ESTIMATORS[name](**params)
-    estimator.set_params(**overrides)
+    set_over(estimator, overrides)
     check_values(estimator)
     return estimator
 

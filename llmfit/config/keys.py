@@ -16,7 +16,7 @@ from llmfit.estimators import LLMClassifier, LLMEstimator, LLMGenerator, LLMRegr
 from llmfit.exceptions import ParameterError, check_choice, suggest
 from llmfit.params import Nested
 
-__all__ = ["ESTIMATORS", "Key", "check_own", "estimator_keys", "own_keys"]
+__all__ = ["ESTIMATORS", "Key", "check_nested", "check_own", "estimator_keys", "own_keys"]
 
 ESTIMATORS: dict[str, type[Any]] = {
     "LLMClassifier": LLMClassifier,
@@ -104,11 +104,17 @@ def check_own(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if key not in keys:
             others = "" if key not in own_keys() else f" {name} has no such parameter."
             raise ParameterError(f"The config has no key {key!r}.{others}{suggest(key, ['estimator', *keys])}")
-        for place, given, known in _nested_keys(keys[key], value):
-            if given not in known:
-                paths = [f"{place}.{other}" for other in known]
-                raise ParameterError(f"The config has no key '{place}.{given}'.{suggest(f'{place}.{given}', paths)}")
+        check_nested(keys[key], value)
     return name, params
+
+
+def check_nested(key: Key, value: Any, within: str | None = None) -> None:
+    """Raise where a value that is a dict has a key that is unknown; `within` looks on the way to one place only."""
+    for place, given, known in _nested_keys(key, value):
+        path = f"{place}.{given}"
+        if given not in known and (within is None or f"{within}.".startswith(f"{path}.")):
+            paths = [f"{place}.{other}" for other in known]
+            raise ParameterError(f"The config has no key {path!r}.{suggest(path, paths)}")
 
 
 def _nested_keys(key: Key, value: Any) -> Iterator[tuple[str, str, list[str]]]:

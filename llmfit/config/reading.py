@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ from llmfit.exceptions import ParameterError, parameter_error, reason
 __all__ = ["merge", "read_config", "read_value", "to_yaml", "with_path"]
 
 
-def read_config(source: Any) -> dict[str, Any]:
+Put = Callable[[Mapping[str, Any], str, Any], dict[str, Any]]
+
+
+def read_config(source: Any, put: Put | None = None) -> dict[str, Any]:
     """Read one configuration, or several, of which later ones win.
 
     Parameters
@@ -28,6 +31,8 @@ def read_config(source: Any) -> dict[str, Any]:
     source : dict, path, or list of them
         Files end in .yaml, .yml or .json. Top-level keys may have dots: ``{"adapter.r": 8}`` is
         ``{"adapter": {"r": 8}}``.
+    put : callable (config, path, value) -> dict, default=None
+        Says what a key with dots means; None is :func:`with_path`.
 
     Raises
     ------
@@ -36,7 +41,7 @@ def read_config(source: Any) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for one in source if isinstance(source, list | tuple) else [source]:
-        merged = _added(merged, _read_one(one))
+        merged = _added(merged, _read_one(one), put or with_path)
     return merged
 
 
@@ -73,12 +78,12 @@ def _read_file(path: Path) -> Any:
     return content
 
 
-def _added(merged: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _added(merged: dict[str, Any], config: Mapping[str, Any], put: Put) -> dict[str, Any]:
     """Merge a configuration into others: plain keys first, so that paths add to them."""
     whole: dict[str, Any] = merge(merged, {key: value for key, value in config.items() if "." not in key})
     for key, value in config.items():
         if "." in key:
-            whole = with_path(whole, key, value)
+            whole = put(whole, key, value)
     return whole
 
 

@@ -6,6 +6,7 @@ search, and gives hyperopt. Two keys that say different things are refused: none
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -66,9 +67,15 @@ def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[
         settings["random_state"] = seed
     elif seeded == "hyperopt.random_state":  # Ludwig's seeds have no effect on a grid, as in Ludwig
         _check_drawn(seeded, kind, none=True)
+    _check_folds(said.get("cv"))
     settings |= {name: said[name] for name in ("cv", "checkpoint_dir") if said.get(name) is not None}
     scoring = _scoring(said, estimator)
     return settings if scoring is None else {**settings, "scoring": scoring}
+
+
+def _check_folds(cv: Any) -> None:
+    if cv is not None and (isinstance(cv, bool) or not isinstance(cv, numbers.Integral) or cv < 2):
+        raise ParameterError(f"The config's 'hyperopt.cv' must be null or an int >= 2. Got {cv!r} instead.")
 
 
 def _given(place: str, said: Said, key: str) -> tuple[str, Any]:

@@ -14,17 +14,46 @@ from llmfit.config.ludwig import TOP
 from llmfit.config.ludwig.features import as_list
 from llmfit.config.ludwig.rows import read_section
 from llmfit.config.ludwig.search_rows import HYPEROPT, PARAMETER
-from llmfit.config.reading import with_path
+from llmfit.config.overriding import place_of
+from llmfit.config.reading import merge, with_path
 from llmfit.config.search_settings import OWN, read_settings
 from llmfit.exceptions import ParameterError, check_choice, quoted, suggest
 
-__all__ = ["search_of"]
+__all__ = ["search_of", "with_axis"]
 
 Make = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 NAMES = ("pretrained_model_name_or_path", "base_model")
 ENDS = (("lower", "upper"), ("low", "high"))
 LISTS = ("categories", "values")
+LISTED = "parameters"  # the key of hyperopt that holds axes
 RANGES = ("lower", "upper", "low", "high", "step", "log")
+ENDINGS = ("space", *LISTS, *RANGES)
+
+
+def with_axis(config: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Set the value at a path; below hyperopt, what is no key of its own is the name of one axis, dots and all.
+
+    An axis that is there already is changed where it stands, and so is an end of its range.
+    """
+    head, _, rest = path.partition(".")
+    given = config.get(head) or {}
+    listed = (given.get(LISTED) or {}) if isinstance(given, Mapping) else None
+    first, _, below = rest.partition(".")
+    own = first in HYPEROPT or first in OWN
+    if head != "hyperopt" or not rest or not isinstance(listed, Mapping) or (own and not (first == LISTED and below)):
+        return with_path(config, path, value)
+    name = below if own else rest
+    axis, _, end = name.rpartition(".")
+    axis, end = (axis, end) if axis and end in ENDINGS else (name, "")
+    axis = next((key for key in map(str, (*given, *listed)) if place_of(key) == place_of(axis)), axis)
+    inside = own or (axis in listed and axis not in given)
+    section = dict(listed) if inside else dict(given)
+    found = section.get(axis)
+    if end:
+        section[axis] = {**(found if isinstance(found, Mapping) else {}), end: value}
+    else:
+        section[axis] = merge(found, value)
+    return {**config, head: {**given, LISTED: section} if inside else section}
 
 
 def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any], make: Make) -> Any:
@@ -80,10 +109,11 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
 
 def _without(space: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the axes over parameters that are given."""
-    left = {name: values for name, values in space.items() if name not in overrides}
+    places = {place_of(name) for name in overrides}
+    left = {name: values for name, values in space.items() if place_of(name) not in places}
     for name, value in overrides.items():
-        whole = name.partition("__")[0]
-        if whole != name and whole in left:
+        whole = next((place for place in map(place_of, left) if place_of(name).startswith(f"{place}.")), None)
+        if whole is not None:
             raise ParameterError(
                 f"The config's 'hyperopt' searches over {whole!r} as a whole, in which {name}={value!r} would be lost. "
                 f"Give {whole!r} itself, which takes the place of the axis."
@@ -145,6 +175,11 @@ def _values(given: Any, where: str) -> Any:
         return list(given)
     if not isinstance(given, Mapping):
         raise ParameterError(f"The config's {where!r} must be a list of values or a range. Got {given!r} instead.")
+    if given and not any(key in PARAMETER or key in ENDINGS for key in given):
+        raise ParameterError(
+            f"The config's {where!r} must be a list of values or a range. Got {dict(given)!r} instead. An axis over a "
+            f"key inside has it in its name: '{where}.{next(iter(given))}'."
+        )
     said = read_section(PARAMETER, given, where, more=("low", "high", "log", "step"))
     lists, ends = ([key for key in keys if key in said] for keys in (LISTS, RANGES))
     if len(lists) > 1 or (lists and ends):
