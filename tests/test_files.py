@@ -318,6 +318,15 @@ class TestWriting:
         assert gzip.decompress(self.written("t.csv.gz", tmp_path)) == content
         assert self.written("t.csv.gz", tmp_path) == self.written("t.csv.gz", tmp_path)  # no time of day in it
 
+    @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+    def test_a_carriage_return_stays_in_its_cell(self, name: str, tmp_path: Path) -> None:
+        columns = {"a\r": ["x\ry", "\r", "x\r\ny", "\ny"], "b": ["1\r", "z", "", "w"]}
+        place = find_output(tmp_path / name)
+        writer = make_writer(place, dict.fromkeys(columns, "text"))
+        place.path.write_bytes(writer.head() + writer.rows(columns))
+        read = read_table(place.path)
+        assert {key: plain_values(read[key]) for key in read} == columns | {"b": ["1\r", "z", None, "w"]}
+
     def test_jsonl(self, tmp_path: Path) -> None:
         rows = [json.loads(line) for line in self.written("t.jsonl", tmp_path).splitlines()]
         assert rows == [
