@@ -390,6 +390,18 @@ class TestOddFiles:
         (tmp_path / name).write_text(content)
         assert self.sentence(tmp_path / name) == sentence.replace("{}", str(tmp_path / name))
 
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ('[{"a": 1}, {"a": 2}]\n[{"a": 3}]', "line 2: something stands behind the end of the list."),
+            ('[{"a": 1}] ]', "line 1: something stands behind the end of the list."),
+            ('{"a": 1}\n]\n{"a": 2}', "line 2: it is no JSON."),
+        ],
+    )
+    def test_what_follows_the_end_of_a_list_of_json(self, content: str, sentence: str, tmp_path: Path) -> None:
+        (tmp_path / "t.json").write_text(content)
+        assert self.sentence(tmp_path / "t.json") == f"'{tmp_path}/t.json', {sentence}"
+
     def test_a_number_of_too_many_digits_is_text_in_csv(self, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text("a\n" + "9" * 5000 + "\n")
         assert read_table(tmp_path / "t.csv")["a"].tolist() == ["9" * 5000]

@@ -240,15 +240,19 @@ def _json(place: Place) -> Iterator[Record]:
         inside = stream.peek() == "["
         if inside:
             stream.at += 1
-        while (char := stream.peek()) not in ("", "]"):
+        while (char := stream.peek()) and not (inside and char == "]"):
             line = stream.line
             yield _of_value(line, stream.value())
             if inside and stream.peek() == ",":
                 stream.at += 1
             elif inside and stream.peek() != "]":
                 raise stream.damaged("',' or ']' is missing behind a value")
-        if inside and char != "]":
-            raise stream.damaged("the list has no end")
+        if inside:
+            if not char:
+                raise stream.damaged("the list has no end")
+            stream.at += 1
+            if stream.peek():
+                raise stream.damaged("something stands behind the end of the list")
 
 
 def _excel(place: Place) -> Iterator[Record]:
