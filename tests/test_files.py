@@ -210,6 +210,18 @@ class TestBadRows:
             "it is not UTF-8.",
         ]
 
+    def test_cells_of_excel_beside_the_last_column(self, tmp_path: Path) -> None:
+        openpyxl = pytest.importorskip("openpyxl")
+        book = openpyxl.Workbook()
+        for cells in (["a", "b"], [1, "x"], [2, "y", None, "z"], [3, None]):
+            book.active.append(cells)
+        book.save(tmp_path / "t.xlsx")
+        (chunk,) = open_source(tmp_path / "t.xlsx").chunks(100)
+        assert chunk.frame["a"].to_dict() == {0: 1, 2: 3}
+        assert [(row.row, row.line, row.reason) for row in chunk.bad] == [
+            (1, 3, "it has 4 value(s), the header has 2.")
+        ]
+
     def test_a_whole_table_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_bytes(self.CSV)
         with pytest.raises(DataError) as caught:

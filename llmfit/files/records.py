@@ -276,7 +276,11 @@ def _excel(place: Place) -> Iterator[Record]:
         )
         yield Record(None, dict.fromkeys(header))
         for line, cells in filled:
-            yield Record(line, dict(zip_longest(header, cells[: len(header)])))
+            if any(cell is not None for cell in cells[len(header) :]):
+                width = max(number for number, cell in enumerate(cells, start=1) if cell is not None)
+                yield Record(line, {}, f"it has {width} value(s), the header has {len(header)}")
+            else:
+                yield Record(line, dict(zip_longest(header, cells[: len(header)])))
 
 
 def _unpacked(place: Place) -> Iterator[Record]:
