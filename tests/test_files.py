@@ -222,6 +222,17 @@ class TestBadRows:
             (1, 3, "it has 4 value(s), the header has 2.")
         ]
 
+    @pytest.mark.parametrize("row", ['{"a": 1, "b": 2, "a": 3}', '{"b": [{"a": 1, "a": 1}]}'])
+    def test_a_key_twice_in_an_object_of_json(self, row: str, tmp_path: Path) -> None:
+        for name in ("t.jsonl", "t.json"):
+            (tmp_path / name).write_text(f'{{"a": 0}}\n{row}\n{{"a": 4}}\n')
+        (chunk,) = open_source(tmp_path / "t.jsonl").chunks(100)
+        assert chunk.frame["a"].to_dict() == {0: 0, 2: 4}
+        assert [(row.row, row.line, row.reason) for row in chunk.bad] == [(1, 2, "it has the key 'a' twice.")]
+        with pytest.raises(DataError) as caught:
+            read_table(tmp_path / "t.json")
+        assert str(caught.value) == f"'{tmp_path}/t.json', line 2: it has the key 'a' twice."
+
     def test_a_whole_table_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_bytes(self.CSV)
         with pytest.raises(DataError) as caught:

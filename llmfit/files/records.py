@@ -29,6 +29,22 @@ HALF = "it holds half of a surrogate pair, which is no character"
 SPACE = re.compile(r"\s*")
 
 
+class _Twice(ValueError):
+    """A JSON object has a key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, no key of which hides another."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(f"it has the key {quoted([name for name in made if names.count(name) > 1][:1])} twice")
+    return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 class Record(NamedTuple):
     """One row of a file.
 
@@ -162,9 +178,11 @@ def _json_lines(place: Place) -> Iterator[Record]:
 
 def _record(line: int, text: str) -> Record:
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text)
     except json.JSONDecodeError as error:
         return Record(line, {}, f"it is no JSON at character {error.pos + 1}: {error.msg}")
+    except _Twice as error:
+        return Record(line, {}, str(error))
     except (RecursionError, ValueError) as error:  # nested without end, or a number of too many digits
         return Record(line, {}, f"it is no JSON that can be read: {type(error).__name__}")
     return _of_value(line, value)
@@ -182,7 +200,6 @@ class _Stream:
     def __init__(self, place: Place, file: Any) -> None:
         self.place, self.text, self.at, self.ended = place, "", 0, False
         self._file = io.TextIOWrapper(file, encoding="utf-8-sig")
-        self._decoder = json.JSONDecoder()
         self._line, self._counted = 1, 0
 
     @property
@@ -215,11 +232,13 @@ class _Stream:
         """Read the next value."""
         while True:
             try:
-                value, end = self._decoder.raw_decode(self.text, self.at)
+                value, end = DECODER.raw_decode(self.text, self.at)
             except (json.JSONDecodeError, RecursionError) as error:
                 if self.ended or isinstance(error, RecursionError):
                     raise self.damaged("it is no JSON") from error
                 self.more()
+            except _Twice as error:
+                raise self.damaged(str(error)) from error
             except ValueError as error:
                 raise self.damaged("a number has too many digits") from error
             else:
