@@ -79,6 +79,36 @@ class TestTarget:
         assert "validation_loss" in llmfit.load(tmp_path / "model").history_
 
 
+class TestDeclared:
+    """What a config declares as text or category keeps its characters from the fit on."""
+
+    PLAIN = "estimator: LLMClassifier\ntarget: {label: category}\nfeatures: {code: text, size: number}\n"
+    LUDWIG = (
+        "input_features:\n- {name: code, type: text}\n- {name: size, type: number}\n"
+        "output_features:\n- {name: label, type: category}\ntrainer: {epochs: 1}\n"
+    )
+    ROWS = "code,size,label\n" + "1.50,1,1.0\n1e5,2,2\n" * 4
+
+    @pytest.mark.parametrize("config", [PLAIN + "epochs: 1\ndevice: cpu\n", LUDWIG])
+    def test_fit_and_preview(self, config: str, tiny: str, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "c.yaml").write_text(config + f"base_model: {tiny}\n")
+        (tmp_path / "t.csv").write_text(self.ROWS)
+        assert main(["preview", f"{tmp_path}/c.yaml", f"{tmp_path}/t.csv", "-n", "2"]) == 0, capsys.readouterr().err
+        out = capsys.readouterr().out
+        assert "1.50" in out and "1e5" in out and "[ 1.0" in out
+        assert main(["fit", f"{tmp_path}/c.yaml", f"{tmp_path}/t.csv", "-o", f"{tmp_path}/m", "-q"]) == 0
+        model = llmfit.load(tmp_path / "m")
+        assert vars(model).get("estimator_", model)._columns == {"code": "text", "size": "int", "label": "text"}
+        assert read_as(model, tmp_path / "t.csv")["label"].tolist()[:2] == ["1.0", "2"]
+
+    def test_types_of_json_stay(self, tiny: str, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text(self.PLAIN + f"epochs: 1\ndevice: cpu\nbase_model: {tiny}\n")
+        rows = [{"code": "x", "size": i, "label": i % 2} for i in range(8)]
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(["fit", f"{tmp_path}/c.yaml", f"{tmp_path}/t.jsonl", "-o", f"{tmp_path}/m", "-q"]) == 0
+        assert llmfit.load(tmp_path / "m").classes_.tolist() == [0, 1]
+
+
 class TestFeatures:
     @pytest.mark.parametrize("others", [["word"], [], ["2"]])
     def test_a_text_is_read_char_by_char(self, others: list[str], labelled: Any, tmp_path: Path, capsys: Any) -> None:
