@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,32 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"^Row 1 \(index 1\): the number column 'whole' holds 'x', which is no n"):
             clf.predict(read)
         assert clf.predict_files(path, tmp_path / "out.csv").bad_rows == 1
+
+    @pytest.mark.parametrize("other", ["1.0", "1.5", "", "3"])
+    @pytest.mark.parametrize("way", ["csv", "jsonl"])
+    def test_digits_of_a_whole_number_do_not_depend_on_the_rows_beside(
+        self, way: str, other: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / f"t.{way}"
+        cells = ["9007199254740993", other, ""]
+        path.write_text(
+            "".join(f"{cell},x\n" for cell in ["n", *cells])
+            if way == "csv"
+            else "".join(f'{{"n": {cell or "null"}}}\n' for cell in cells)
+        )
+        read = read_table(path, kinds={"n": "int"})["n"].astype(object).tolist()
+        assert read[0] == 9007199254740993
+        assert pd.isna(read[2])
+        (chunk,) = open_source(path).chunks(9)
+        assert chunk.read_as({"n": "int"})["n"].astype(object).tolist()[0] == 9007199254740993
+
+    def test_decimals_of_parquet_are_read_as_the_numbers_of_the_fit(self, tmp_path: Path) -> None:
+        cells = [Decimal("2.00"), Decimal("2.50"), None]
+        pd.DataFrame({"whole": cells, "real": cells}).to_parquet(tmp_path / "t.parquet")
+        read = read_table(tmp_path / "t.parquet", kinds={"whole": "int", "real": "float"})
+        assert read["real"].tolist()[:2] == [2.0, 2.5]
+        assert read["real"].dtype == float
+        assert [repr(one) for one in read["whole"]] == ["2", "2.5", "None"]
 
     def test_truth_values_are_read_as_such_beside_what_is_none(self, settings: Any, tmp_path: Path) -> None:
         frame = pd.DataFrame({"truth": [True, False] * 4, "label": list("ab") * 4})

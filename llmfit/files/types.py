@@ -10,6 +10,7 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,8 @@ def as_kind(kind: str, cells: Sequence[Any], *, textual: bool) -> Any:
 
 
 def _number(cell: Any) -> Any:
+    if isinstance(cell, Decimal) and cell.is_finite():
+        return int(cell) if cell == cell.to_integral_value() else float(cell)
     if not isinstance(cell, str):
         return cell
     bare = cell.strip()
