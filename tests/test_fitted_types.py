@@ -110,6 +110,31 @@ class TestDeclared:
         assert llmfit.load(tmp_path / "m").classes_.tolist() == [0, 1]
 
 
+class TestSets:
+    def test_sets_that_were_written_can_be_read_again(self, settings: Any, tmp_path: Path, capsys: Any) -> None:
+        frame = pd.DataFrame({"text": list("abcdefgh"), "tags": [["x"], ["y", "x"], [], ["y"]] * 2})
+        clf = llmfit.LLMClassifier(**{**settings, "head": "linear"}, target="tags").fit(frame)
+        clf.save(tmp_path / "model")
+        for name in ("out.csv", "out.jsonl"):
+            clf.predict_files(write(frame[["text"]], tmp_path / "in.csv"), tmp_path / name)
+            capsys.readouterr()
+            answered = read_table(tmp_path / name).rename(columns={"tags_predicted": "tags"})
+            if name == "out.csv":
+                answered.to_csv(tmp_path / "t.csv", index=False)
+            else:
+                answered.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+            path = tmp_path / f"t{Path(name).suffix}"
+            read = read_as(clf, path)["tags"].tolist()
+            assert read == [list(one) for one in clf.predict(frame)]
+            assert main(["evaluate", f"{tmp_path}/model", str(path), "-o", f"{tmp_path}/m.json", "-q"]) == 0
+            assert json.loads((tmp_path / "m.json").read_text())["subset_accuracy"] == 1.0
+            (tmp_path / "m.json").unlink()
+
+    def test_a_cell_that_is_no_list_stays(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text('tags\n"[""x"", 1]"\n[x\nx\n""\n')
+        assert read_table(tmp_path / "t.csv", kinds={"tags": "list"})["tags"].tolist() == [["x", 1], "[x", "x", None]
+
+
 class TestFeatures:
     @pytest.mark.parametrize("others", [["word"], [], ["2"]])
     def test_a_text_is_read_char_by_char(self, others: list[str], labelled: Any, tmp_path: Path, capsys: Any) -> None:
@@ -250,7 +275,9 @@ class TestWhatIsKept:
             (pd.Categorical([1, 2]), "int"),
             (pd.Series([1, "x"], dtype=object), "object"),
             (pd.Series([1, 2.5], dtype=object), "object"),
-            ([["a"], ["b"]], "object"),
+            ([["a"], ["b"]], "list"),
+            ([{"a"}, None], "list"),
+            ([["a"], "b"], "object"),
             (pd.to_datetime(["2024-01-01"]), "object"),
         ],
     )
