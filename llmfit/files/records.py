@@ -29,7 +29,7 @@ HALF = "it holds half of a surrogate pair, which is no character"
 SPACE = re.compile(r"\s*")
 
 
-class _Twice(ValueError):
+class _TwiceError(ValueError):
     """A JSON object has a key twice."""
 
 
@@ -38,7 +38,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _Twice(f"it has the key {quoted([name for name in made if names.count(name) > 1][:1])} twice")
+        raise _TwiceError(f"it has the key {quoted([name for name in made if names.count(name) > 1][:1])} twice")
     return made
 
 
@@ -181,7 +181,7 @@ def _record(line: int, text: str) -> Record:
         value = DECODER.decode(text)
     except json.JSONDecodeError as error:
         return Record(line, {}, f"it is no JSON at character {error.pos + 1}: {error.msg}")
-    except _Twice as error:
+    except _TwiceError as error:
         return Record(line, {}, str(error))
     except (RecursionError, ValueError) as error:  # nested without end, or a number of too many digits
         return Record(line, {}, f"it is no JSON that can be read: {type(error).__name__}")
@@ -237,7 +237,7 @@ class _Stream:
                 if self.ended or isinstance(error, RecursionError):
                     raise self.damaged("it is no JSON") from error
                 self.more()
-            except _Twice as error:
+            except _TwiceError as error:
                 raise self.damaged(str(error)) from error
             except ValueError as error:
                 raise self.damaged("a number has too many digits") from error
