@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -405,9 +406,11 @@ class TestResume:
 
     def test_a_run_that_did_no_row_leaves_nothing_to_go_on_with(self, fake: Any, table: Path, tmp_path: Path) -> None:
         out = tmp_path / "out.csv"
-        with pytest.raises(DataError, match="line 8"):
+        head, *lines = table.read_text().splitlines(keepends=True)
+        table.write_text("".join([head, "1\n", *lines]))
+        with pytest.raises(DataError, match="line 2"):
             fake.predict_files(table, out, strict=True)
-        assert fake.predict_files(table, out).bad_rows == 5
+        assert fake.predict_files(table, out).bad_rows == 6
         assert sorted(files_of(tmp_path)) == ["in.csv", "out.csv", "out.csv.manifest.json", "out.errors.csv"]
 
     def test_the_file_of_errors_belongs_to_the_run(self, fake: Any, table: Path, monkeypatch: Any) -> None:
@@ -563,6 +566,23 @@ class TestRefusals:
         assert fake.predict_files(table, tmp_path / "out.csv", resume=True, chunk_rows=4).bad_rows == 5
         fake.predict_files(table, tmp_path / "plain.csv", chunk_rows=4)
         assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+
+    @pytest.mark.parametrize("chunk_rows", [4, 100])
+    @pytest.mark.parametrize("name", ["out.csv", "out.jsonl.gz", "out.parquet"])
+    def test_rows_before_the_bad_one_are_kept(
+        self, name: str, chunk_rows: int, fake: Any, table: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(DataError, match="line 8"):
+            fake.predict_files(table, tmp_path / name, strict=True, chunk_rows=chunk_rows)
+        assert json.loads((tmp_path / f"{name}.manifest.json").read_text())["rows"] == 6
+        fake.predict_files(table, tmp_path / name, resume=True, chunk_rows=chunk_rows)
+        fake.predict_files(table, tmp_path / f"plain_{name}", chunk_rows=chunk_rows)
+        pd.testing.assert_frame_equal(read_table(tmp_path / name), read_table(tmp_path / f"plain_{name}"))
+
+    def test_rows_before_the_bad_one_go_to_standard_output(self, fake: Any, table: Path, capfdbinary: Any) -> None:
+        with pytest.raises(DataError, match="line 8"):
+            fake.predict_files(table, "-", keep=["id"])
+        assert [line[:1] for line in capfdbinary.readouterr().out.splitlines()] == [b"r", *b"0 1 2 3 4 5".split()]
 
     def test_an_estimator_that_is_not_fitted(self, table: Path, tmp_path: Path) -> None:
         with pytest.raises(NotFittedError):

@@ -210,6 +210,29 @@ class TestBadRows:
             "it is not UTF-8.",
         ]
 
+    def test_cells_of_excel_beside_the_last_column(self, tmp_path: Path) -> None:
+        openpyxl = pytest.importorskip("openpyxl")
+        book = openpyxl.Workbook()
+        for cells in (["a", "b"], [1, "x"], [2, "y", None, "z"], [3, None]):
+            book.active.append(cells)
+        book.save(tmp_path / "t.xlsx")
+        (chunk,) = open_source(tmp_path / "t.xlsx").chunks(100)
+        assert chunk.frame["a"].to_dict() == {0: 1, 2: 3}
+        assert [(row.row, row.line, row.reason) for row in chunk.bad] == [
+            (1, 3, "it has 4 value(s), the header has 2.")
+        ]
+
+    @pytest.mark.parametrize("row", ['{"a": 1, "b": 2, "a": 3}', '{"b": [{"a": 1, "a": 1}]}'])
+    def test_a_key_twice_in_an_object_of_json(self, row: str, tmp_path: Path) -> None:
+        for name in ("t.jsonl", "t.json"):
+            (tmp_path / name).write_text(f'{{"a": 0}}\n{row}\n{{"a": 4}}\n')
+        (chunk,) = open_source(tmp_path / "t.jsonl").chunks(100)
+        assert chunk.frame["a"].to_dict() == {0: 0, 2: 4}
+        assert [(row.row, row.line, row.reason) for row in chunk.bad] == [(1, 2, "it has the key 'a' twice.")]
+        with pytest.raises(DataError) as caught:
+            read_table(tmp_path / "t.json")
+        assert str(caught.value) == f"'{tmp_path}/t.json', line 2: it has the key 'a' twice."
+
     def test_a_whole_table_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_bytes(self.CSV)
         with pytest.raises(DataError) as caught:
@@ -318,6 +341,15 @@ class TestWriting:
         assert gzip.decompress(self.written("t.csv.gz", tmp_path)) == content
         assert self.written("t.csv.gz", tmp_path) == self.written("t.csv.gz", tmp_path)  # no time of day in it
 
+    @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+    def test_a_carriage_return_stays_in_its_cell(self, name: str, tmp_path: Path) -> None:
+        columns = {"a\r": ["x\ry", "\r", "x\r\ny", "\ny"], "b": ["1\r", "z", "", "w"]}
+        place = find_output(tmp_path / name)
+        writer = make_writer(place, dict.fromkeys(columns, "text"))
+        place.path.write_bytes(writer.head() + writer.rows(columns))
+        read = read_table(place.path)
+        assert {key: plain_values(read[key]) for key in read} == columns | {"b": ["1\r", "z", None, "w"]}
+
     def test_jsonl(self, tmp_path: Path) -> None:
         rows = [json.loads(line) for line in self.written("t.jsonl", tmp_path).splitlines()]
         assert rows == [
@@ -380,6 +412,18 @@ class TestOddFiles:
     def test_no_columns(self, name: str, content: str, sentence: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         assert self.sentence(tmp_path / name) == sentence.replace("{}", str(tmp_path / name))
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ('[{"a": 1}, {"a": 2}]\n[{"a": 3}]', "line 2: something stands behind the end of the list."),
+            ('[{"a": 1}] ]', "line 1: something stands behind the end of the list."),
+            ('{"a": 1}\n]\n{"a": 2}', "line 2: it is no JSON."),
+        ],
+    )
+    def test_what_follows_the_end_of_a_list_of_json(self, content: str, sentence: str, tmp_path: Path) -> None:
+        (tmp_path / "t.json").write_text(content)
+        assert self.sentence(tmp_path / "t.json") == f"'{tmp_path}/t.json', {sentence}"
 
     def test_a_number_of_too_many_digits_is_text_in_csv(self, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text("a\n" + "9" * 5000 + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,61 @@ class TestTarget:
         assert "validation_loss" in llmfit.load(tmp_path / "model").history_
 
 
+class TestDeclared:
+    """What a config declares as text or category keeps its characters from the fit on."""
+
+    PLAIN = "estimator: LLMClassifier\ntarget: {label: category}\nfeatures: {code: text, size: number}\n"
+    LUDWIG = (
+        "input_features:\n- {name: code, type: text}\n- {name: size, type: number}\n"
+        "output_features:\n- {name: label, type: category}\ntrainer: {epochs: 1}\n"
+    )
+    ROWS = "code,size,label\n" + "1.50,1,1.0\n1e5,2,2\n" * 4
+
+    @pytest.mark.parametrize("config", [PLAIN + "epochs: 1\ndevice: cpu\n", LUDWIG])
+    def test_fit_and_preview(self, config: str, tiny: str, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "c.yaml").write_text(config + f"base_model: {tiny}\n")
+        (tmp_path / "t.csv").write_text(self.ROWS)
+        assert main(["preview", f"{tmp_path}/c.yaml", f"{tmp_path}/t.csv", "-n", "2"]) == 0, capsys.readouterr().err
+        out = capsys.readouterr().out
+        assert [one in out for one in ("1.50", "1e5", "[ 1.0")] == [True] * 3
+        assert main(["fit", f"{tmp_path}/c.yaml", f"{tmp_path}/t.csv", "-o", f"{tmp_path}/m", "-q"]) == 0
+        model = llmfit.load(tmp_path / "m")
+        assert vars(model).get("estimator_", model)._columns == {"code": "text", "size": "int", "label": "text"}
+        assert read_as(model, tmp_path / "t.csv")["label"].tolist()[:2] == ["1.0", "2"]
+
+    def test_types_of_json_stay(self, tiny: str, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text(self.PLAIN + f"epochs: 1\ndevice: cpu\nbase_model: {tiny}\n")
+        rows = [{"code": "x", "size": i, "label": i % 2} for i in range(8)]
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(["fit", f"{tmp_path}/c.yaml", f"{tmp_path}/t.jsonl", "-o", f"{tmp_path}/m", "-q"]) == 0
+        assert llmfit.load(tmp_path / "m").classes_.tolist() == [0, 1]
+
+
+class TestSets:
+    def test_sets_that_were_written_can_be_read_again(self, settings: Any, tmp_path: Path, capsys: Any) -> None:
+        frame = pd.DataFrame({"text": list("abcdefgh"), "tags": [["x"], ["y", "x"], [], ["y"]] * 2})
+        clf = llmfit.LLMClassifier(**{**settings, "head": "linear"}, target="tags").fit(frame)
+        clf.save(tmp_path / "model")
+        for name in ("out.csv", "out.jsonl"):
+            clf.predict_files(write(frame[["text"]], tmp_path / "in.csv"), tmp_path / name)
+            capsys.readouterr()
+            answered = read_table(tmp_path / name).rename(columns={"tags_predicted": "tags"})
+            if name == "out.csv":
+                answered.to_csv(tmp_path / "t.csv", index=False)
+            else:
+                answered.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+            path = tmp_path / f"t{Path(name).suffix}"
+            read = read_as(clf, path)["tags"].tolist()
+            assert read == [list(one) for one in clf.predict(frame)]
+            assert main(["evaluate", f"{tmp_path}/model", str(path), "-o", f"{tmp_path}/m.json", "-q"]) == 0
+            assert json.loads((tmp_path / "m.json").read_text())["subset_accuracy"] == 1.0
+            (tmp_path / "m.json").unlink()
+
+    def test_a_cell_that_is_no_list_stays(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text('tags\n"[""x"", 1]"\n[x\nx\n""\n')
+        assert read_table(tmp_path / "t.csv", kinds={"tags": "list"})["tags"].tolist() == [["x", 1], "[x", "x", None]
+
+
 class TestFeatures:
     @pytest.mark.parametrize("others", [["word"], [], ["2"]])
     def test_a_text_is_read_char_by_char(self, others: list[str], labelled: Any, tmp_path: Path, capsys: Any) -> None:
@@ -127,6 +183,32 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"^Row 1 \(index 1\): the number column 'whole' holds 'x', which is no n"):
             clf.predict(read)
         assert clf.predict_files(path, tmp_path / "out.csv").bad_rows == 1
+
+    @pytest.mark.parametrize("other", ["1.0", "1.5", "", "3"])
+    @pytest.mark.parametrize("way", ["csv", "jsonl"])
+    def test_digits_of_a_whole_number_do_not_depend_on_the_rows_beside(
+        self, way: str, other: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / f"t.{way}"
+        cells = ["9007199254740993", other, ""]
+        path.write_text(
+            "".join(f"{cell},x\n" for cell in ["n", *cells])
+            if way == "csv"
+            else "".join(f'{{"n": {cell or "null"}}}\n' for cell in cells)
+        )
+        read = read_table(path, kinds={"n": "int"})["n"].astype(object).tolist()
+        assert read[0] == 9007199254740993
+        assert pd.isna(read[2])
+        (chunk,) = open_source(path).chunks(9)
+        assert chunk.read_as({"n": "int"})["n"].astype(object).tolist()[0] == 9007199254740993
+
+    def test_decimals_of_parquet_are_read_as_the_numbers_of_the_fit(self, tmp_path: Path) -> None:
+        cells = [Decimal("2.00"), Decimal("2.50"), None]
+        pd.DataFrame({"whole": cells, "real": cells}).to_parquet(tmp_path / "t.parquet")
+        read = read_table(tmp_path / "t.parquet", kinds={"whole": "int", "real": "float"})
+        assert read["real"].tolist()[:2] == [2.0, 2.5]
+        assert read["real"].dtype == float
+        assert [repr(one) for one in read["whole"]] == ["2", "2.5", "None"]
 
     def test_truth_values_are_read_as_such_beside_what_is_none(self, settings: Any, tmp_path: Path) -> None:
         frame = pd.DataFrame({"truth": [True, False] * 4, "label": list("ab") * 4})
@@ -193,7 +275,9 @@ class TestWhatIsKept:
             (pd.Categorical([1, 2]), "int"),
             (pd.Series([1, "x"], dtype=object), "object"),
             (pd.Series([1, 2.5], dtype=object), "object"),
-            ([["a"], ["b"]], "object"),
+            ([["a"], ["b"]], "list"),
+            ([{"a"}, None], "list"),
+            ([["a"], "b"], "object"),
             (pd.to_datetime(["2024-01-01"]), "object"),
         ],
     )

@@ -168,8 +168,8 @@ MAPS: dict[tuple[str, str], Any] = {
     ("input_features.encoder", "reduce_output"): ("cls_pooled", {"head": {"type": "linear", "pooling": "first"}}),
     ("input_features.encoder", "preprocessing"): ({"cache_encoder_embeddings": True}, {"adapter": None}),
     ("input_features.encoder.preprocessing", "cache_encoder_embeddings"): (True, {"adapter": None, "head": "linear"}),
-    ("output_features", "name"): ("a", {"target": "a"}),
-    ("output_features", "column"): ("a", {"target": "a"}),
+    ("output_features", "name"): ("a", {"target": {"a": "category"}}),
+    ("output_features", "column"): ("a", {"target": {"a": "category"}}),
     ("output_features", "type"): ("binary", {"target": {"label": "binary"}}),
     ("output_features", "preprocessing"): ({"max_sequence_length": 9}, {}),
     ("output_features", "decoder"): ("classifier", {"head": "linear"}),
@@ -305,8 +305,8 @@ def test_a_value_of_the_wrong_kind_is_refused_with_its_place(section: str, row: 
 # Files as they are written ----------------------------------------------------------------------
 
 INTENT, REVIEW = (
-    {"features": {"sentence": "text"}, "target": "intent"},
-    {"features": {"review": "text"}, "target": "sentiment"},
+    {"features": {"sentence": "text"}, "target": {"intent": "category"}},
+    {"features": {"review": "text"}, "target": {"sentiment": "category"}},
 )
 FILES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "zero-shot": (
@@ -421,7 +421,7 @@ def test_what_an_llm_trains(name: str) -> None:
 
 
 OUTPUTS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "category": ({"name": "a", "type": "category"}, {"estimator": "LLMClassifier", "target": "a"}),
+    "category": ({"name": "a", "type": "category"}, {"estimator": "LLMClassifier", "target": {"a": "category"}}),
     "binary": ({"name": "a", "type": "binary"}, {"estimator": "LLMClassifier", "target": {"a": "binary"}}),
     "set": ({"name": "a", "type": "set"}, {"estimator": "LLMClassifier", "target": {"a": "set"}, "head": "linear"}),
     "number": ({"name": "a", "type": "number"}, {"estimator": "LLMRegressor", "target": "a"}),

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 import pandas as pd
 
@@ -160,7 +160,7 @@ def score_files(
                 for chunk in source.chunks(chunk_rows, start=sink.state.rows):
                     columns, bad = _answered(chunk, answering, kept, keep is not None, writer, answer)
                     if bad and stops:
-                        raise _stopped(bad[0], strict)
+                        _stop(sink, writer, columns, bad[0], strict)
                     listed = _listed(bad, errors, first=not sink.state.errors_length)
                     sink.append(writer.rows(columns), listed, rows=chunk.size, bad=len(bad))
                     tell(chunk.size)
@@ -352,9 +352,12 @@ def _listed(bad: Sequence[Bad], errors: Place | None, *, first: bool) -> bytes:
     return (writer.head() if first else b"") + writer.rows(columns)
 
 
-def _stopped(bad: Bad, strict: bool) -> DataError:
+def _stop(sink: Any, writer: Writer, columns: Mapping[str, list[Any]], bad: Bad, strict: bool) -> NoReturn:
+    """Write the rows before the first that has no answer, and say what is wrong with that one."""
+    if before := bad.row - sink.state.rows:
+        sink.append(writer.rows({name: cells[:before] for name, cells in columns.items()}), rows=before)
     advice = "" if strict else " Name a file with errors=, and such rows go there."
-    return DataError(f"{bad.where}: {bad.reason}{advice}")
+    raise DataError(f"{bad.where}: {bad.reason}{advice}")
 
 
 @contextmanager

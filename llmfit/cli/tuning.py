@@ -5,6 +5,7 @@ Takes parsed arguments; trains, saves, shows. Everything heavy is imported where
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def fit(given: Any) -> None:
     estimator = _from_config(given)
     if _is_search(estimator):
         raise ParameterError(f"The config {given.config!r} has hyperopt, which is a search. Run: llmfit search.")
-    frame = read_table(given.data, format=given.format)
+    frame = _read(estimator, given)
     known = {"eval_set": read_table(given.eval, format=given.format, kinds=kinds_of(frame))} if given.eval else {}
     estimator.fit(frame, **known)
     estimator.save(given.output)
@@ -35,7 +36,6 @@ def fit(given: Any) -> None:
 
 def search(given: Any) -> None:
     """Try candidates, show them, save the best."""
-    from llmfit.files import read_table
     from llmfit.search import leaderboard, results
 
     if given.output:
@@ -49,7 +49,7 @@ def search(given: Any) -> None:
         raise ParameterError("The best model cannot be saved: the config says refit: false.")
     if given.resume:
         found.set_params(checkpoint_dir=given.resume)
-    frame = read_table(given.data, format=given.format)
+    frame = _read(found.estimator, given)
     found.fit(frame, _targets(found.estimator, frame))
     table = results(found)
     put(leaderboard(found, len(table)))
@@ -63,7 +63,6 @@ def search(given: Any) -> None:
 def preview(given: Any) -> None:
     """Show prompts."""
     from llmfit.estimators.filing import read_as
-    from llmfit.files import read_table
 
     check_int("n", "preview", given.rows, least=0)
     if Path(given.config).is_dir():
@@ -76,7 +75,7 @@ def preview(given: Any) -> None:
     else:
         estimator = _from_config(given)
         estimator = estimator.estimator if _is_search(estimator) else estimator
-        frame = read_table(given.data, format=given.format)
+        frame = _read(estimator, given)
     for number, row in enumerate(estimator.preview(frame, given.rows).itertuples()):
         put(f"--- row {number}: {row.prompt_tokens} + {row.completion_tokens} tokens, {row.cut} character(s) cut")
         put(f"{row.prompt}[{row.completion}]\n")
@@ -96,6 +95,20 @@ def _from_config(given: Any) -> Any:
     if given.quiet:
         (made.estimator if _is_search(made) else made).set_params(verbose=0)
     return made
+
+
+def _read(estimator: Any, given: Any) -> Any:
+    """Read the rows of a config: cells of CSV that it declares as text or category are not taken for numbers."""
+    from llmfit import LLMGenerator
+    from llmfit.files import find_inputs, read_table
+
+    features, target = estimator.features, estimator.target
+    if isinstance(estimator, LLMGenerator) and isinstance(target, str):
+        target = {target: "text"}
+    declared = [one for one in (features, target) if isinstance(one, Mapping)]
+    kinds = {name: "text" for one in declared for name, kind in one.items() if kind in ("text", "category")}
+    guessed = find_inputs(given.data, format=given.format)[0].format in ("csv", "tsv")  # others have types of their own
+    return read_table(given.data, format=given.format, kinds=kinds if guessed else None)
 
 
 def _is_search(estimator: Any) -> bool:

@@ -29,6 +29,22 @@ HALF = "it holds half of a surrogate pair, which is no character"
 SPACE = re.compile(r"\s*")
 
 
+class _TwiceError(ValueError):
+    """A JSON object has a key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, no key of which hides another."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(f"it has the key {quoted([name for name in made if names.count(name) > 1][:1])} twice")
+    return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 class Record(NamedTuple):
     """One row of a file.
 
@@ -162,9 +178,11 @@ def _json_lines(place: Place) -> Iterator[Record]:
 
 def _record(line: int, text: str) -> Record:
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text)
     except json.JSONDecodeError as error:
         return Record(line, {}, f"it is no JSON at character {error.pos + 1}: {error.msg}")
+    except _TwiceError as error:
+        return Record(line, {}, str(error))
     except (RecursionError, ValueError) as error:  # nested without end, or a number of too many digits
         return Record(line, {}, f"it is no JSON that can be read: {type(error).__name__}")
     return _of_value(line, value)
@@ -182,7 +200,6 @@ class _Stream:
     def __init__(self, place: Place, file: Any) -> None:
         self.place, self.text, self.at, self.ended = place, "", 0, False
         self._file = io.TextIOWrapper(file, encoding="utf-8-sig")
-        self._decoder = json.JSONDecoder()
         self._line, self._counted = 1, 0
 
     @property
@@ -215,11 +232,13 @@ class _Stream:
         """Read the next value."""
         while True:
             try:
-                value, end = self._decoder.raw_decode(self.text, self.at)
+                value, end = DECODER.raw_decode(self.text, self.at)
             except (json.JSONDecodeError, RecursionError) as error:
                 if self.ended or isinstance(error, RecursionError):
                     raise self.damaged("it is no JSON") from error
                 self.more()
+            except _TwiceError as error:
+                raise self.damaged(str(error)) from error
             except ValueError as error:
                 raise self.damaged("a number has too many digits") from error
             else:
@@ -240,15 +259,19 @@ def _json(place: Place) -> Iterator[Record]:
         inside = stream.peek() == "["
         if inside:
             stream.at += 1
-        while (char := stream.peek()) not in ("", "]"):
+        while (char := stream.peek()) and not (inside and char == "]"):
             line = stream.line
             yield _of_value(line, stream.value())
             if inside and stream.peek() == ",":
                 stream.at += 1
             elif inside and stream.peek() != "]":
                 raise stream.damaged("',' or ']' is missing behind a value")
-        if inside and char != "]":
-            raise stream.damaged("the list has no end")
+        if inside:
+            if not char:
+                raise stream.damaged("the list has no end")
+            stream.at += 1
+            if stream.peek():
+                raise stream.damaged("something stands behind the end of the list")
 
 
 def _excel(place: Place) -> Iterator[Record]:
@@ -272,7 +295,11 @@ def _excel(place: Place) -> Iterator[Record]:
         )
         yield Record(None, dict.fromkeys(header))
         for line, cells in filled:
-            yield Record(line, dict(zip_longest(header, cells[: len(header)])))
+            if any(cell is not None for cell in cells[len(header) :]):
+                width = max(number for number, cell in enumerate(cells, start=1) if cell is not None)
+                yield Record(line, {}, f"it has {width} value(s), the header has {len(header)}")
+            else:
+                yield Record(line, dict(zip_longest(header, cells[: len(header)])))
 
 
 def _unpacked(place: Place) -> Iterator[Record]:

@@ -80,7 +80,9 @@ class Chunk:
         """Take the rows, columns that `kinds` names as what they are known to hold, whatever else the files have."""
         frame = self.frame.copy(deep=False)
         for name, known in kinds_of(self.frame).items():
-            if kinds.get(name, known) != known:
+            # Whole numbers beside fractions or gaps may stand as floats here, which do not hold all of their digits.
+            rounded = kinds.get(name) == "int" and pd.api.types.is_float_dtype(frame[name].dtype)
+            if kinds.get(name, known) != known or rounded:
                 frame[name] = as_kind(kinds[name], self.cells[name], textual=self.textual)
         return frame
 

@@ -7,15 +7,17 @@ frame that was learned from, each cell is read by itself.
 
 from __future__ import annotations
 
+import json
 import numbers
 import re
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llmfit.features import is_whole
+from llmfit.features import is_set, is_whole
 
 __all__ = ["KINDS", "MISSING", "Column", "as_kind", "kinds_of"]
 
@@ -158,6 +160,9 @@ def _kind_of_column(column: pd.Series) -> str:
     if pd.api.types.is_numeric_dtype(dtype):
         return "int" if is_whole(column) else "float" if pd.api.types.is_float_dtype(dtype) else "object"
     if pd.api.types.is_object_dtype(dtype):
+        known = column.dropna()
+        if len(known) and all(map(is_set, known)):
+            return "list"
         return OF_OBJECTS.get(pd.api.types.infer_dtype(column, skipna=True), "object")
     return "text" if pd.api.types.is_string_dtype(dtype) else "object"
 
@@ -186,6 +191,8 @@ def as_kind(kind: str, cells: Sequence[Any], *, textual: bool) -> Any:
 
 
 def _number(cell: Any) -> Any:
+    if isinstance(cell, Decimal) and cell.is_finite():
+        return int(cell) if cell == cell.to_integral_value() else float(cell)
     if not isinstance(cell, str):
         return cell
     bare = cell.strip()
@@ -218,11 +225,22 @@ def _text(cell: Any) -> Any:
     return str(cell) if isinstance(cell, numbers.Real) else cell
 
 
+def _list(cell: Any) -> Any:
+    """Read a list that was written into a CSV file as JSON."""
+    if not (isinstance(cell, str) and cell.lstrip().startswith("[")):
+        return cell
+    try:
+        return json.loads(cell)
+    except (RecursionError, ValueError):
+        return cell
+
+
 READ: dict[str, Callable[[Any], Any]] = {
     "int": _whole,
     "float": _real,
     "bool": _truth,
     "text": _text,
+    "list": _list,
     "object": lambda cell: cell,
 }
 OF_OBJECTS = {"string": "text", "empty": "text", "integer": "int", "floating": "float", "boolean": "bool"}
@@ -232,5 +250,6 @@ KINDS: dict[str, Callable[[Sequence[Any], bool], Any]] = {
     "float": _reals,
     "bool": _truths,
     "text": _texts,
+    "list": _objects,
     "object": _objects,
 }

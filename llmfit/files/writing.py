@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,11 @@ class _Delimited(Writer):
         return self._bytes(zip(*([cell_text(value) for value in columns[name]] for name in self.kinds), strict=True))
 
     def _bytes(self, rows: Any) -> bytes:
-        text = io.StringIO(newline="")
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
-        return self.pack(text.getvalue().encode("utf-8", "surrogatepass"))
+        lines: list[str] = []
+        # A cell is quoted for the characters of lineterminator alone, and readers end a line at either of both.
+        sink = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
+        csv.writer(sink, delimiter=self.delimiter, lineterminator="\r\n").writerows(rows)
+        return self.pack("".join(lines).encode("utf-8", "surrogatepass"))
 
 
 class _Tabbed(_Delimited):

@@ -137,7 +137,7 @@ def _columns(inputs: Inputs, outputs: Outputs, kind: str) -> dict[str, Any]:
         params["features"] = dict(inputs.features) if typed else list(inputs.features)
     if len(outputs.targets) == 1 and kind != "LLMEstimator":
         ((name, its),) = outputs.targets.items()
-        params["target"] = {name: its} if its in ("binary", "set") else name
+        params["target"] = {name: its} if its in ("binary", "category", "set") else name
         if its == "set":
             params["head"] = "linear"
     elif outputs.targets:
