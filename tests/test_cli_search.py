@@ -102,8 +102,8 @@ SENTENCES: dict[str, tuple[list[str], str]] = {
         ["--results", "all.xlsx"],
         "The results are written as CSV: 'all.xlsx' must end in .csv or .csv.gz.",
     ),
-    "no folder": (["--results", "no/all.csv"], "'no/all.csv' cannot be written: '{place}/no' is no folder that may be "
-        "written to."),
+    "no folder": (["--results", "afile/all.csv"], "'afile/all.csv' cannot be written: '{place}/afile' is no folder that "
+        "may be written to."),
     "a folder": (["--results", "there.csv"], "'there.csv' cannot be written: it is a folder."),
     "candidates that are drawn": (
         ["--resume", "scores", "--set", "hyperopt.n_iter=2"],
@@ -133,6 +133,7 @@ def test_what_cannot_be_is_refused_before_a_fit(
 ) -> None:
     arguments, sentence = SENTENCES[name]
     (place / "there.csv").mkdir()
+    (place / "afile").touch()
     assert search(*arguments) == 1
     most = frame["label"].value_counts().max()
     assert (

@@ -57,7 +57,9 @@ def search(given: Any) -> None:
         found.best_estimator_.save(given.output)
         say(f"The best of {len(table)} candidate(s) is in {given.output!r}.")
     if given.results:
-        table.to_csv(given.results, index=False)
+        file = Path(given.results).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(file, index=False)
 
 
 def preview(given: Any) -> None:
