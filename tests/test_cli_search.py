@@ -102,8 +102,8 @@ SENTENCES: dict[str, tuple[list[str], str]] = {
         ["--results", "all.xlsx"],
         "The results are written as CSV: 'all.xlsx' must end in .csv or .csv.gz.",
     ),
-    "no folder": (["--results", "afile/all.csv"], "'afile/all.csv' cannot be written: '{place}/afile' is no folder that "
-        "may be written to."),
+    "no folder": (["--results", "afile/all.csv"], "'afile/all.csv' cannot be written: '{place}/afile' is no folder "
+        "that may be written to."),
     "a folder": (["--results", "there.csv"], "'there.csv' cannot be written: it is a folder."),
     "candidates that are drawn": (
         ["--resume", "scores", "--set", "hyperopt.n_iter=2"],
