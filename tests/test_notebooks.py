@@ -157,6 +157,7 @@ def test_every_notebook_has_a_story() -> None:
 @pytest.mark.filterwarnings("ignore::llmfit.exceptions.TruncationWarning")  # a random model does not end its answers
 def test_it_runs(name: str, smollm2_is_tiny: None, few_rows: None) -> None:
     figures, holds = STORIES[name]
+    plt.close("all")  # what was left open elsewhere
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with pd.option_context("display.max_colwidth", None), mpl.rc_context():
         drawn = [figure for code in sources(name, "code") for figure in run_cell(code, name, namespace)]

@@ -300,7 +300,7 @@ def test_what_is_named_otherwise_in_ludwig_is_written_by_its_own_name() -> None:
     written = to_config(from_config(config))
     assert written == {
         "estimator": "LLMClassifier",
-        "target": "label",
+        "target": {"label": "category"},
         "learning_rate": 1e-4,
         "hyperopt": {
             "kind": "random",

@@ -60,7 +60,8 @@ def from_config(config: Any, **overrides: Any) -> Any:
     ...     "output_features": {"name": "sentiment", "type": "category"},
     ...     "trainer": {"epochs": 2},
     ... })
-    LLMClassifier(epochs=2, features={'review': 'text'}, target='sentiment')
+    LLMClassifier(epochs=2, features={'review': 'text'},
+                  target={'sentiment': 'category'})
     """
     given, params = read_config(config, with_axis), {}
     for name, value in overrides.items():
