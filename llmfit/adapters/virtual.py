@@ -16,34 +16,21 @@ from torch import nn
 __all__ = ["EncodedVirtualTokens", "VirtualTokens"]
 
 
-class VirtualTokens(nn.Module):
-    """A decoder with virtual tokens before every row, called as if there were none.
-
-    Where the cache is empty, they go in: as keys and values of every layer (`prefix`), or as embeddings before those of
-    the row. Where the cache holds them already, masks and positions are moved behind them. The base model's own
-    ``forward`` is replaced while it is lent, so that its ``generate`` finds them too.
+class _Hiding(nn.Module):
+    """Stands before peft's model, and answers for the base model in it.
 
     Parameters
     ----------
     peft_model : peft.PeftModel
         Makes the virtual tokens.
-    prefix : bool
     """
 
     packable = False  # a row's virtual tokens stand before what rows share
 
-    def __init__(self, peft_model: Any, *, prefix: bool) -> None:
+    def __init__(self, peft_model: Any) -> None:
         super().__init__()
-        self.peft_model, self.prefix = peft_model, prefix
-        self.peft_config = peft_model.peft_config
+        self.peft_model, self.peft_config = peft_model, peft_model.peft_config
         self.number = peft_model.peft_config["default"].num_virtual_tokens
-        self.base = peft_model.get_base_model().forward
-
-        @functools.wraps(self.base)  # generate looks at the signature
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self.forward(*args, **kwargs)
-
-        peft_model.get_base_model().forward = forward
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +46,32 @@ class VirtualTokens(nn.Module):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the base model does."""
         return self.peft_model.get_base_model().generate(*args, **kwargs)
+
+
+class VirtualTokens(_Hiding):
+    """A decoder with virtual tokens before every row, called as if there were none.
+
+    Where the cache is empty, they go in: as keys and values of every layer (`prefix`), or as embeddings before those of
+    the row. Where the cache holds them already, masks and positions are moved behind them. The base model's own
+    ``forward`` is replaced while it is lent, so that its ``generate`` finds them too.
+
+    Parameters
+    ----------
+    peft_model : peft.PeftModel
+        Makes the virtual tokens.
+    prefix : bool
+    """
+
+    def __init__(self, peft_model: Any, *, prefix: bool) -> None:
+        super().__init__(peft_model)
+        self.prefix = prefix
+        self.base = peft_model.get_base_model().forward
+
+        @functools.wraps(self.base)  # generate looks at the signature
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs)
+
+        peft_model.get_base_model().forward = forward
 
     def forward(
         self,
@@ -123,7 +136,7 @@ class VirtualTokens(nn.Module):
         return chosen + before
 
 
-class EncodedVirtualTokens(nn.Module):
+class EncodedVirtualTokens(_Hiding):
     """An encoder with virtual tokens before every prompt, called as if there were none, with or without a decoder.
 
     They go in as embeddings, where the encoder itself is called: `generate` and a linear head call it apart from the
@@ -137,31 +150,12 @@ class EncodedVirtualTokens(nn.Module):
         The model's encoder, where it has a decoder as well.
     """
 
-    packable = False
-
     def __init__(self, peft_model: Any, encoder: Any = None) -> None:
-        super().__init__()
-        self.peft_model, self.peft_config = peft_model, peft_model.peft_config
-        self.number = peft_model.peft_config["default"].num_virtual_tokens
+        super().__init__(peft_model)
         model = peft_model.get_base_model()
         if encoder is not None:
             encoder.forward = _replaced(encoder.forward, self._encode)
         model.forward = _replaced(model.forward, self._encode if encoder is None else self._answer)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.peft_model.device
-        return device
-
-    @property
-    def config(self) -> Any:
-        """The base model's configuration."""
-        return self.peft_model.get_base_model().config
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as the base model does."""
-        return self.peft_model.get_base_model().generate(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the base model; see :class:`EncodedVirtualTokens`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,9 +144,9 @@ class _Waiting:
         try:
             if isinstance(fitted, Exception):
                 raise fitted
-            self.fitting.send(fitted or self.job.train())
-        except StopIteration:
-            pass
+            trained = fitted or self.job.train()
+            with suppress(StopIteration):  # the end of the fit
+                self.fitting.send(trained)
         except Exception as error:
             self.outcome.error = error.with_traceback(None)
 
