@@ -1,19 +1,22 @@
 """Typed columns: what kind of value a column holds, how a value is written, how an answer is read.
 
 Takes pandas columns; gives :class:`Feature` objects and strings. Knows no torch and no template.
-A kind is one of ``text``, ``category``, ``number``, ``binary`` and ``set`` (several labels in a list, tuple or set).
+A kind is one of ``text``, ``category``, ``number``, ``binary``, ``set`` (several labels in a list, tuple or set) and
+``date``, which features have alone.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from llmfit.dates import are_days, as_date, date_text, holds_dates, is_date
 from llmfit.exceptions import DataError, ParameterError, check_choice, parameter_error, quoted
 
 __all__ = [
@@ -27,7 +30,8 @@ __all__ = [
     "resolve_targets",
 ]
 
-KINDS = ("text", "category", "number", "binary", "set")
+TARGET_KINDS = ("text", "category", "number", "binary", "set")
+KINDS = (*TARGET_KINDS, "date")
 MOST_CATEGORIES = 100
 
 
@@ -35,7 +39,8 @@ MOST_CATEGORIES = 100
 class Feature:
     """A column by name, and the kind of value that it holds.
 
-    `whole` says that its numbers are whole, and are written so where a gap in the column makes them floats.
+    `whole` says that its numbers are whole, and are written so where a gap in the column makes them floats; or that its
+    dates are days, and are written without midnight.
     """
 
     name: str
@@ -58,18 +63,26 @@ class Feature:
         Raises
         ------
         DataError
-            If the kind is number and a value is none; the row is named.
+            If the kind is number or date and a value is none; the row is named.
         """
         missing = column.isna().to_numpy()
-        values = _values(column)
+        values: Any = _values(column)
         if column.dtype == object:
             _check_no_bytes(column, values)
         if self.kind == "number":
             _check_numbers(column, missing)
-        write = _text_of_set if self.kind == "set" else label_text if self.whole else _text
-        if self.kind == "number" and not self.whole:
-            write = _float_text
+        if self.kind == "date":
+            values = _dates(column, values, missing)
+        write = self._writer()
         return [na_rep if gone else write(value) for value, gone in zip(values, missing, strict=True)]
+
+    def _writer(self) -> Callable[[Any], str]:
+        """Choose how a value is written: by kind, and by what the column held when it was learned."""
+        if self.kind == "date":
+            return partial(date_text, days=self.whole)
+        if self.kind == "number" and not self.whole:
+            return _float_text
+        return _text_of_set if self.kind == "set" else label_text if self.whole else _text
 
 
 def _values(column: pd.Series) -> np.ndarray:
@@ -81,7 +94,9 @@ def _values(column: pd.Series) -> np.ndarray:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return value
+    return date_text(value, days=True) if is_date(value) else str(value)
 
 
 def _float_text(value: Any) -> str:
@@ -123,6 +138,17 @@ def _check_numbers(column: pd.Series, missing: np.ndarray) -> None:
         )
 
 
+def _dates(column: pd.Series, values: np.ndarray, missing: np.ndarray) -> list[Any]:
+    dates = [as_date(value) for value in values]
+    for row, (value, gone) in enumerate(zip(dates, missing, strict=True)):
+        if not gone and not is_date(value):
+            raise DataError(
+                f"{row_name(row, column.index)}: the date column {column.name!r} holds {value!r}, which is no date as "
+                f"ISO 8601 writes it (2024-01-31). Convert the column, for example with pandas.to_datetime."
+            )
+    return dates
+
+
 def row_name(row: int, index: pd.Index) -> str:
     """Name a row by its position and its index label."""
     (label,) = index[row : row + 1].tolist()  # a value of Python, whose repr is what the user wrote
@@ -139,7 +165,7 @@ def label_text(value: Any) -> str:
         return str(int(float(value)))
     if isinstance(value, bytes):
         raise DataError(f"The label {value!r} is bytes, which are no text. Decode the column that holds it.")
-    return str(value)
+    return _text(value)
 
 
 def infer_kind(column: pd.Series) -> str:
@@ -193,7 +219,7 @@ def resolve_features(
     DataError
         If a column is missing, named twice, or is the target, or one declared as binary has more than two values.
     """
-    kinds = _spelled("features", given, owner)
+    kinds = _spelled("features", given, owner, KINDS)
     targets = [target] if isinstance(target, str) else list(target or ())
     if kinds is None:
         kinds = {name: None for name in frame.columns if name not in targets}
@@ -205,9 +231,11 @@ def resolve_features(
             raise DataError(f"The target column {name!r} is among the features. Leave it out of 'features'.")
     check_columns(kinds, frame, owner)
     _check_binary([name for name, kind in kinds.items() if kind == "binary"], frame)
-    return tuple(
-        Feature(name, kind or _feature_kind(frame[name]), is_whole(frame[name])) for name, kind in kinds.items()
-    )
+    return tuple(_learn_feature(name, kind or _feature_kind(frame[name]), frame[name]) for name, kind in kinds.items())
+
+
+def _learn_feature(name: str, kind: str, column: pd.Series) -> Feature:
+    return Feature(name, kind, are_days(column) if kind == "date" else is_whole(column))
 
 
 def _check_binary(names: Sequence[str], frame: pd.DataFrame) -> None:
@@ -228,7 +256,9 @@ def is_whole(column: pd.Series) -> bool:
 
 
 def _feature_kind(column: pd.Series) -> str:
-    """Infer the kind of a feature: numbers stay numbers, however few they are."""
+    """Infer the kind of a feature: numbers stay numbers, and dates dates, however few they are."""
+    if holds_dates(column):
+        return "date"
     numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
     return "number" if numeric else infer_kind(column)
 
@@ -242,7 +272,7 @@ def check_columns(names: Any, frame: pd.DataFrame, owner: str) -> None:
             )
 
 
-def _spelled(parameter: str, given: Any, owner: str) -> dict[str, str | None] | None:
+def _spelled(parameter: str, given: Any, owner: str, known: Sequence[str]) -> dict[str, str | None] | None:
     """Read one name, a list of names, or a mapping of names to kinds."""
     if given is None:
         return None
@@ -260,7 +290,7 @@ def _spelled(parameter: str, given: Any, owner: str) -> dict[str, str | None] | 
     names = [str(name) for name in names]  # those of an array are NumPy's
     for name, kind in zip(names, kinds, strict=True):
         if kind is not None:
-            check_choice(f"{parameter}[{name!r}]", owner, kind, KINDS)
+            check_choice(f"{parameter}[{name!r}]", owner, kind, known)
         if names.count(name) > 1:
             raise DataError(f"{name!r} is named twice in {parameter!r} of {owner}.")
     return dict(zip(names, kinds, strict=True))
@@ -268,7 +298,7 @@ def _spelled(parameter: str, given: Any, owner: str) -> dict[str, str | None] | 
 
 def resolve_targets(given: Any, owner: str) -> dict[str, str | None]:
     """Turn the accepted spellings of `target` into names with their kinds; {} where none is named."""
-    return _spelled("target", given, owner) or {}
+    return _spelled("target", given, owner, TARGET_KINDS) or {}
 
 
 def resolve_target(given: Any, owner: str) -> tuple[str | None, str | None]:

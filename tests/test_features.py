@@ -109,7 +109,7 @@ def test_every_spelling_of_target(target: Any, settings: dict[str, Any]) -> None
 
 
 WANTED = "None, a column name, a list of column names or a dict of column name to kind"
-CHOICES = "'text', 'category', 'number', 'binary', 'set'"
+CHOICES = "'text', 'category', 'number', 'binary', 'set', 'date'"
 MISSPELLED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no features": (
         {"features": []},
@@ -353,7 +353,8 @@ def test_a_row_is_named_by_position_and_index() -> None:
         (2.5, "2.5"),
         (np.float64(0.1), "0.1"),
         (float("inf"), "inf"),
-        (pd.Timestamp("2024-01-01"), "2024-01-01 00:00:00"),
+        (pd.Timestamp("2024-01-01"), "2024-01-01"),
+        (pd.Timestamp("2024-01-01 12:30"), "2024-01-01 12:30:00"),
     ],
 )
 def test_a_label_is_written_as_a_person_would(value: Any, text: str) -> None:

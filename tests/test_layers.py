@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A room imports rooms of lower tiers, and those that stand before it in its own tier.
 TIERS = [
     ["exceptions", "datasets"],
-    ["frames", "features", "templates", "params", "metrics", "ranking", "plots", "files"],
+    ["frames", "dates", "features", "templates", "params", "metrics", "ranking", "plots", "files"],
     ["persistence", "encoding", "batching"],
     ["keeping", "memory", "sources", "quantization", "embeddings", "base_model", "adapters", "heads"],
     [

@@ -309,10 +309,13 @@ def test_a_number_is_formatted_as_python_does(value: Any, spec: str, text: str, 
     assert prompts(tiny, {"a": [value]}, template) == [f"{text}|"]
 
 
-@pytest.mark.parametrize("spec", ["s", "c", "%Y", ">100", ".100f", "999999999", "1000000d", "{b}", "!r", "d5", "é"])
+@pytest.mark.parametrize("spec", ["s", "c", "%5", ">100", ".100f", "999999999", "1000000d", "{b}", "!r", "d5", "é"])
 def test_what_is_no_format_of_a_number_is_refused(spec: str, tiny: str) -> None:
     frame = {"a": [1], "b": [2]}
-    sentence = f"The template formats 'a' as {spec!r}, which is no format of a number (such as .2f or 03d)."
+    sentence = (
+        f"The template formats 'a' as {spec!r}, which is no format of a number (such as .2f or 03d) or a date (such as "
+        "%d.%m.%Y)."
+    )
     refused(tiny, frame, f"{{b}} {{a:{spec}}}", sentence)
 
 

@@ -35,7 +35,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         "smollm2". Loaded once in a process and shared by all estimators.
     features : None, str, list of str or dict of str to kind, default=None
         Columns of the prompt; None takes those of the template, or all but the target. Kinds are "text", "category",
-        "number", "binary" and "set"; those not given are inferred.
+        "number", "binary", "set" and "date"; those not given are inferred.
     target : None, str or dict of str to kind, default=None
         The column to predict; None where `y` is passed. With ``head="linear"``, cells may be lists of labels (the
         kind "set"), and `y` may be a 2-d indicator.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llmfit.dates import as_date, holds_dates
 from llmfit.features import is_set, is_whole
 
 __all__ = ["KINDS", "MISSING", "Column", "as_kind", "kinds_of"]
@@ -159,6 +160,8 @@ def _kind_of_column(column: pd.Series) -> str:
         return "bool"
     if pd.api.types.is_numeric_dtype(dtype):
         return "int" if is_whole(column) else "float" if pd.api.types.is_float_dtype(dtype) else "object"
+    if holds_dates(column):
+        return "date"
     if pd.api.types.is_object_dtype(dtype):
         known = column.dropna()
         if len(known) and all(map(is_set, known)):
@@ -241,6 +244,7 @@ READ: dict[str, Callable[[Any], Any]] = {
     "bool": _truth,
     "text": _text,
     "list": _list,
+    "date": as_date,
     "object": lambda cell: cell,
 }
 OF_OBJECTS = {"string": "text", "empty": "text", "integer": "int", "floating": "float", "boolean": "bool"}
@@ -251,5 +255,6 @@ KINDS: dict[str, Callable[[Sequence[Any], bool], Any]] = {
     "bool": _truths,
     "text": _texts,
     "list": _objects,
+    "date": _objects,
     "object": _objects,
 }

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from llmfit.exceptions import TemplateError, quoted, suggest
 from llmfit.features import Feature
 from llmfit.templates.config import TemplateConfig
-from llmfit.templates.rendering import INTEGER_TYPES, PLAIN, Field, Part, Segment, Template
+from llmfit.templates.rendering import DATE_SPEC, INTEGER_TYPES, PLAIN, Field, Part, Segment, Template
 
 __all__ = ["SAMPLE", "compile_template", "field_names", "merge_parts"]
 
@@ -140,7 +140,7 @@ def _task_text(name: str, task: str | Segment | None, names: Sequence[str]) -> P
 
 
 def _check_spec(name: str, spec: str) -> str:
-    if not spec:
+    if not spec or DATE_SPEC.search(spec):  # whether it is a date, rows tell
         return spec
     try:
         if not NUMBER_SPEC.fullmatch(spec):
@@ -148,7 +148,8 @@ def _check_spec(name: str, spec: str) -> str:
         format(1 if spec[-1] in INTEGER_TYPES else 1.0, spec)
     except ValueError:
         raise TemplateError(
-            f"The template formats {name!r} as {spec!r}, which is no format of a number (such as .2f or 03d)."
+            f"The template formats {name!r} as {spec!r}, which is no format of a number (such as .2f or 03d) or a "
+            "date (such as %d.%m.%Y)."
         ) from None
     return spec
 

@@ -6,6 +6,7 @@ Takes formatted columns; gives, for each row, a tuple of :class:`Segment` that c
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,12 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from llmfit.dates import as_date
 from llmfit.exceptions import TemplateError
 from llmfit.features import Feature, row_name
 
 __all__ = ["PLAIN", "Example", "Field", "Frame", "Segment", "Template", "segments_text"]
 
 INTEGER_TYPES = "bdnoxX"
+DATE_SPEC = re.compile(r"%[a-zA-Z]")
 PLAIN = "<plain>"  # stands for a column where text of the data is no cell: answers, labels, names
 
 
@@ -31,7 +34,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Field:
-    """A place in a template where a column's value goes, with a format spec for numbers."""
+    """A place in a template where a column's value goes, with a format spec for numbers or dates."""
 
     column: str
     spec: str = ""
@@ -100,7 +103,7 @@ class Template:
         Raises
         ------
         TemplateError
-            If a number format meets a value that is no number; the row is named.
+            If a format meets a value of another kind; the row is named.
         """
         by_name = {feature.name: feature for feature in features}
         columns = [self._format(part, table, by_name) for part in self.parts]
@@ -109,12 +112,14 @@ class Template:
     def _format(self, part: Part, table: pd.DataFrame, features: Mapping[str, Feature]) -> list[Segment]:
         if not isinstance(part, Field):
             return [part if isinstance(part, Segment) else Segment(part)] * len(table)
-        column = table[part.column]
-        texts = features[part.column].format(column, self.na_rep)
+        column, feature = table[part.column], features[part.column]
+        texts = feature.format(column, self.na_rep)
         if part.spec:
-            missing = column.isna().to_numpy()
-            for row in np.flatnonzero(~missing):
-                texts[row] = _format_number(texts[row], part, int(row), column.index)
+            for row in map(int, np.flatnonzero(column.notna().to_numpy())):
+                if feature.kind == "date":
+                    texts[row] = _format_date(texts[row], part)
+                else:
+                    texts[row] = _format_number(texts[row], part, row, column.index)
         return [Segment(text, part.column) for text in texts]
 
     def prompt(self, content: tuple[Segment, ...], shown: Sequence[Example] | None = None) -> tuple[Segment, ...]:
@@ -150,7 +155,17 @@ def _format_number(text: str, part: Field, row: int, index: pd.Index) -> str:
             continue
     raise TemplateError(
         f"{row_name(row, index)}: the template formats {part.column!r} as {part.spec!r}, but its value is {text!r}."
+        + (f" Is it a date? Say so: features={{{part.column!r}: 'date'}}." if DATE_SPEC.search(part.spec) else "")
     )
+
+
+def _format_date(text: str, part: Field) -> str:
+    if not DATE_SPEC.search(part.spec):
+        raise TemplateError(
+            f"The template formats {part.column!r} as {part.spec!r}, but it is a date, which takes a format such as "
+            "%d.%m.%Y."
+        )
+    return format(as_date(text), part.spec)
 
 
 def _whole(text: str) -> int:
