@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def resolve_optimizer(value: Any) -> tuple[str, dict[str, Any]]:
     Raises
     ------
     ParameterError
-        If the name is unknown, or the learning rate is among the settings.
+        If the name is unknown, the learning rate is among the settings, or a setting is none of the optimiser's.
     """
     given = {"type": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping) or "type" not in given:
@@ -38,7 +39,10 @@ def resolve_optimizer(value: Any) -> tuple[str, dict[str, Any]]:
     check_choice("optimizer", "the estimator", given["type"], list(OPTIMIZERS))
     if "lr" in given:
         raise ParameterError("The 'optimizer' parameter has no 'lr'. Set the 'learning_rate' parameter instead.")
-    return given["type"], {key: item for key, item in given.items() if key != "type"}
+    name, settings = given["type"], {key: item for key, item in given.items() if key != "type"}
+    if settings and (name in OF_TORCH or find_spec("bitsandbytes") is not None):
+        _build(name, settings, [torch.nn.Parameter(torch.zeros(1))])  # tells what it cannot take
+    return name, settings
 
 
 def make_optimizer(
@@ -56,8 +60,14 @@ def make_optimizer(
         If the name is unknown, its library is missing, or a setting is none of the optimiser's.
     """
     name, settings = resolve_optimizer(value)
+    return _build(name, settings, list(parameters), lr=learning_rate, weight_decay=weight_decay)
+
+
+def _build(
+    name: str, settings: dict[str, Any], parameters: list[Any], *, lr: float = 1e-3, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
     try:
-        return OPTIMIZERS[name](list(parameters), lr=learning_rate, **{"weight_decay": weight_decay, **settings})
+        return OPTIMIZERS[name](parameters, lr=lr, **{"weight_decay": weight_decay, **settings})
     except ParameterError:
         raise
     except (TypeError, ValueError) as error:
@@ -153,7 +163,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": _constant,
 }
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+OF_TORCH: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": _of_torch("AdamW"),
     "adam": _of_torch("Adam"),
     "sgd": _of_torch("SGD"),
@@ -162,6 +172,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nadam": _of_torch("NAdam", decoupled_weight_decay=True),
     "radam": _of_torch("RAdam", decoupled_weight_decay=True),
     "rmsprop": _of_torch("RMSprop"),
+}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    **OF_TORCH,
     "adamw_8bit": _of_bitsandbytes("AdamW8bit"),
     "paged_adamw_8bit": _of_bitsandbytes("PagedAdamW8bit"),
     "lion": _of_bitsandbytes("Lion"),

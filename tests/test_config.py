@@ -517,3 +517,9 @@ def test_reading_a_config_loads_no_weights(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(llmfit.base_model, "find_source", lambda _: pytest.fail("a model was looked for"))
     from_config(CONFIGS / "intent_classifier_hyperopt.yaml")
     assert llmfit.from_config is from_config
+
+
+@pytest.mark.parametrize("settings", [{"typ": "sgd"}, {"betas": 3}], ids=str)
+def test_settings_of_an_optimizer_are_checked_with_the_config(settings: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match=r"^The optimizer 'adamw' cannot take \{'(typ|betas)': "):
+        from_config({"target": "label", "optimizer": {"type": "adamw", **settings}})

@@ -275,7 +275,7 @@ def test_a_search_is_written_as_it_was_read(name: str) -> None:
     start = {key: from_first(values) for key, values in SEARCHES[name]["parameters"].items()}
     config = {**BASE, **start, "hyperopt": SEARCHES[name]}
     search = from_config(config)
-    assert to_config(search) == config
+    assert to_config(search) == search.to_config() == config
     assert list(to_config(search)["hyperopt"]["parameters"]) == list(SEARCHES[name]["parameters"])
     for again in (READERS[".yaml"](to_yaml(config)), READERS[".json"](json.dumps(config))):
         read = from_config(again)

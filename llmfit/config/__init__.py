@@ -14,13 +14,13 @@ from llmfit.config.ludwig import is_ludwig, translate
 from llmfit.config.overriding import place_of, set_over
 from llmfit.config.reading import read_config, to_yaml
 from llmfit.config.schema import json_schema
-from llmfit.config.search_settings import describe_search
 from llmfit.config.searching import search_of, with_axis
 from llmfit.estimators.describing import to_config as describe
 from llmfit.estimators.several import BY_KIND, auto_head
 from llmfit.exceptions import check_choice, parameter_error
 from llmfit.features import resolve_targets
 from llmfit.persistence import from_json
+from llmfit.search.describing import to_config as describe_search
 
 __all__ = ["from_config", "json_schema", "to_config", "to_yaml"]
 

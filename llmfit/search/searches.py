@@ -110,6 +110,30 @@ class Search:
             y, _ = read_rows(self.best_estimator_, X, y)
         return float(super().score(X, y, **params))  # type: ignore[misc]
 
+    def to_config(self) -> dict[str, Any]:
+        """Write the search, with the estimator that it is over, as plain values.
+
+        Returns
+        -------
+        dict of str to any
+            What YAML and JSON can hold, and :func:`llmfit.from_config` reads back: the estimator's keys and "hyperopt".
+
+        Raises
+        ------
+        ParameterError
+            If something has no plain form, such as a scorer that is a function.
+
+        Examples
+        --------
+        >>> from llmfit import LLMClassifier
+        >>> from llmfit.search import make_search
+        >>> make_search(LLMClassifier(target="score"), {"adapter__r": [4, 8]}, cv=3).to_config()["hyperopt"]
+        {'kind': 'grid', 'parameters': {'adapter.r': [4, 8]}, 'cv': 3}
+        """
+        from llmfit.search.describing import to_config
+
+        return to_config(self)
+
     @contextmanager
     def _standing_in(self, X: Any, y: Any, classes: bool) -> Iterator[None]:
         """While the library's fit runs, put the stand-ins in the places of estimator and scorer."""
