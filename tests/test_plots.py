@@ -220,6 +220,18 @@ def test_search_results_are_drawn_in_their_order() -> None:
     assert ax.get_title() == "3 of 4 candidates"
 
 
+def test_long_names_of_candidates_go_on_over_several_lines() -> None:
+    X = np.arange(60.0).reshape(30, 2)
+    weights = [{0: 1.0, 1: 1.25}, {0: 1.0, 1: 1.5}]
+    grid = {"max_depth": [1, 2], "min_weight_fraction_leaf": [0.125, 0.25], "class_weight": weights}
+    fitted = GridSearchCV(DecisionTreeClassifier(random_state=0), grid, cv=3).fit(X, np.arange(30) % 2)
+    texts = [text.get_text() for text in plots.search_results(fitted).get_yticklabels()]
+    assert len(set(texts)) == 8
+    whole = [" ".join(text.split()) for text in texts]
+    assert all("class_weight={0: 1.0, 1: 1." in text and "\N{HORIZONTAL ELLIPSIS}" not in text for text in whole)
+    assert max(len(line) for text in texts for line in text.split("\n")) <= 60
+
+
 @pytest.mark.parametrize(
     ("draw", "error", "sentence"),
     [

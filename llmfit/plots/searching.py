@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from llmfit.plots.drawing import BLUE, GREY, ORANGE, axes_of, named, tidy
 from llmfit.ranking import results
 
 __all__ = ["search_results"]
+
+LINE = 60  # characters
 
 
 def search_results(search: Any, n: int = 20, *, ax: Any = None) -> Any:
@@ -38,7 +41,9 @@ def search_results(search: Any, n: int = 20, *, ax: Any = None) -> Any:
         raise DataError("search_results has nothing to draw: no candidate has a score.")
     spread = known["std" if main == "score" else f"{main}_std"]
     labels = _candidates(known, found, main)
-    ax = axes_of(ax, (4.5 + 0.075 * max(map(len, labels)), 1.2 + 0.32 * len(known)))
+    lines = [label.split("\n") for label in labels]
+    width, height = max(len(line) for label in lines for line in label), max(map(len, lines))
+    ax = axes_of(ax, (4.5 + 0.075 * width, 1.2 + (0.14 + 0.18 * height) * len(known)))
     places = np.arange(len(known))[::-1]
     ax.errorbar(known[main], places, xerr=spread, fmt="o", color=BLUE, ecolor=GREY, elinewidth=1, capsize=3)
     ax.plot(known[main].iloc[:1], places[:1], "o", color=ORANGE, markersize=9, zorder=3)
@@ -53,12 +58,15 @@ def search_results(search: Any, n: int = 20, *, ax: Any = None) -> Any:
 
 
 def _candidates(known: pd.DataFrame, found: pd.DataFrame, main: str) -> list[str]:
-    """Name candidates by the parameters that tell them apart."""
+    """Name candidates by the parameters that tell them apart, on as many lines as that takes."""
     others = {"rank", "score", "std", "fit_seconds", "n_resources", main, f"{main}_std"}
     measures = {name for name in found.columns if f"{name}_std" in found.columns}
     names = [name for name in found if name not in others | measures and name.removesuffix("_std") not in measures]
     varied = [name for name in names if found[name].astype(str).nunique() > 1] or names
-    return [named(", ".join(f"{name}={_short(row[name])}" for name in varied), 60) for row in known.to_dict("records")]
+    texts = (
+        ", ".join(named(f"{name}={_short(row[name])}", 3 * LINE) for name in varied) for row in known.to_dict("records")
+    )
+    return ["\n".join(textwrap.wrap(text, LINE, break_long_words=False, break_on_hyphens=False)) for text in texts]
 
 
 def _short(value: Any) -> str:
