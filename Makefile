@@ -22,13 +22,19 @@ test-real: $(VENV)/.dev $(VENV)/.real
 adapters: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/adapters.py
 
+bench: export LLMFIT_PEERS = $(abspath $(VENV)-peers/bin/python)
 bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
+	$(BIN)/python tests/benchmarks/importing.py
 	$(BIN)/python tests/benchmarks/limit.py $(DATA)
-	$(BIN)/python tests/benchmarks/training.py $(DATA)
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --quality
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 2
 	$(BIN)/python tests/benchmarks/scoring.py $(DATA)
+	$(BIN)/python tests/benchmarks/classes.py $(DATA)
+	$(BIN)/python tests/benchmarks/budgets.py $(DATA)
 	$(BIN)/python tests/benchmarks/searching.py $(DATA)
-	$(BIN)/python tests/benchmarks/fused_search.py $(DATA)
+	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --rows 48 --turns 2
+	$(BIN)/python tests/benchmarks/growth.py $(DATA)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -2,13 +2,14 @@
 
 A side is a script that reads one job, a JSON line, from standard input, gets ready, and then does a unit of work for
 each further line, answering with a JSON line of its own. Only one of them works at any moment; each unit's wall and CPU
-seconds and the side's peak of resident memory are taken, and what is reported are medians over the turns and ratios of
-medians, with the spread of the ratios of single turns beside them.
+seconds and the side's peak of resident memory are taken, and what is reported are medians over the turns, and medians
+of the ratios of single turns with their spread.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def summary(found: Mapping[str, Sequence[Mapping[str, Any]]], units: str) -> lis
             {
                 "side": name,
                 f"{units}/s": round(statistics.median(turn[units] / turn["seconds"] for turn in turns), 2),
+                **_tokens(turns),
                 "wall_s": round(statistics.median(turn["seconds"] for turn in turns), 2),
                 "cpu_s": round(statistics.median(turn["cpu_seconds"] for turn in turns), 2),
                 "times_slower": round(statistics.median(ratios), 2),
@@ -94,6 +96,13 @@ def summary(found: Mapping[str, Sequence[Mapping[str, Any]]], units: str) -> lis
             }
         )
     return records
+
+
+def _tokens(turns: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Tokens a second, where a side counts them."""
+    if "tokens" not in turns[-1]:
+        return {}
+    return {"tokens/s": round(statistics.median(turn["tokens"] / turn["seconds"] for turn in turns))}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -110,13 +119,7 @@ def own(script: str) -> list[str]:
 
 def peer(script: str) -> list[str]:
     """Command of a side that uses the peers, which live in an environment of their own."""
-    python = next((p for p in (Path(".venv-peers/bin/python"), *_given()) if p.exists()), None)
-    if python is None:
-        raise SystemExit("The peers are not installed: make bench installs them into .venv-peers.")
-    return [str(python), str(SIDES / script)]
-
-
-def _given() -> list[Path]:
-    import os
-
-    return [Path(os.environ["LLMFIT_PEERS"])] if os.environ.get("LLMFIT_PEERS") else []
+    python = os.environ.get("LLMFIT_PEERS", ".venv-peers/bin/python")
+    if not Path(python).exists():
+        raise SystemExit(f"The peers are not installed: there is no {python}, which make bench makes.")
+    return [python, str(SIDES / script)]

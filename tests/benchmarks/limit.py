@@ -4,7 +4,8 @@ Usage: python tests/benchmarks/limit.py PATH/TO/sms_spam.csv [--turns N] [--only
        [--base-model NAME] [--device cpu|cuda]
 
 One turn of a way is forward and backward over 64 messages, 8 rows a pass, gradients as far as the embeddings. The
-ways take turns in one process: the frozen base on packed rows, LoRA on them, LoRA as peft computes it, and that padded.
+ways take turns in one process: the frozen base on packed rows, LoRA on them, LoRA as peft computes it, and that padded;
+and a whole `fit` of the same rows, from the frame on, its optimiser and all, whose rows come in another order.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from alternate import table
 from cases import LONG, SHORT, messages, options, rendered
 
+from llmfit import LLMClassifier
 from llmfit.adapters import LoRA, fused
 from llmfit.base_model import load_base_model
 from llmfit.encoding import Encoded
@@ -74,6 +76,18 @@ def one_turn(base: Any, rows: list[Encoded], way: str) -> tuple[float, float]:
             return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def one_fit(base: Any, frame: Any, given: Any, template: dict[str, str]) -> tuple[float, float]:
+    """Wall and CPU seconds of a fit over the same rows."""
+    settings = {"features": "text", "target": "label", "template": template, "adapter": LoRA(r=16), "epochs": 1}
+    place = {"dtype": "bfloat16", "device": given.device}
+    model = LLMClassifier(given.base_model, **settings, **place, batch_size=STEP, random_state=0, verbose=0)
+    wall, cpu = time.perf_counter(), time.process_time()
+    model.fit(frame)
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
 def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
     """Multiply-adds counted as two, in GFLOP/s, of a product of the shape that fills most of a step's time."""
     a, b = torch.randn(512, 576).to(device, dtype), torch.randn(1536, 576).to(device, dtype)
@@ -94,12 +108,13 @@ def main() -> None:
     given = parser.parse_args()
     base = load_base_model(given.base_model, dtype="bfloat16", device=given.device)
     for name in [given.only] if given.only else ["short", "long"]:
-        rows = encoded(base, given, {"short": SHORT, "long": LONG}[name])
+        template = {"short": SHORT, "long": LONG}[name]
+        rows, frame = encoded(base, given, template), messages(given.path)[:ROWS]
         tokens = sum(row.length for row in rows)
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in (*WAYS, "whole fit")}
         for turn in range(given.turns + 1):
             for way, turns in found.items():
-                took = one_turn(base, rows, way)
+                took = one_turn(base, rows, way) if way in WAYS else one_fit(base, frame, given, template)
                 turns += [took] if turn else []
         first = found["frozen base, packed"]
         records = [

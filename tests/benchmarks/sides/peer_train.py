@@ -53,6 +53,7 @@ def train_trl(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> Any
             logging_strategy="epoch",
             disable_tqdm=True,
             seed=seed,
+            **job.get("trl", {}),
         )
         trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora())
         wall, cpu = time.perf_counter(), time.process_time()
@@ -101,7 +102,9 @@ def prepare(job: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    plain = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.bfloat16).to(job["device"])
+    plain = AutoModelForCausalLM.from_pretrained(
+        job["folder"], dtype=torch.bfloat16, attn_implementation=job.get("attention", "sdpa")
+    ).to(job["device"])
     train = {"trl": train_trl, "loop": train_loop}[job["peer"]]
     tokens = sum(len(tokenizer(p + c)["input_ids"]) for p, c in job["pairs"])
 
