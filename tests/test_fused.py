@@ -28,6 +28,9 @@ from llmfit.forward import checking
 from llmfit.packing import Layouts
 from llmfit.search import FusedGridSearchCV, make_search
 
+# What a process imports at its first fit warns of torch.jit, and pytest.warns hands that on.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit")
+
 GRID = {"adapter__r": [2, 8], "adapter__dropout": [0.0, 0.3], "learning_rate": [1e-3, 1e-2], "random_state": [0, 1]}
 SMALL = {"adapter__r": [2, 4], "adapter__dropout": [0.0, 0.3]}
 OWN: list[dict[str, Any]] = [  # of one candidate each: what else a fit alone decides by itself

@@ -24,6 +24,9 @@ from llmfit.exceptions import MemoryWarning, ParameterError
 from llmfit.search import FusedGridSearchCV, FusedHalvingGridSearchCV, make_search, results
 from llmfit.search.searches import HalvingGridSearch
 
+# What a process imports at its first fit warns of torch.jit, and pytest.warns hands that on.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit")
+
 GRID = {"adapter__r": [2, 4], "adapter__dropout": [0.0, 0.3], "learning_rate": [1e-3, 1e-2]}
 SMALL = {"adapter__r": [2, 4], "learning_rate": [1e-3, 1e-2]}
 FOLDS = StratifiedKFold(2, shuffle=True, random_state=0)
@@ -449,7 +452,7 @@ def test_times_are_those_of_the_folds_that_were_fitted(one, rows, tmp_path):
 # 6. Failures and refusals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:One or more of the t", "ignore:.torch.jit")
+@pytest.mark.filterwarnings("ignore:One or more of the t")
 def test_a_candidate_that_fails_is_left_out(one, rows):
     grid = {"learning_rate": [1e-3, 1e-2], "batch_size": [4, -1]}
     with pytest.warns(FitFailedWarning, match="4 fits failed"):
@@ -458,7 +461,7 @@ def test_a_candidate_that_fails_is_left_out(one, rows):
     assert np.isnan(search.cv_results_["mean_test_score"][:4]).sum() == 2
 
 
-@pytest.mark.filterwarnings("ignore:One or more of the t", "ignore:.torch.jit")
+@pytest.mark.filterwarnings("ignore:One or more of the t")
 def test_a_candidate_that_fails_in_a_later_round(one, rows, monkeypatch):
     step = torch.optim.AdamW.step
 
