@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,15 @@ class Pause:
     def restore(self, run: Any, state: State) -> None:
         """Put weights, optimiser and state back to where the fit stands."""
         if self._kept is not None:
-            _put_back(run, state, *self._kept)
+            tensors, meta = self._kept  # which stay as they are: where memory runs out, the round begins again
+            _put_back(run, state, {name: tensor.clone() for name, tensor in tensors.items()}, deepcopy(meta))
             state.stop |= self._is_reached(state)
 
     def save(self, run: Any, state: State) -> None:
-        """Stop behind the epoch, with all that is needed to go on."""
-        if self._is_reached(state):
-            self._kept = _taken(run, state)
+        """Stop behind the epoch, or where the fit ends by itself, with all that is needed to go on."""
+        if self._is_reached(state) or state.stop:
+            goes_on = not state.stop and state.step < state.total_steps
+            self._kept = _taken(run, state, copy=True, moments=goes_on)
             state.stop = True
 
     def _is_reached(self, state: State) -> bool:
@@ -103,14 +106,16 @@ class Pause:
         """Keep what is there: a fit that has ended here is one that is held."""
 
 
-def _taken(run: Any, state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Copy all that a run goes on from: tensors by group and name, and plain values."""
+def _taken(
+    run: Any, state: State, *, copy: bool = False, moments: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Take all that a run goes on from, moments or not: tensors by group and name, and plain values."""
     tensors = {f"weights/{name}": p.detach() for name, p in run.parameters.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (run.best or {}).items()}
     tensors |= {f"adapter/{name}": tensor for name, tensor in run.adapter.state(run.model).items()}
-    moments, plain = _flat_optimizer(run.optimizer)
-    tensors |= {f"optimizer/{name}": tensor for name, tensor in moments.items()}
-    return _apart(tensors), {"state": asdict(state), "optimizer": plain}
+    inner, plain = _flat_optimizer(run.optimizer) if moments else ({}, {})
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in inner.items()}
+    return _apart(tensors, copy=copy), {"state": asdict(state), "optimizer": plain}
 
 
 def _put_back(run: Any, state: State, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -125,12 +130,12 @@ def _put_back(run: Any, state: State, tensors: dict[str, torch.Tensor], meta: di
         setattr(state, name, value)
 
 
-def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Bring tensors to the CPU, each in memory of its own, as safetensors wants them."""
+def _apart(tensors: dict[str, torch.Tensor], *, copy: bool) -> dict[str, torch.Tensor]:
+    """Bring tensors to the CPU, each in memory of its own, as safetensors wants them; a copy is of nobody else."""
     taken: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
-        own = tensor.cpu().contiguous()
+        own = tensor.to("cpu", copy=copy).contiguous()
         apart[name] = own.clone() if own.data_ptr() in taken else own
         taken.add(own.data_ptr())
     return apart

@@ -15,7 +15,7 @@ import torch
 from llmfit.exceptions import MemoryWarning, OutOfMemoryError, check_int
 from llmfit.exceptions import warn as tell
 
-__all__ = ["auto_budget", "enough", "halved", "is_out_of_memory", "one_memory_error"]
+__all__ = ["auto_budget", "bare", "enough", "free", "halved", "is_out_of_memory", "one_memory_error", "runs_out"]
 
 WORDS = ("can't allocate memory", "out of memory")  # of allocators that raise a plain RuntimeError
 ADVICE = "Choose a smaller base_model or adapter rank, or a dtype of fewer bytes."
@@ -42,6 +42,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return own or (isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS))
 
 
+def runs_out(error: BaseException) -> bool:
+    """Tell an allocation that failed, also where it is llmfit's own error by now: less at once may do."""
+    return isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
+
+
 @contextmanager
 def one_memory_error(what: str) -> Iterator[None]:
     """Turn an allocation that failed, where no smaller batch could help, into llmfit's own error.
@@ -57,6 +62,19 @@ def one_memory_error(what: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(f"Memory does not hold {what}. {ADVICE}") from error
+
+
+def bare(error: Exception) -> Exception:
+    """Take from an error the frames that it holds, and the errors behind it: what stands in them is kept with it."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def free() -> None:
+    """Give memory back that nobody uses any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
@@ -76,9 +94,7 @@ def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
     OutOfMemoryError
         If there is nothing left to halve.
     """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free()
     if size <= least:
         raise OutOfMemoryError(f"Memory does not hold one row. Lower max_length. {ADVICE}")
     if warn:

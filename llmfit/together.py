@@ -22,7 +22,7 @@ from llmfit.checkpoints import Pause
 from llmfit.encoding import Encoded
 from llmfit.exceptions import TrainingError
 from llmfit.forward import Batch, collate, completion_logits, same_words, side_by_side
-from llmfit.memory import auto_budget, enough, halved, is_out_of_memory
+from llmfit.memory import auto_budget, bare, enough, halved, is_out_of_memory, runs_out
 from llmfit.objectives import loss_mass, weighed_losses
 from llmfit.packing import packed
 from llmfit.training import (
@@ -75,8 +75,8 @@ class _Member:
     error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """Leave the others; the frames that an error holds, and all in them, are not kept."""
-        self.error = self.error or error.with_traceback(None)
+        """Leave the others; nothing that an error holds is kept."""
+        self.error = self.error or bare(error)
 
     @property
     def trains(self) -> bool:
@@ -166,7 +166,9 @@ def _begin(model: Any, bank: Bank, place: int, fit: Fit, device: torch.device, p
     try:
         run = Run(model, fit.settings, pad_id, budget, device, (), fit.adapter, own, shared=fit.shared)
     except Exception as error:  # of its optimiser
-        return error.with_traceback(None)
+        if runs_out(error):
+            raise  # of all of them
+        return bare(error)
     state = State(total_steps(len(fit.rows), fit.settings), fit.settings.epochs)
     if fit.pause is not None:
         fit.pause.restore(run, state)
@@ -184,7 +186,7 @@ def _one_step(model: Any, bank: Bank, active: Sequence[_Member], room: _Room) ->
             if member.error is None:
                 update(member.run, member.batch, member.state, member.loss)
         except Exception as error:
-            if is_out_of_memory(error):
+            if runs_out(error):
                 raise  # of all of them
             member.fail(error)
     seconds = time.perf_counter() - started
@@ -254,7 +256,9 @@ def _passes(active: Sequence[_Member], room: _Room) -> list[list[_Part]]:
 
 
 def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torch.device, pad_id: int) -> bool:
-    """See once whether a model reads the rows of two adapters at once as it reads them one after the other.
+    """See once whether a model reads the rows of several adapters at once as it reads them one after the other.
+
+    Those that are tried change between them all layers that any of the bank changes; of other layers nothing is known.
 
     The adapters are full of random numbers meanwhile: as they begin, they change nothing, and could be mixed up.
 
@@ -263,7 +267,7 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
     PackingWarning
         If it does not.
     """
-    chosen = [(0, fits[0], fits[0].rows[0]), (1, fits[1], fits[1].rows[-1])]
+    chosen = [(place, fits[place], fits[place].rows[-(i % 2)]) for i, place in enumerate(_cover(bank))]
 
     def read() -> list[torch.Tensor]:
         batches = [collate([row._replace(shares=None)], pad_id, device, shared=fit.shared) for _, fit, row in chosen]
@@ -276,8 +280,21 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
             with bank.reading(tokens):
                 return [torch.cat(alone), completion_logits(model, side_by_side(batches))]
 
-    with _stirred([p for start in bank.starts[:2] for p in start.parameters.values()]):
-        return same_words(model, "beside", read)
+    adapted = frozenset(name for start in bank.starts for name in start.layers)
+    with _stirred([p for place, *_ in chosen for p in bank.starts[place].parameters.values()]):
+        return same_words(model, "beside", read, adapted)
+
+
+def _cover(bank: Bank) -> list[int]:
+    """Choose adapters, two at least, that change between them all layers that any of the bank's changes."""
+    places = range(len(bank.starts))
+    chosen: list[int] = []
+    left = {name for start in bank.starts for name in start.layers}
+    while left or len(chosen) < 2:
+        rest = [place for place in places if place not in chosen]
+        chosen.append(max(rest, key=lambda place: len(left & bank.starts[place].layers.keys())))
+        left -= bank.starts[chosen[-1]].layers.keys()
+    return chosen
 
 
 @contextmanager

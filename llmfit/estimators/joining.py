@@ -21,9 +21,9 @@ from llmfit.checkpoints import Pause
 from llmfit.encoding import Encoded
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.fitting import Fitted, Job, history_of, with_batch_size
-from llmfit.exceptions import LLMFitError, MemoryWarning, OutOfMemoryError, PackingWarning, reason, warn
+from llmfit.exceptions import LLMFitError, MemoryWarning, PackingWarning, reason, warn
 from llmfit.forward import packable
-from llmfit.memory import enough, is_out_of_memory
+from llmfit.memory import bare, enough, free, runs_out
 from llmfit.packing import common_prefix
 from llmfit.together import Fit, can_read_beside, train_together
 
@@ -137,7 +137,7 @@ class _Waiting:
             job = next(self.fitting)
             self.job = replace(job, rows=[alike.setdefault(row, row) for row in job.rows], pause=pause)
         except Exception as error:  # of any kind: the search that asked for the fit deals with it
-            self.outcome.error = error.with_traceback(None)  # whose frames hold the rows
+            self.outcome.error = bare(error)  # whose frames hold the rows
 
     def end(self, fitted: Fitted | Exception | None) -> None:
         """Go on with what was trained; train alone where nothing was."""
@@ -148,7 +148,7 @@ class _Waiting:
             with suppress(StopIteration):  # the end of the fit
                 self.fitting.send(trained)
         except Exception as error:
-            self.outcome.error = error.with_traceback(None)
+            self.outcome.error = bare(error)
 
 
 class _timed:  # noqa: N801 - reads as the statement that it is
@@ -230,6 +230,16 @@ def _share(job: Job) -> tuple[float, int]:
 
 def _train(crew: Sequence[_Waiting]) -> list[Fitted | Exception | None]:
     """Train the fits of a crew, in halves where memory does not hold all; None for those that have to train alone."""
+    found = _at_once(crew)
+    if found is not None:
+        return found
+    free()  # nothing of what was begun is in reach any more
+    half = len(crew) // 2
+    return [one for part in (crew[:half], crew[half:]) for one in (_train(part) if len(part) > 1 else [None])]
+
+
+def _at_once(crew: Sequence[_Waiting]) -> list[Fitted | Exception | None] | None:
+    """Train the fits of a crew; None where memory does not hold them all."""
     found: dict[int, Fitted | Exception] = {}
     try:
         begun = {i: begin for i, own in enumerate(crew) if (begin := _begin(own.job)) is not None}
@@ -237,12 +247,11 @@ def _train(crew: Sequence[_Waiting]) -> list[Fitted | Exception | None]:
             jobs = [crew[i].job for i in begun]
             found = dict(zip(begun, _beside(jobs, list(begun.values())), strict=False))
     except Exception as error:  # each of them says alone what is wrong with it, if anything is
-        if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
-            error.__traceback__ = None
+        if runs_out(error):
+            bare(error)
             sentence = f"Memory does not hold {len(crew)} candidates side by side: going on with fewer at once."
             warn(MemoryWarning(sentence))
-            half = len(crew) // 2
-            return [one for part in (crew[:half], crew[half:]) for one in (_train(part) if len(part) > 1 else [None])]
+            return None
         warn(PackingWarning(f"Candidates cannot train side by side ({reason(error)}): they are trained one by one."))
     return [found.get(i) for i in range(len(crew))]
 

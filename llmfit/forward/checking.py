@@ -5,7 +5,7 @@ Takes a lent module and rows; gives how many tokens they may share. The padded w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -78,7 +78,9 @@ def packable(
     return common_prefix([row.prompt for row in rows])
 
 
-def same_words(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None], kind: str = "words") -> bool:
+def same_words(
+    model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None], kind: Hashable = "words"
+) -> bool:
     """See once whether a model says the same in two ways of reading; remember it for its layers.
 
     Parameters
@@ -89,8 +91,8 @@ def same_words(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] |
     read : callable () -> sequence of Tensor, or None
         What the model says in the plain way, in the quick way and, where that is to be known, in the plain way again,
         otherwise rounded: the quick way may be three times as far off. None is no quick way.
-    kind : str
-        Name of what is said.
+    kind : hashable
+        What is said, or of what: the answer of one kind says nothing of another.
 
     Warns
     -----

@@ -8,25 +8,17 @@ are trained in the same passes, and handed out when it comes to them. Halved, th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 
-from llmfit.exceptions import ParameterError, check_choice, parameter_error
-from llmfit.search.digests import digest_of
-from llmfit.search.records import Records
+from llmfit.exceptions import ParameterError, check_choice, check_int, parameter_error
+from llmfit.search.beside import Fused, name_of
 from llmfit.search.searches import Search
 
-if TYPE_CHECKING:
-    from llmfit.checkpoints import Pause
-
 __all__ = ["Fused", "FusedGridSearchCV", "FusedHalvingGridSearchCV"]
-
-TAKES = {"sample_weight", "eval_set"}  # parameters of a fit that may train side by side
 
 
 class _FusedSearch(Search):
@@ -34,7 +26,6 @@ class _FusedSearch(Search):
 
     _always: ClassVar[bool] = True
     n_jobs: Any
-    n_splits_: int
     cv_results_: Any
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
@@ -59,7 +50,7 @@ class _FusedSearch(Search):
         if self.n_jobs not in (None, 1):
             wanted = "None or 1, as one process trains candidates side by side"
             raise parameter_error("n_jobs", type(self).__name__, wanted, self.n_jobs)
-        self._fused, given = Fused(), self.n_jobs
+        self._fused, given = Fused(type(self).__name__), self.n_jobs
         try:
             self.n_jobs = 1  # whatever joblib was told outside
             super().fit(X, y, **params)
@@ -87,14 +78,17 @@ class _FusedSearch(Search):
             finally:
                 self._fused.forget()
 
-        super()._run_search(evaluate, callback_ctx=callback_ctx)  # type: ignore[misc]
+        try:
+            super()._run_search(evaluate, callback_ctx=callback_ctx)  # type: ignore[misc]
+        finally:
+            self._fused.close()
 
     def _share_times(self) -> None:
         """Write what each candidate's fits took, where the library has measured whole groups."""
-        for i, params in enumerate(self.cv_results_["params"]):
-            name = _name(params)
-            seconds = self._fused.seconds.get(name, ()) if name else ()
-            if len(seconds) == self.n_splits_:
+        every = self.cv_results_["params"]
+        for i, turn in enumerate(self.cv_results_.get("iter", [0] * len(every))):
+            seconds = self._fused.rounds[turn].get(name_of(every[i]))  # of the folds whose scores were not known
+            if seconds:
                 self.cv_results_["mean_fit_time"][i] = np.mean(seconds)
                 self.cv_results_["std_fit_time"][i] = np.std(seconds)
 
@@ -163,15 +157,19 @@ class FusedHalvingGridSearchCV(_FusedSearch, HalvingGridSearchCV):
     param_grid : dict of str to list, or list of such dicts
         What to try for each parameter but epochs.
     factor : int or float, default=3
-        One in so many candidates goes on, with so many times the epochs.
+        ``ceil(n / factor)`` of n candidates go on, to `factor` times the epochs.
     resource : {"epochs"}, default="epochs"
     max_resources : int or "auto", default="auto"
         Epochs of the last round at most; "auto" takes the estimator's.
     min_resources : int or {"exhaust", "smallest"}, default="exhaust"
         Epochs of the first round: "exhaust" chooses them for the last round to have as many as possible, "smallest" is
         one.
-    aggressive_elimination, cv, scoring, refit, error_score, return_train_score, random_state, verbose
+    aggressive_elimination, cv, scoring, refit, error_score, verbose
         As for ``HalvingGridSearchCV``.
+    return_train_score : bool, default=False
+        Score every fit of every round on the rows that it learns from as well.
+    random_state : None
+        Nothing is drawn: anything else is refused.
     n_jobs : None or 1, default=None
     checkpoint_dir : path or None, default=None
         Folder for the score of each candidate on each fold and round; see :func:`make_search`. A search that was
@@ -182,7 +180,14 @@ class FusedHalvingGridSearchCV(_FusedSearch, HalvingGridSearchCV):
     n_resources_ : list of int
         Epochs of each round.
     cv_results_, best_estimator_, best_params_, n_candidates_, n_iterations_, ...
-        As of ``HalvingGridSearchCV``. The fit time is that of the round alone.
+        As of ``HalvingGridSearchCV``. The fit time is that of the round alone, over the folds whose scores were not
+        known.
+
+    Notes
+    -----
+    Until a round is over, each of its fits on each fold is held in main memory: what it trains, and what the optimiser
+    keeps of that, three times as much in all with AdamW. That is little with LoRA, and much with ``adapter="full"``.
+    Callbacks of a fit go on with what they know, and are told of the beginning and the end of every round.
 
     Examples
     --------
@@ -195,15 +200,17 @@ class FusedHalvingGridSearchCV(_FusedSearch, HalvingGridSearchCV):
     [1, 3]
     """
 
+    _one_score: ClassVar[bool] = True
     resource: str
     max_resources: Any
+    random_state: Any
     factor: Any
     aggressive_elimination: bool
     min_resources_: int
     max_resources_: int
 
-    def __init__(self, *args: Any, resource: str = "epochs", **settings: Any) -> None:
-        super().__init__(*args, resource=resource, **settings)
+    def __init__(self, *args: Any, resource: str = "epochs", return_train_score: bool = False, **settings: Any) -> None:
+        super().__init__(*args, resource=resource, return_train_score=return_train_score, **settings)
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Try the candidates, and fit the best one on all rows.
@@ -229,16 +236,14 @@ class FusedHalvingGridSearchCV(_FusedSearch, HalvingGridSearchCV):
 
         owner = type(self).__name__
         check_choice("resource", owner, self.resource, ["epochs"])
+        if self.random_state is not None:
+            raise ParameterError(f"The 'random_state' parameter has no meaning in {owner}: nothing is drawn.")
         if not can_pause(self.estimator):
             raise parameter_error("estimator", owner, "an estimator of llmfit, whose fits can be held", self.estimator)
-        if self.estimator.checkpoint_dir is not None:
-            raise ParameterError(
-                f"The 'checkpoint_dir' parameter of the estimator has no meaning in {owner}, which holds its fits "
-                "itself. Set the search's."
-            )
         given = self.max_resources
         try:
-            self.max_resources = self.estimator.epochs if given == "auto" else given
+            if given == "auto":
+                self.max_resources = check_int("epochs", type(self.estimator).__name__, self.estimator.epochs, least=1)
             return super().fit(X, y, **params)
         finally:
             self.max_resources = given
@@ -248,126 +253,3 @@ class FusedHalvingGridSearchCV(_FusedSearch, HalvingGridSearchCV):
         possible = 1 + math.floor(math.log(self.max_resources_ // self.min_resources_, self.factor))
         rounds = possible if self.aggressive_elimination else min(required, possible)
         return min(int(self.factor ** (rounds - 1) * self.min_resources_), self.max_resources_)
-
-
-class Fused:
-    """The fits of a search that train side by side, kept until they are asked for.
-
-    Attributes
-    ----------
-    seconds : dict of str to list of float
-        Of a candidate, what its fit took on each fold.
-    epochs : int or None
-        Of a whole fit, where candidates have fewer, behind which their fits are held.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-        self.epochs: int | None = None
-        self._held: dict[tuple[str, str], Pause] = {}
-        self.forget()
-
-    def announce(self, estimator: Any, candidates: Sequence[dict[str, Any]], epochs: int | None = None) -> None:
-        """Say which candidates are to come, as parameters of an estimator; fits of others are not held any more."""
-        from llmfit.estimators.joining import can_join
-
-        self.forget()
-        self.epochs = epochs
-        for params in candidates:
-            try:
-                own = clone(estimator).set_params(**clone(params, safe=False))
-                if epochs is not None or can_join(own):
-                    self.coming[_settings(own)] = own, params
-            except (ValueError, TypeError):  # of parameters that its own fit will refuse, or that have no digest
-                continue
-        whole = {_settings(self.meant(own)[0]) for own, _ in self.coming.values()}
-        self._held = {key: pause for key, pause in self._held.items() if key[0] in whole}
-
-    def meant(self, estimator: Any) -> tuple[Any, dict[str, Any]]:
-        """Give the whole fit that a candidate stands for, and how far of it, unless to its end."""
-        if self.epochs is None:
-            return estimator, {}
-        far = {} if estimator.epochs == self.epochs else {"epochs": estimator.epochs}
-        return clone(estimator).set_params(epochs=self.epochs), far
-
-    def forget(self) -> None:
-        """Drop candidates and fits that nobody will ask for: the best one is fitted anew on all rows."""
-        self.coming: dict[str, tuple[Any, dict[str, Any]]] = {}
-        self.done: dict[str, dict[str, Any]] = {}
-
-    def fit(self, estimator: Any, X: Any, y: Any, params: dict[str, Any], *, known: Records) -> Any:
-        """Fit an estimator, and those to come that can be fitted with it; return it fitted.
-
-        Parameters
-        ----------
-        estimator : estimator
-        X, y, params
-            As for its `fit`.
-        known : Records
-            Candidates of which it knows scores are not fitted.
-        """
-        name, fold = self._place(estimator, X, y, params)
-        if name in self.coming and fold not in self.done:
-            self.done[fold] = self._fit_all(X, y, params, known, fold, needed=name)
-        elif name in self.coming and self.epochs and name not in self.done[fold]:  # the same rows are a fold twice
-            self.done[fold] |= self._fit_all(X, y, params, known, fold, needed=name, alone=True)
-        if name not in self.done.get(fold, ()):
-            return estimator.fit(X, **params) if y is None else estimator.fit(X, y, **params)
-        outcome = self.done[fold].pop(name)
-        self.seconds.setdefault(_name(self.coming[name][1]), []).append(outcome.seconds)
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.estimator
-
-    def _place(self, estimator: Any, X: Any, y: Any, params: dict[str, Any]) -> tuple[str, str]:
-        """Name a candidate and the rows of a fold; "" where it does not train with others."""
-        if (len(self.coming) < 2 and not self.epochs) or not params.keys() <= TAKES:
-            return "", ""
-        try:
-            return _settings(estimator), digest_of(X, y, params)
-        except ParameterError:  # what has no digest cannot be told from others
-            if self.epochs and self.coming:
-                raise
-            return "", ""
-
-    def _fit_all(
-        self, X: Any, y: Any, params: dict[str, Any], known: Records, fold: str, *, needed: str, alone: bool = False
-    ) -> dict[str, Any]:
-        from llmfit.estimators.joining import fit_together
-
-        chosen = {
-            name: clone(own)
-            for name, (own, _) in self.coming.items()
-            if name == needed or not (alone or self._is_known(known, own, X, y, params))
-        }
-        pauses = [self._hold(own, fold) for own in chosen.values()]
-        every = [self.meant(own)[0] for own in chosen.values()]
-        return dict(zip(chosen, fit_together(every, X, y, params, pauses), strict=True))
-
-    def _is_known(self, known: Records, estimator: Any, X: Any, y: Any, params: dict[str, Any]) -> bool:
-        own, far = self.meant(estimator)
-        return bool(known.read(known.key(own, X, y, {**params, **far})))
-
-    def _hold(self, estimator: Any, fold: str) -> Pause | None:
-        """Find where a fit is held, and say how far it goes next."""
-        from llmfit.checkpoints import Pause
-
-        if self.epochs is None:
-            return None
-        key = _settings(self.meant(estimator)[0]), fold
-        pause = self._held.setdefault(key, Pause(estimator.epochs))
-        pause.epochs = estimator.epochs
-        return pause
-
-
-def _settings(estimator: Any) -> str:
-    """Name an estimator by what it is and its parameters."""
-    return digest_of(type(estimator), estimator.get_params(deep=False))
-
-
-def _name(params: dict[str, Any]) -> str:
-    """Name a candidate; "" for one whose parameters cannot be told from others."""
-    try:
-        return digest_of(params)
-    except ParameterError:
-        return ""

@@ -195,7 +195,7 @@ class Recorded:
         self.fitted = True
 
     def _fit_fused(self, X: Any, y: Any = None, **params: Any) -> None:
-        self.estimator = self.fused.fit(self.estimator, X, y, params, known=self.records)
+        self.estimator = self.fused.fit(self.estimator, self.params, X, y, params, known=self.records)
 
     def scored(self, scorer: Any, X: Any, y: Any, params: dict[str, Any]) -> Any:
         """Look scores up, or measure and record them."""

@@ -45,6 +45,7 @@ class Search:
     """
 
     _always: ClassVar[bool] = False  # the stand-ins are needed even where nothing is recorded
+    _one_score: ClassVar[bool] = False  # the library ranks by one, and would fail behind the first round
     estimator: Any
     scoring: Any
     cv: Any
@@ -84,10 +85,12 @@ class Search:
         Raises
         ------
         ParameterError
-            If records are asked for that no later search could find.
+            If records are asked for that no later search could find, or several scores of a search that ranks by one.
         DataError
             If the target is missing.
         """
+        if self._one_score and isinstance(self.scoring, list | tuple | dict | set):
+            raise ParameterError(f"{type(self).__name__} ranks by one score. Got {self.scoring!r} for 'scoring'.")
         y, classes = read_rows(self.estimator, X, y)
         with self._standing_in(X, y, classes):
             check_folds(self.cv, y, classes)
@@ -141,17 +144,15 @@ class Search:
         try:
             if classes and not is_classifier(self.estimator):
                 self.cv = check_cv(self.cv, y, classifier=True)
-            scorer = None
             if self._always or self.checkpoint_dir is not None:
-                scorer = self._stand_in(X)
+                self._stand_in(X)
             yield
-            if scorer is not None:
-                self._put_back(scorer)
         finally:
+            self._put_back()
             for name, value in given.items():
                 setattr(self, name, value)
 
-    def _stand_in(self, X: Any) -> RecordedScorer:
+    def _stand_in(self, X: Any) -> None:
         if self.checkpoint_dir is not None:
             self._check_repeats()
         scorer = RecordedScorer(self.estimator, self.scoring, self.error_score)
@@ -159,20 +160,24 @@ class Search:
         whole = digest_of(X) if self.checkpoint_dir is not None else ""  # asked for where a record is found
         self.estimator = Recorded(self.estimator, records, whole, **self._stand_in_settings())
         self.scoring = scorer
-        return scorer
 
     def _stand_in_settings(self) -> dict[str, Any]:
         """Say what else the stand-in of the estimator does."""
         return {"failing": "" if not self._always else "raise" if self.error_score == "raise" else "warn"}
 
-    def _put_back(self, scorer: RecordedScorer) -> None:
-        if isinstance(vars(self).get("best_estimator_"), Recorded):
+    def _put_back(self) -> None:
+        """Leave the library's own in the places of the stand-ins, also where the fit on all rows has failed."""
+        found = vars(self)
+        if isinstance(found.get("best_estimator_"), Recorded):
             self.best_estimator_ = self.best_estimator_.estimator
-        self.scorer_ = scorer.several or scorer.scorer
+        if isinstance(found.get("scorer_"), RecordedScorer):
+            self.scorer_ = self.scorer_.several or self.scorer_.scorer
 
     def _check_repeats(self) -> None:
         """Refuse what draws other candidates or folds each time: no record would ever be found again."""
         parts: list[tuple[str, Any]] = [(type(self).__name__, self), ("cv", self.cv)]
+        if isinstance(self, HalvingGridSearchCV) and self.resource != "n_samples":
+            del parts[0]  # which draws no more than the rows of a round
         for owner, part in parts:
             draws = hasattr(part, "random_state") and getattr(part, "shuffle", True)
             if draws and not isinstance(part.random_state, numbers.Integral):
@@ -237,6 +242,10 @@ class RandomSearch(Search, RandomizedSearchCV):
 class HalvingGridSearch(Search, HalvingGridSearchCV):
     """``HalvingGridSearchCV`` with frames and records; see :func:`make_search`."""
 
+    _one_score: ClassVar[bool] = True
+
 
 class HalvingRandomSearch(Search, HalvingRandomSearchCV):
     """``HalvingRandomSearchCV`` with frames and records; see :func:`make_search`."""
+
+    _one_score: ClassVar[bool] = True

@@ -103,6 +103,7 @@ def optuna_class() -> Any:
 
         __module__, __qualname__ = __name__, "OptunaSearch"
         _always: ClassVar[bool] = True  # it takes a ValueError for a bad trial, and says nothing
+        _one_score: ClassVar[bool] = True
 
         def __init__(self, *args: Any, **settings: Any) -> None:
             with quiet():
