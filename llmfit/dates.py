@@ -14,7 +14,7 @@ import pandas as pd
 
 __all__ = ["are_days", "as_date", "date_text", "holds_dates", "is_date"]
 
-# Whole dates only: 2024 is a number, and 20240131 may be one.
+# Whole dates only: 2024 is a number, and 20240131 may be one. A text of a day has no time at all.
 ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d(?::?\d\d)?)?)?", re.ASCII)
 
 
@@ -43,10 +43,24 @@ def as_date(value: Any) -> Any:
         return value
 
 
-def are_days(column: pd.Series) -> bool:
-    """Tell a column of dates without times: a time, where there is one, is midnight everywhere."""
-    known = [as_date(value) for value in column.dropna().astype(object)]
-    return bool(known) and all(is_date(value) and _is_day(value) for value in known)
+def are_days(column: pd.Series, *, texts: bool = True) -> bool:
+    """Tell a column of dates without times: a time, where there is one, is midnight everywhere.
+
+    Parameters
+    ----------
+    column : pandas.Series
+    texts : bool
+        Take a text with the time of midnight for a day, too; else only one that has no time.
+    """
+    known = column.dropna().astype(object)
+    return bool(len(known)) and all(_reads_as_day(value, texts) for value in known)
+
+
+def _reads_as_day(value: Any, texts: bool) -> bool:
+    if isinstance(value, str) and not texts and len(value) > len("2024-01-31"):
+        return False
+    value = as_date(value)
+    return is_date(value) and _is_day(value)
 
 
 def date_text(value: Any, *, days: bool) -> str:

@@ -40,7 +40,7 @@ class Feature:
     """A column by name, and the kind of value that it holds.
 
     `whole` says that its numbers are whole, and are written so where a gap in the column makes them floats; or that its
-    dates are days, and are written without midnight.
+    dates are days, and are written without a time where that is midnight.
     """
 
     name: str
@@ -96,7 +96,7 @@ def _values(column: pd.Series) -> np.ndarray:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return date_text(value, days=True) if is_date(value) else str(value)
+    return date_text(value, days=False) if is_date(value) else str(value)
 
 
 def _float_text(value: Any) -> str:
@@ -165,7 +165,7 @@ def label_text(value: Any) -> str:
         return str(int(float(value)))
     if isinstance(value, bytes):
         raise DataError(f"The label {value!r} is bytes, which are no text. Decode the column that holds it.")
-    return _text(value)
+    return date_text(value, days=True) if is_date(value) else str(value)
 
 
 def infer_kind(column: pd.Series) -> str:
@@ -235,7 +235,7 @@ def resolve_features(
 
 
 def _learn_feature(name: str, kind: str, column: pd.Series) -> Feature:
-    return Feature(name, kind, are_days(column) if kind == "date" else is_whole(column))
+    return Feature(name, kind, is_whole(column) or are_days(column, texts=kind == "date"))
 
 
 def _check_binary(names: Sequence[str], frame: pd.DataFrame) -> None:

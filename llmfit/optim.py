@@ -6,7 +6,8 @@ Takes names and settings; gives a ``torch.optim.Optimizer`` and numbers. Knows n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,7 +42,7 @@ def resolve_optimizer(value: Any) -> tuple[str, dict[str, Any]]:
         raise ParameterError("The 'optimizer' parameter has no 'lr'. Set the 'learning_rate' parameter instead.")
     name, settings = given["type"], {key: item for key, item in given.items() if key != "type"}
     if settings and (name in OF_TORCH or find_spec("bitsandbytes") is not None):
-        _build(name, settings, [torch.nn.Parameter(torch.zeros(1))])  # tells what it cannot take
+        _try_step(name, settings)
     return name, settings
 
 
@@ -66,11 +67,18 @@ def make_optimizer(
 def _build(
     name: str, settings: dict[str, Any], parameters: list[Any], *, lr: float = 1e-3, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    try:
+    with _taking(name, settings):
         return OPTIMIZERS[name](parameters, lr=lr, **{"weight_decay": weight_decay, **settings})
+
+
+@contextmanager
+def _taking(name: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Say in one sentence that an optimiser cannot use its settings."""
+    try:
+        yield
     except ParameterError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise ParameterError(f"The optimizer {name!r} cannot take {settings!r}: {reason(error)}.") from error
 
 
@@ -96,6 +104,16 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of a step, each group's factor kept."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
+
+
+def _try_step(name: str, settings: dict[str, Any]) -> None:
+    """Take a step with settings, of which some are only looked at then."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = _build(name, settings, [weight])
+    if name in OF_TORCH:
+        weight.grad = torch.ones(1)
+        with _taking(name, settings):
+            optimizer.step()
 
 
 def _of_torch(name: str, **fixed: Any) -> Callable[..., torch.optim.Optimizer]:

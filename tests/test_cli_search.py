@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -140,3 +141,14 @@ def test_what_cannot_be_is_refused_before_a_fit(
         capsys.readouterr().err == f"llmfit: {sentence.replace('{place}', str(place)).replace('{most}', str(most))}\n"
     )
     assert fits == []
+
+
+def test_a_search_takes_several_labels_a_row(place: Path, capsys: Any) -> None:
+    config = (place / "search.yaml").read_text()
+    config = config.replace("adapter: {type: lora, r: 4}", "adapter: null\nhead: linear")
+    config = config.replace("adapter.r: [1, 2, 4]", "learning_rate: [0.01, 0.1]").replace("neg_log_loss", "null")
+    (place / "search.yaml").write_text(config)
+    rows = [{"text": f"row {i}", "label": [["a"], ["b"], ["a", "b"]][i % 3]} for i in range(9)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["search", "search.yaml", "rows.jsonl", "-o", "model", "-q"]) == 0, capsys.readouterr().err
+    assert llmfit.load(place / "model").classes_.tolist() == ["a", "b"]

@@ -519,7 +519,9 @@ def test_reading_a_config_loads_no_weights(monkeypatch: pytest.MonkeyPatch) -> N
     assert llmfit.from_config is from_config
 
 
-@pytest.mark.parametrize("settings", [{"typ": "sgd"}, {"betas": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"typ": "sgd"}, {"betas": 3}, {"betas": [0.9]}, {"betas": [0.9, 0.99, 0.5]}], ids=str
+)
 def test_settings_of_an_optimizer_are_checked_with_the_config(settings: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match=r"^The optimizer 'adamw' cannot take \{'(typ|betas)': "):
         from_config({"target": "label", "optimizer": {"type": "adamw", **settings}})

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import llmfit
+from llmfit.estimators.answering import answered
 from llmfit.estimators.filing import read_as
-from llmfit.exceptions import DataError, ParameterError, TemplateError
+from llmfit.exceptions import DataError, ParameterError, TemplateError, TruncationWarning
 
 EAST = timezone(timedelta(hours=1))
 # Columns, and how each of their values reads.
@@ -129,11 +130,31 @@ class TestPrompts:
         out = pd.read_csv(tmp_path / "out.csv")
         assert np.allclose(out["label_proba_a"], clf.predict_proba(frame)[:, 0], atol=1e-12)
 
-    def test_answers_that_are_dates_are_written_so(self, settings: Any) -> None:
-        frame = pd.DataFrame({"text": ["a", "b"], "due": pd.to_datetime(["2024-01-31", "2024-02-01"])})
-        gen = llmfit.LLMGenerator(**{**settings, "target": "due", "adapter": None}).fit(frame)
-        assert gen.preview(frame)["completion"].str.strip().str.startswith("2024-0").all()
-        assert not gen.preview(frame)["completion"].str.contains("00:00").any()
+    @pytest.mark.parametrize("name", ["days", "times"])
+    def test_answers_that_are_dates_are_written_so(self, settings: Any, name: str, tmp_path: Path) -> None:
+        column, texts = COLUMNS[name]
+        frame = pd.DataFrame({"text": ["a", "b"], "due": column})
+        gen = llmfit.LLMGenerator(**{**settings, "target": "due", "adapter": None})
+        for shown in (gen.preview(frame), gen.fit(frame).preview(frame), gen.preview(frame[1:])):
+            for completion, text in zip(shown["completion"][::-1], texts[::-1], strict=False):
+                assert completion.strip().startswith(text)
+                assert len(completion.strip()) - len(text) <= len("<|endoftext|>")
+        gen.save(tmp_path / "model")
+        again = llmfit.load(tmp_path / "model")
+        assert again.preview(frame[1:])["completion"].tolist() == gen.preview(frame[1:])["completion"].tolist()
+        with pytest.warns(TruncationWarning, match="without an end"):
+            assert answered(gen, frame)[1][0].truth.tolist() == texts
+
+    @pytest.mark.parametrize("kind", ["text", "category"])
+    def test_dates_of_another_kind_have_a_time_where_the_column_has(self, make: Any, kind: str) -> None:
+        for name in ("days", "times"):
+            column, texts = COLUMNS[name]
+            clf = make(column, features={"day": kind})
+            assert prompts(clf, rows(column))[:2] == texts
+
+    def test_dates_read_as_the_texts_that_were_learned(self, make: Any) -> None:
+        clf = make(["2024-01-31 12:30:00", "2024-02-01 00:00:00"])
+        assert prompts(clf, rows(COLUMNS["times"][0]))[:2] == COLUMNS["times"][1]
 
 
 class TestFormats:
@@ -164,3 +185,8 @@ class TestRefusals:
         for kind in (llmfit.LLMClassifier, llmfit.LLMGenerator, llmfit.LLMEstimator):
             with pytest.raises(ParameterError, match="'date'"):
                 kind(**{**settings, "target": {"label": "date"}}).fit(rows(["x", "y"]))
+
+    def test_a_year_that_no_format_knows_is_one_sentence(self, make: Any) -> None:
+        far = np.array(["20240-01-31", "2024-01-31"], dtype="datetime64[s]")
+        with pytest.raises(TemplateError, match=r"formats 'day' as '%Y', which the date '20240-01-31' cannot take"):
+            make(far, template="{day:%Y}")

@@ -278,7 +278,8 @@ class TestWhatIsKept:
             ([["a"], ["b"]], "list"),
             ([{"a"}, None], "list"),
             ([["a"], "b"], "object"),
-            (pd.to_datetime(["2024-01-01"]), "date"),
+            (pd.to_datetime(["2024-01-01"]), "day"),
+            (pd.to_datetime(["2024-01-01 12:30"]), "date"),
             (pd.to_timedelta(["1D"]), "object"),
         ],
     )

@@ -419,11 +419,23 @@ def test_lists_of_labels_and_several_targets_are_searched_too(settings: dict[str
     frame["tags"] = [["a"], ["b"], ["a", "b"], []] * 2
     tags = LLMClassifier(target="tags", **settings | {"adapter": None, "head": "linear"})
     assert 0 <= make_search(tags, {"epochs": [1, 2]}, cv=2).fit(frame).best_score_ <= 1
+    assert 0 <= make_search(tags, {"epochs": [1, 2]}, cv=2).fit(frame[["text"]], frame["tags"]).best_score_ <= 1
     both = LLMEstimator(
         target={"label": "category", "size": "number"}, **settings | {"adapter": None, "head": "linear"}
     )
     search = make_search(both, {"epochs": [1, 2]}, cv=2).fit(frame)
     assert list(search.predict(frame).columns) == ["label", "size"]
+
+
+def test_a_score_that_no_candidate_has_makes_none_the_best(settings: dict[str, Any], frame: pd.DataFrame) -> None:
+    model = LLMClassifier(target="label", **settings | {"adapter": None})
+    search = make_search(model, {"epochs": [1, 2]}, cv=2, scoring="precision")  # which looks for the class 1
+    with pytest.warns(UserWarning, match="non-finite"), pytest.raises(DataError) as caught:
+        search.fit(frame)
+    assert str(caught.value) == (
+        "No candidate of the search has a score: scoring='precision' gives none for what is predicted here, on any "
+        "fold. The warnings say why."
+    )
 
 
 @pytest.mark.usefixtures("fake")

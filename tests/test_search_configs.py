@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import loguniform
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
+from sklearn.model_selection import GridSearchCV, HalvingRandomSearchCV, KFold
+from sklearn.tree import DecisionTreeClassifier
 
 from llmfit import LLMClassifier
 from llmfit.config import from_config, to_config, to_yaml
@@ -329,6 +331,16 @@ PLAINLESS: dict[str, tuple[Any, str]] = {
     "two spaces": (
         lambda model: make_search(model, [AXIS, RANGE], "random"),
         "to_config writes estimators, and searches of scikit-learn and Optuna over one dict of parameters. Got ",
+    ),
+    "another estimator": (
+        lambda _: make_search(DecisionTreeClassifier(), {"max_depth": [1, 2]}),
+        "to_config writes searches over 'LLMClassifier', 'LLMRegressor', 'LLMGenerator', 'LLMEstimator'. Got one over "
+        "DecisionTreeClassifier() instead.",
+    ),
+    "halving that exhausts": (
+        lambda model: HalvingRandomSearchCV(model, {"epochs": [1, 2]}),
+        "A config that halves draws a number of candidates, from one range at least. Got n_candidates='exhaust' and "
+        "{'epochs': [1, 2]} instead.",
     ),
     "no search": (
         lambda _: 3,

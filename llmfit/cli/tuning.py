@@ -50,7 +50,8 @@ def search(given: Any) -> None:
     if given.resume:
         found.set_params(checkpoint_dir=given.resume)
     frame = _read(found.estimator, given)
-    found.fit(frame, _targets(found.estimator, frame))
+    _check_targets(found.estimator, frame)
+    found.fit(frame)
     table = results(found)
     put(leaderboard(found, len(table)))
     if given.output:
@@ -117,8 +118,8 @@ def _is_search(estimator: Any) -> bool:
     return hasattr(estimator, "refit") and hasattr(estimator, "estimator")
 
 
-def _targets(estimator: Any, frame: Any) -> Any:
-    """Take the target out of the frame: scikit-learn stratifies its folds by y."""
+def _check_targets(estimator: Any, frame: Any) -> None:
+    """Refuse rows without the target, in the words of a config."""
     named = estimator.target
     names = [named] if isinstance(named, str) else list(named or ())
     if not names:
@@ -126,4 +127,3 @@ def _targets(estimator: Any, frame: Any) -> Any:
     for name in names:
         if name not in frame.columns:
             raise DataError(f"The target column {name!r} is missing: the data has {list(frame.columns)}.")
-    return frame[names[0]] if len(names) == 1 else frame[names]

@@ -57,8 +57,8 @@ class Answered:
             gone = np.abs(self.truth.to_numpy(dtype=float) - self.predicted.to_numpy(dtype=float))
             return "distance", np.where(np.isnan(gone), np.inf, gone)
         if self.kind == "text":
-            pairs = zip(self.truth.astype(object), self.predicted, strict=True)
-            return "1 - token F1", np.array([1 - token_f1(str(true), str(answer)) for true, answer in pairs])
+            pairs = zip(self.truth, self.predicted, strict=True)
+            return "1 - token F1", np.array([1 - token_f1(true, answer) for true, answer in pairs])
         return "loss (nats)", self._surprise()
 
     def _surprise(self) -> np.ndarray:
@@ -135,5 +135,7 @@ def _answered(inner: Any, table: Any, name: str, truth: pd.Series, answers: Any,
         predicted = pd.Series([tuple(row) for row in values], index=index, dtype=object)
     else:
         predicted = pd.Series(np.asarray(inner._column(table, answers), dtype=object), index=index)
+    if kind == "text":
+        truth = pd.Series(inner._answer_texts(truth), index=truth.index, dtype=object)  # as they are measured
     classes = inner.classes_ if kind in ("classes", "sets") else None
     return Answered(name, kind, classes, truth, predicted, None if classes is None else np.exp(answers), measures)

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from llmfit.dates import date_text, is_date
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
 from llmfit.exceptions import ParameterError, TruncationWarning, warn
 from llmfit.features import label_text
+from llmfit.files import kinds_of
 from llmfit.params import Nested
 
 __all__ = ["LLMGenerator"]
@@ -116,8 +118,12 @@ batch_size_, max_length_, memory_footprint_
         if kind not in (None, "text"):
             raise ParameterError(f"{type(self).__name__} generates text; its target is declared as {kind!r}.")
 
+    def _learn_answers(self, y: pd.Series) -> None:
+        self._columns = kinds_of(y.to_frame())
+
     def _answer_texts(self, y: pd.Series) -> list[str]:
-        return [label_text(value) for value in y.astype(object)]
+        timed = self._columns.get(str(y.name)) == "date"  # a time stands behind each of them then
+        return [date_text(v, days=False) if timed and is_date(v) else label_text(v) for v in y.astype(object)]
 
     def _reserve(self, encoder: Any, prompts: Any, answers: Sequence[str]) -> int:
         from llmfit.inference import check_least, resolve_generation

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmfit.dates import as_date, holds_dates
+from llmfit.dates import are_days, as_date, holds_dates
 from llmfit.features import is_set, is_whole
 
 __all__ = ["KINDS", "MISSING", "Column", "as_kind", "kinds_of"]
@@ -161,7 +161,7 @@ def _kind_of_column(column: pd.Series) -> str:
     if pd.api.types.is_numeric_dtype(dtype):
         return "int" if is_whole(column) else "float" if pd.api.types.is_float_dtype(dtype) else "object"
     if holds_dates(column):
-        return "date"
+        return "day" if are_days(column) else "date"
     if pd.api.types.is_object_dtype(dtype):
         known = column.dropna()
         if len(known) and all(map(is_set, known)):
@@ -245,6 +245,7 @@ READ: dict[str, Callable[[Any], Any]] = {
     "text": _text,
     "list": _list,
     "date": as_date,
+    "day": as_date,
     "object": lambda cell: cell,
 }
 OF_OBJECTS = {"string": "text", "empty": "text", "integer": "int", "floating": "float", "boolean": "bool"}
@@ -256,5 +257,6 @@ KINDS: dict[str, Callable[[Sequence[Any], bool], Any]] = {
     "text": _texts,
     "list": _objects,
     "date": _objects,
+    "day": _objects,
     "object": _objects,
 }

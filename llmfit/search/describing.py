@@ -10,9 +10,11 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmfit.exceptions import DataError, ParameterError
+from llmfit.exceptions import DataError, ParameterError, quoted
 
 __all__ = ["KEYS", "to_config"]
+
+ESTIMATORS = ("LLMClassifier", "LLMRegressor", "LLMGenerator", "LLMEstimator")
 
 # What llmfit's own hyperopt may say beside its axes.
 KEYS = ("kind", "scoring", "cv", "n_iter", "random_state", "checkpoint_dir", "settings")
@@ -37,6 +39,7 @@ def to_config(search: Any) -> dict[str, Any]:
             "to_config writes estimators, and searches of scikit-learn and Optuna over one dict of parameters. "
             f"Got {search!r} instead."
         )
+    _check(search, space, drawn=names.get("n_iter") == "n_candidates")
     hyperopt = {
         "kind": kind,
         "parameters": {name.replace("__", "."): _axis(name, values) for name, values in space.items()},
@@ -52,6 +55,19 @@ def to_config(search: Any) -> dict[str, Any]:
                 "from_config."
             ) from None
     return {**describe(search.estimator), "hyperopt": found}
+
+
+def _check(search: Any, space: Mapping[str, Any], *, drawn: bool) -> None:
+    """Refuse what no config says: other estimators, and halving that draws otherwise."""
+    if type(search.estimator).__name__ not in ESTIMATORS:
+        raise ParameterError(
+            f"to_config writes searches over {quoted(ESTIMATORS)}. Got one over {search.estimator!r} instead."
+        )
+    if drawn and (search.n_candidates == "exhaust" or all(isinstance(values, list) for values in space.values())):
+        raise ParameterError(
+            "A config that halves draws a number of candidates, from one range at least. Got "
+            f"n_candidates={search.n_candidates!r} and {dict(space)!r} instead."
+        )
 
 
 def _bases(search: Any) -> Iterator[tuple[type[Any], str, dict[str, str]]]:

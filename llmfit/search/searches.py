@@ -50,6 +50,7 @@ class Search:
     scoring: Any
     cv: Any
     error_score: Any
+    refit: Any
     best_estimator_: Any
     scorer_: Any
 
@@ -87,7 +88,7 @@ class Search:
         ParameterError
             If records are asked for that no later search could find, or several scores of a search that ranks by one.
         DataError
-            If the target is missing.
+            If the target is missing, or no candidate has a score.
         """
         if self._one_score and isinstance(self.scoring, list | tuple | dict | set):
             raise ParameterError(f"{type(self).__name__} ranks by one score. Got {self.scoring!r} for 'scoring'.")
@@ -95,7 +96,19 @@ class Search:
         with self._standing_in(X, y, classes):
             check_folds(self.cv, y, classes)
             super().fit(X, y, **params)  # type: ignore[misc]
+        self._check_scored()
         return self
+
+    def _check_scored(self) -> None:
+        """Raise where no candidate has a score: the first one would be called the best."""
+        found = vars(self).get("cv_results_", {})
+        ranked = [f"mean_test_{self.refit}"] if isinstance(self.refit, str) else list(found)
+        measured = [found[name] for name in ranked if name in found and name.startswith("mean_test_")]
+        if measured and not np.isfinite(np.concatenate(measured)).any():
+            raise DataError(
+                f"No candidate of the search has a score: scoring={self.scoring!r} gives none for what is predicted "
+                "here, on any fold. The warnings say why."
+            )
 
     def score(self, X: Any, y: Any = None, **params: Any) -> float:
         """Measure the best estimator by the search's own score.
@@ -142,7 +155,9 @@ class Search:
         """While the library's fit runs, put the stand-ins in the places of estimator and scorer."""
         given = {name: getattr(self, name) for name in ("estimator", "scoring", "cv")}
         try:
-            if classes and not is_classifier(self.estimator):
+            if y is not None and not folds_by(y):
+                self.cv = check_cv(self.cv)  # by their number alone
+            elif classes and not is_classifier(self.estimator):
                 self.cv = check_cv(self.cv, y, classifier=True)
             if self._always or self.checkpoint_dir is not None:
                 self._stand_in(X)
@@ -200,18 +215,18 @@ def read_rows(estimator: Any, X: Any, y: Any) -> tuple[Any, bool]:
     from llmfit.estimators.reading import read_fit
 
     if not isinstance(estimator, BaseLLM):
-        return y, is_classifier(estimator)
+        return y, is_classifier(estimator) and (y is None or folds_by(y))
     trial: Any = clone(estimator)
     chosen = trial._choose(X, y) if hasattr(trial, "_choose") else trial
     if y is None:
         y = read_fit(trial if chosen is None else chosen, X, None, estimator._default_target)[1]
-        y = y if chosen is not None and _folds_by(y) else None
-    return y, y is not None and chosen is not None and is_classifier(chosen)
+        y = y if chosen is not None and folds_by(y) else None
+    return y, y is not None and chosen is not None and is_classifier(chosen) and folds_by(y)
 
 
 def check_folds(cv: Any, y: Any, classes: bool) -> None:
     """Raise where there are more folds than rows to put in them, of every class or at all."""
-    if y is None or not isinstance(cv, numbers.Integral | None):
+    if y is None or not folds_by(y) or not isinstance(cv, numbers.Integral | None):
         return  # scikit-learn counts the rows of X, and goes by what makes folds
     folds = FOLDS if cv is None else int(cv)
     if classes and type_of_target(y) in ("binary", "multiclass"):
@@ -223,7 +238,7 @@ def check_folds(cv: Any, y: Any, classes: bool) -> None:
         raise DataError(f"cv={folds} needs {folds} rows{of} at least, one for each fold: {has}. Set a smaller cv.")
 
 
-def _folds_by(y: Any) -> bool:
+def folds_by(y: Any) -> bool:
     """Tell a column that scikit-learn can look at to make folds."""
     try:
         return bool(type_of_target(y))

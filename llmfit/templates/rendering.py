@@ -165,7 +165,12 @@ def _format_date(text: str, part: Field) -> str:
             f"The template formats {part.column!r} as {part.spec!r}, but it is a date, which takes a format such as "
             "%d.%m.%Y."
         )
-    return format(as_date(text), part.spec)
+    try:
+        return format(as_date(text), part.spec)
+    except ValueError:  # of a year that strftime does not know
+        raise TemplateError(
+            f"The template formats {part.column!r} as {part.spec!r}, which the date {text!r} cannot take."
+        ) from None
 
 
 def _whole(text: str) -> int:
