@@ -21,9 +21,7 @@ from llmfit.templates import PLAIN, Segment, segments_text
 __all__ = ["Answer", "Encoded", "Encoder", "Ids", "Limit", "cut_text"]
 
 Ids = tuple[int, ...]
-MOST_CHARACTERS = (
-    2**25
-)  # of the texts whose tokens are kept: 100,000 rows of 300; four bytes for each token beside them
+MOST_CHARACTERS = 2**25  # of the texts whose tokens are kept, four bytes each: 100,000 rows of 300
 BEFORE = ("\n", "\t", "|", ".")  # texts that tokenizers seldom join with what follows
 
 

@@ -102,7 +102,9 @@ def _kind(layer: Any, adapter: str) -> tuple[Any, ...]:
 
 
 def _is_alike(layer: Any, adapter: str) -> bool | None:
-    """Compare a layer's outputs and gradients; None where memory ran out, which says nothing of it."""
+    """Compare a layer's outputs and gradients; None where it has none, or memory ran out, which says nothing of it."""
+    if layer.base_layer.weight.is_meta:
+        return None
     ways = [partial(type(layer).forward, layer), partial(_forward, layer, adapter)]
     training = layer.training
     layer.eval()
