@@ -80,7 +80,10 @@ def split_step(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def pack_step(lengths: Sequence[int], shared: int, budget: int) -> list[list[int]]:
-    """Part the rows of one optimiser step into as few packed micro-batches as hold them, of like size.
+    """Part the rows of one optimiser step into packed micro-batches of like size.
+
+    Rows are taken by length, and each goes with those before it where there is room, until they have their share of the
+    fewest micro-batches that could hold all of them: a row that no longer fits may make one more.
 
     Parameters
     ----------
@@ -88,7 +91,8 @@ def pack_step(lengths: Sequence[int], shared: int, budget: int) -> list[list[int
     shared : int
         Tokens of each that all begin with, and that stand in each micro-batch once.
     budget : int
-        Tokens of a micro-batch; a row longer than that goes alone.
+        Tokens of a micro-batch; a row longer than that goes alone. Where what all begin with takes more than half, what
+        stands behind it takes half all the same.
 
     Returns
     -------
@@ -102,7 +106,7 @@ def pack_step(lengths: Sequence[int], shared: int, budget: int) -> list[list[int
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     own = [lengths[i] - shared for i in order]
-    room = max(budget - shared, 1)
+    room = _room(shared, budget)
     fair = sum(own) / math.ceil(sum(own) / room) if sum(own) else room
     batches: list[list[int]] = []
     taken = 0
@@ -115,7 +119,17 @@ def pack_step(lengths: Sequence[int], shared: int, budget: int) -> list[list[int
     return batches
 
 
-def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = None) -> Iterator[list[int]]:
+def _room(shared: int, budget: int) -> int:
+    """Count the tokens that may stand behind what rows share.
+
+    However long that is, half of the budget is left: it is computed once a pass, which few rows would not be worth.
+    """
+    return max(budget - shared, budget // 2, 1)
+
+
+def length_batches(
+    rows: Sequence[Encoded], budget: int, shared: int | None = None, *, kept: bool = False
+) -> Iterator[list[int]]:
     """Part rows into batches of like length within a budget, longest first.
 
     A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding. The order
@@ -129,6 +143,8 @@ def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = No
         Tokens of a batch, padding included.
     shared : int or None
         Of rows that are packed, which need not be alike: tokens that all begin with, which stand in a batch once.
+    kept : bool
+        Whether those stand in the first batch only, whose keys and values serve the others.
 
     Yields
     ------
@@ -138,7 +154,8 @@ def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = No
     keys = [(len(row.said), -row.length, row.prompt, row.said, row.completion) for row in rows]
     order = sorted(range(len(rows)), key=keys.__getitem__)
     if shared is not None:
-        yield from _fill([rows[i].length - shared for i in order], order, max(budget - shared, 1))
+        room = _room(shared, budget)
+        yield from _fill([rows[i].length - shared for i in order], order, room, budget if kept else room)
         return
     start = 0
     while start < len(order):
@@ -154,13 +171,14 @@ def length_batches(rows: Sequence[Encoded], budget: int, shared: int | None = No
         start = stop
 
 
-def _fill(lengths: Sequence[int], order: Sequence[int], room: int) -> Iterator[list[int]]:
+def _fill(lengths: Sequence[int], order: Sequence[int], first: int, others: int) -> Iterator[list[int]]:
+    """Fill batches one after another, with so much room in the first, and in each of the others."""
     batch: list[int] = []
-    taken = 0
+    taken, room = 0, first
     for i, length in zip(order, lengths, strict=True):
         if batch and taken + length > room:
             yield batch
-            batch, taken = [], 0
+            batch, taken, room = [], 0, others
         batch.append(i)
         taken += length
     if batch:

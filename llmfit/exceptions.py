@@ -85,7 +85,7 @@ class MemoryWarning(LLMFitWarning):
 
 
 class PackingWarning(LLMFitWarning):
-    """A base model cannot read packed rows: results are the same, but take longer."""
+    """A base model cannot go a quick way, as packed rows are: results are the same, but take longer or more memory."""
 
 
 def warn(warning: Warning) -> None:

@@ -96,9 +96,10 @@ def score_labels(
     through = [row._replace(completion=longest) for row in rows]
     shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids)
     if shared is not None:
+        kept: dict[int, Any] = {}  # what all prompts begin with is read once for all tries
         with packed(model):
             for trie, columns in tries(labels):
-                passes = _score_packed(model, rows, trie, shared, device, pad_id, budget)
+                passes = _score_packed(model, rows, trie, shared, kept, device, pad_id, budget)
                 for positions, values in passes:
                     scores[np.ix_(positions, columns)] = values
                     progress(sum(times[i] for i in positions) if columns[-1] == len(labels) - 1 else 0)
@@ -197,10 +198,16 @@ def tries(labels: Sequence[Ids], most: int = MOST_TOKENS) -> Iterator[tuple[Trie
 
 
 def _score_packed(
-    model: Any, rows: Sequence[Encoded], trie: Trie, shared: int, device: torch.device, pad_id: int, budget: int
+    model: Any,
+    rows: Sequence[Encoded],
+    trie: Trie,
+    shared: int,
+    kept: dict[int, Any],
+    device: torch.device,
+    pad_id: int,
+    budget: int,
 ) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
     """Score the labels of a trie: one pass for some rows, each with the whole trie behind it."""
-    kept: dict[int, Any] = {}
     width = max(map(len, trie.paths))
     path = torch.tensor([[*path, *((0, 0),) * (width - len(path))] for path in trie.paths], device=device)  # (K, L, 2)
     known = torch.tensor([[i < len(path) for i in range(width)] for path in trie.paths], device=device)
@@ -216,7 +223,7 @@ def _score_packed(
         return chosen.double().where(known, 0.0).sum(-1).cpu().numpy()
 
     through = [row._replace(completion=trie.tokens) for row in rows]
-    return run_batches(rows, length_batches(through, budget, shared), score)
+    return run_batches(rows, length_batches(through, budget, shared, kept=True), score)
 
 
 @contextmanager
@@ -374,7 +381,7 @@ def head_outputs(
         with _whole(kept):
             return answer(model, collate_answers(part, pad_id, device, shared, kept)).cpu()
 
-    batches = length_batches(rows, auto_budget(batch_tokens, device), shared)
+    batches = length_batches(rows, auto_budget(batch_tokens, device), shared, kept=kept is not None)
     with packed(model) if shared is not None else nullcontext():
         for positions, values in run_batches(rows, batches, run):
             done |= {rows[i].prompt: value for i, value in zip(positions, values, strict=True)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,7 @@ class Run:
     parameters: dict[str, torch.nn.Parameter] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer = field(init=False)
     shared: int | None = None  # tokens that all rows begin with, where they are packed
+    held: int | None = None  # the same of the rows that it is validated on, of which training knows nothing
     best: dict[str, torch.Tensor] | None = None
     warned: bool = False
 
@@ -166,37 +167,60 @@ def train(
     """
     budget = auto_budget(settings.batch_tokens, device)
     run = Run(model, settings, pad_id, budget, device, start_ids, adapter or AdapterSpec())
-    run.shared = _shared(run, [*rows, *validation])
+    run.shared, run.held = _shared(run, rows), _shared(run, validation)
     state = State(total_steps=total_steps(len(rows), settings), epochs=settings.epochs)
     if checkpoint is not None:
         checkpoint.restore(run, state)
-    with packed(model) if run.shared is not None else nullcontext():
-        try:
-            notify(callbacks, "on_fit_begin", state)
-            while state.step < state.total_steps and not state.stop:
-                _one_step(run, rows, state, callbacks)
-                if state.step % (state.total_steps // state.epochs) == 0:
-                    _end_epoch(run, validation, state, callbacks)
+    try:
+        notify(callbacks, "on_fit_begin", state)
+        while state.step < state.total_steps and not state.stop:
+            with _reading(model, run.shared):
+                ended = _steps(run, rows, state, callbacks, checkpoint)
+            if ended:
+                _end_epoch(run, validation, state, callbacks)
                 if checkpoint is not None:
                     checkpoint.save(run, state)
-        finally:
-            notify(callbacks, "on_fit_end", state)
+    finally:
+        notify(callbacks, "on_fit_end", state)
     if run.best is not None and settings.restore_best:
         _load(run.parameters, run.best)
     return state
 
 
 def _shared(run: Run, rows: Sequence[Encoded]) -> int | None:
-    if rows[0].target is not None:
+    """Say how many tokens these rows may share, packed; None where they have to be padded, or there are none."""
+    if rows and rows[0].target is not None:
         return packable_answers(run.model, rows, pad_id=run.pad_id, device=run.device)
     return packable(run.model, rows, pad_id=run.pad_id, device=run.device, start_ids=run.start_ids)
+
+
+def _reading(model: Any, shared: int | None) -> AbstractContextManager[None]:
+    """Let a model read rows packed inside, where they share so many tokens, or padded."""
+    return packed(model) if shared is not None else nullcontext()
+
+
+def _steps(
+    run: Run,
+    rows: Sequence[Encoded],
+    state: State,
+    callbacks: Sequence[Callback],
+    checkpoint: Checkpoint | Pause | None,
+) -> bool:
+    """Take the steps of an epoch that are left; tell whether its end was reached, behind which there is more to do."""
+    while state.step < state.total_steps and not state.stop:
+        _one_step(run, rows, state, callbacks)
+        if state.step % (state.total_steps // state.epochs) == 0:
+            return True
+        if checkpoint is not None:
+            checkpoint.save(run, state)
+    return False
 
 
 def _one_step(run: Run, rows: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
     """Take one optimiser step and record it."""
     started = time.perf_counter()
     batch = next_rows(run, rows, state)
-    loss = _within_memory(run, batch, lambda: _accumulate(run, batch, state))
+    loss = _within_memory(run, batch, run.shared, lambda: _accumulate(run, batch, state))
     update(run, batch, state, loss)
     state.history[-1]["seconds"] = time.perf_counter() - started
     notify(callbacks, "on_step_end", state)
@@ -300,7 +324,7 @@ def _not_finite(what: str, batch: Sequence[Encoded], state: State) -> TrainingEr
     )
 
 
-def _within_memory(run: Run, rows: Sequence[Encoded], work: Callable[[], Any]) -> Any:
+def _within_memory(run: Run, rows: Sequence[Encoded], shared: int | None, work: Callable[[], Any]) -> Any:
     """Do some work on rows; where memory runs out, halve the token budget and do it again from the start."""
     while True:
         try:
@@ -311,11 +335,12 @@ def _within_memory(run: Run, rows: Sequence[Encoded], work: Callable[[], Any]) -
             run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
         longest = max(row.length for row in rows)
-        together = len(rows) * longest
-        if run.shared is not None:
-            together = run.shared + sum(row.length - run.shared for row in rows)
+        together, least = len(rows) * longest, longest
+        if shared is not None:
+            together = shared + sum(row.length - shared for row in rows)
+            least = min(longest, 2 * (longest - shared) + 1)  # of a budget whose passes still hold more than one row
         size = min(run.budget, together)
-        run.budget, run.warned = halved(size, "tokens", least=longest, warn=not run.warned), True
+        run.budget, run.warned = halved(size, "tokens", least=least, warn=not run.warned), True
 
 
 def _end_epoch(run: Run, validation: Sequence[Encoded], state: State, callbacks: Sequence[Callback]) -> None:
@@ -323,7 +348,8 @@ def _end_epoch(run: Run, validation: Sequence[Encoded], state: State, callbacks:
     if validation:
         earlier = [r["validation_loss"] for r in state.history if "validation_loss" in r]
         run.model.eval()
-        loss = _within_memory(run, validation, lambda: _validation_loss(run, validation))
+        with _reading(run.model, run.held):
+            loss = _within_memory(run, validation, run.held, lambda: _validation_loss(run, validation))
         run.model.train()
         state.history[-1]["validation_loss"] = loss
         if loss < min(earlier, default=math.inf):
@@ -342,7 +368,7 @@ def _validation_loss(run: Run, validation: Sequence[Encoded]) -> float:
         pad_id=run.pad_id,
         start_ids=run.start_ids,
         objective=run.settings.objective,
-        shared=run.shared,
+        shared=run.held,
     )
 
 

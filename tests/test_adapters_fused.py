@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch_side import classifier, plain_model
+from torch_side import classifier, make_other, plain_model
 
 from llmfit.adapters import fused
+from llmfit.exceptions import PackingWarning
 
 
 def wrapped(folder: str, dtype: torch.dtype, **settings: Any) -> Any:
@@ -33,10 +35,14 @@ def run(model: Any, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.T
 
 @pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
-def test_outputs_and_gradients_are_those_of_peft(settings, dtype, far, tiny):
-    logits, gradients = run(wrapped(tiny, dtype, **settings), dtype)
-    model = wrapped(tiny, dtype, **settings)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_outputs_and_gradients_are_those_of_peft(kind, settings, dtype, far, tiny, tmp_path):
+    folder = tiny if kind == "llama" else make_other(tmp_path / kind, tiny, kind)
+    logits, gradients = run(wrapped(folder, dtype, **settings), dtype)
+    model = wrapped(folder, dtype, **settings)
     fused.fuse_lora(model)
+    layers = [module for module in model.modules() if isinstance(vars(module).get("forward"), partial)]
+    assert {layer.base_layer.bias is not None for layer in layers} == ({False} if kind == "llama" else {True, False})
     found, own = run(model, dtype)
     assert (found - logits).norm() <= far * logits.norm()
     assert own.keys() == gradients.keys()
@@ -78,3 +84,77 @@ def test_a_fit_is_the_one_of_peft_alone(changed, settings, frame, monkeypatch):
     monkeypatch.setattr(fused, "fuse_lora", lambda *_: None)
     other = classifier(own).fit(frame)
     np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-4)
+
+
+def fuse_with(monkeypatch: pytest.MonkeyPatch, folder: str, **settings: Any) -> Any:
+    """A model that is met for the first time."""
+    monkeypatch.setattr(fused, "_checked", type(fused._checked)())
+    model = wrapped(folder, torch.float32, **settings)
+    fused.fuse_lora(model)
+    return model
+
+
+def is_fused(model: Any) -> bool:
+    return any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("part", ["outputs", "gradients"])
+def test_layers_that_would_compute_something_else_are_left_to_peft_with_a_warning(part, tiny, monkeypatch):
+    name, of = ("forward", 3) if part == "outputs" else ("backward", 4)  # which of A's or B's numbers are wrong
+    real = getattr(fused._Adapted, name)
+
+    def wrong(ctx: Any, *given: Any) -> Any:
+        if name == "forward":
+            return real(ctx, *(x * 1.1 if i == of else x for i, x in enumerate(given)))
+        return tuple(g * 1.1 if i == of else g for i, g in enumerate(real(ctx, *given)))
+
+    monkeypatch.setattr(fused._Adapted, name, staticmethod(wrong))
+    with pytest.warns(PackingWarning) as warned:
+        model = fuse_with(monkeypatch, tiny)
+    assert [str(each.message) for each in warned if each.category is PackingWarning] == [
+        "This model cannot compute LoRA in one piece (its answers differ): peft does it, which takes longer."
+    ]
+    assert not is_fused(model)
+    fused.fuse_lora(model)  # said once
+    assert not is_fused(model)
+
+
+def test_a_base_model_is_looked_at_once_and_nothing_of_it_changes(tiny, monkeypatch):
+    looked_at: list[Any] = []
+    real = fused._is_alike
+    monkeypatch.setattr(fused, "_is_alike", lambda layer, name: (looked_at.append(layer), real(layer, name))[1])
+    monkeypatch.setattr(fused, "_checked", type(fused._checked)())
+    model = wrapped(tiny, torch.float32, lora_dropout=0.2)
+    before = dict(model.named_parameters())
+    values, numbers = {name: p.clone() for name, p in before.items()}, torch.get_rng_state()
+    fused.fuse_lora(model)
+    fused.fuse_lora(model)
+    assert len(looked_at) == 1
+    assert is_fused(model)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), numbers)
+    for name, p in model.named_parameters():
+        assert p is before[name]
+        assert torch.equal(p, values[name])
+        assert p.grad is None
+
+
+def test_memory_that_runs_out_in_the_comparison_is_remembered_by_nobody(tiny, monkeypatch):
+    def never(*_: Any) -> None:
+        raise torch.OutOfMemoryError("oom")
+
+    with monkeypatch.context() as full:
+        full.setattr(fused, "_probe", never)
+        model = fuse_with(monkeypatch, tiny)
+    assert not is_fused(model)
+    fused.fuse_lora(model)
+    assert is_fused(model)
+
+
+def test_a_prediction_is_looked_at_too(settings, frame, monkeypatch):
+    """Whatever is trained: what is compared has gradients."""
+    clf = classifier(settings, adapter={"r": 4}).fit(frame)
+    expected = clf.predict_log_proba(frame)
+    monkeypatch.setattr(fused, "_checked", type(fused._checked)())
+    np.testing.assert_array_equal(clf.predict_log_proba(frame), expected)
+    assert [*next(iter(fused._checked.values())).values()] == [True]

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from llmfit.batching import FORWARD_OVERHEAD, auto_batch_size, epoch_order, length_batches, pad, split_step
+from llmfit.batching import (
+    FORWARD_OVERHEAD,
+    auto_batch_size,
+    epoch_order,
+    length_batches,
+    pack_step,
+    pad,
+    split_step,
+)
 from llmfit.encoding import Encoded
 
 quick = examples(max_examples=150, deadline=None, derandomize=True)
@@ -81,6 +89,45 @@ def test_steps_worked_out_by_hand(lengths: list[int], budget: int, batches: list
     assert sorted(map(sorted, got)) == sorted(map(sorted, batches)) or len(set(lengths)) < 2
 
 
+# --- pack_step ------------------------------------------------------------------------------------------
+
+SHARED = st.integers(0, 300)
+
+
+def room(shared: int, budget: int) -> int:
+    """Tokens behind what rows share: the rest of the budget, half of it at least."""
+    return max(budget - shared, budget // 2, 1)
+
+
+@quick
+@given(st.lists(st.integers(1, 400), max_size=30), SHARED, BUDGETS)
+def test_a_packed_step_is_parted_within_the_budget(own: list[int], shared: int, budget: int) -> None:
+    lengths = [shared + n for n in own]
+    batches = pack_step(lengths, shared, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(own)))
+    assert all(batches)
+    assert all(len(batch) == 1 or sum(own[i] for i in batch) <= room(shared, budget) for batch in batches)
+    flat = [own[i] for batch in batches for i in batch]
+    assert flat == sorted(flat)
+    assert len(batches) <= len(own)
+    if sum(own) <= room(shared, budget):
+        assert len(batches) <= 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shared", "budget", "batches"),
+    [
+        ([], 0, 100, []),
+        ([1, 2, 3, 4], 0, 5, [[0, 1], [2], [3]]),  # two would do
+        ([10, 10, 10, 10], 0, 20, [[0, 1], [2, 3]]),
+        ([5010, 5020, 5010, 5030], 5000, 4096, [[0, 2, 1, 3]]),
+        ([1, 2000, 3], 0, 10, [[0, 2], [1]]),
+    ],
+)
+def test_packed_steps_worked_out_by_hand(lengths, shared, budget, batches) -> None:
+    assert pack_step(lengths, shared, budget) == batches
+
+
 # --- length_batches -------------------------------------------------------------------------------------
 
 IDS = st.lists(st.integers(0, 2), max_size=12).map(tuple)
@@ -137,6 +184,30 @@ def test_a_full_budget_is_used_to_the_last_token() -> None:
     assert [len(batch) for batch in length_batches(rows, 30)] == [3, 3]
     assert [len(batch) for batch in length_batches(rows, 29)] == [2, 2, 2]
     assert [len(batch) for batch in length_batches(rows, 5)] == [1] * 6
+
+
+@quick
+@given(MANY, SHARED, BUDGETS, st.booleans())
+def test_packed_rows_are_parted_within_the_budget_longest_first(
+    own: list[Encoded], shared: int, budget: int, kept: bool
+) -> None:
+    rows = [row._replace(prompt=(9,) * shared + row.prompt) for row in own]
+    batches = list(length_batches(rows, budget, shared, kept=kept))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+    assert all(batches)
+    for place, batch in enumerate(batches):
+        most = budget if kept and place else room(shared, budget)
+        assert len(batch) == 1 or sum(own[i].length for i in batch) <= most
+    flat = [rows[i].length for batch in batches for i in batch]
+    assert flat == sorted(flat, reverse=True)
+    turned = list(length_batches(rows[::-1], budget, shared, kept=kept))
+    assert [[rows[::-1][i] for i in batch] for batch in turned] == [[rows[i] for i in batch] for batch in batches]
+
+
+def test_a_beginning_longer_than_the_budget_does_not_part_rows() -> None:
+    rows = [Encoded((9,) * 5000 + (i,) * 20) for i in range(300)]
+    assert [len(batch) for batch in length_batches(rows, 4096, 5000)] == [102, 102, 96]
+    assert [len(batch) for batch in length_batches(rows, 4096, 5000, kept=True)] == [102, 198]
 
 
 # --- pad ------------------------------------------------------------------------------------------------

@@ -62,10 +62,11 @@ def test_mass_is_the_weights_summed_over_the_loss_tokens():
 def test_a_model_that_gives_all_logits_has_the_same_losses(tiny):
     model, batch = plain_model(tiny), collate(ROWS, 0, CPU)
 
-    def gives_all(input_ids: torch.Tensor, **_: Any) -> Any:
-        return model(input_ids=input_ids)
+    class GivesAll(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            return model(input_ids=input_ids)
 
-    torch.testing.assert_close(completion_losses(gives_all, batch), completion_losses(model, batch))
+    torch.testing.assert_close(completion_losses(GivesAll(), batch), completion_losses(model, batch))
 
 
 @pytest.mark.parametrize(

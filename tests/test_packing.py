@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
-from torch_side import CPU, classifier, furthest, make_other, plain_model
+from torch_side import CPU, classifier, furthest, make_other, plain_model, token_losses, weights
 
 import llmfit
 from llmfit import inference, scoring, training
 from llmfit.encoding import Encoded
 from llmfit.exceptions import PackingWarning
-from llmfit.forward import begin, checking, collate, completion_logits, packable, words
+from llmfit.forward import begin, checking, collate, completion_logits, generation, packable, words
 from llmfit.objectives import supervised
 from llmfit.packing import Tree, attention, common_prefix, lay_out, packed
 
@@ -44,6 +44,27 @@ def padded(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(room, name, lambda *_, **__: None)
 
 
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Look at what is said of the rows of each fit and prediction, so that padded ones are not compared with padded."""
+    said: list[Any] = []
+    for room in (scoring, training):
+        for name in ("packable", "packable_answers"):
+            real = getattr(room, name)
+
+            def spy(model: Any, rows: Any, real: Any = real, **named: Any) -> Any:
+                shared = real(model, rows, **named)
+                said.extend([shared] * bool(rows))
+                return shared
+
+            monkeypatch.setattr(room, name, spy)
+    return said
+
+
+def assert_packed(said: list[Any], at_least: int = len(TASK)) -> None:
+    assert said
+    assert all(isinstance(shared, int) and shared >= at_least for shared in said)
+
+
 def with_task(settings: dict[str, Any], **changed: Any) -> llmfit.LLMClassifier:
     """An estimator whose prompts have 250 tokens in common."""
     own = {"template": {"task": TASK, "template": "{task}\n{text} is a"}, "epochs": 2, "batch_size": 4, **changed}
@@ -62,8 +83,10 @@ def attending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("batch_tokens", [400, "auto"])
 def test_a_fit_is_that_of_padded_rows(adapter, batch_tokens, settings, ragged, monkeypatch):
     own = {"adapter": adapter, "batch_tokens": batch_tokens, "learning_rate": 1e-3, "dtype": "float64"}
+    said = packs(monkeypatch)
     one = with_task(settings, **own).fit(ragged, eval_set=ragged)
     found = one.predict_log_proba(ragged)
+    assert_packed(said)
     padded(monkeypatch)
     other = with_task(settings, **own).fit(ragged, eval_set=ragged)
     for column in ("loss", "grad_norm", "validation_loss"):
@@ -84,7 +107,9 @@ def test_a_fit_is_that_of_padded_rows(adapter, batch_tokens, settings, ragged, m
 )
 @pytest.mark.filterwarnings("ignore::llmfit.exceptions.TruncationWarning")
 def test_whatever_else_is_set(changed, settings, ragged, monkeypatch):
+    said = packs(monkeypatch)
     one = with_task(settings, **changed).fit(ragged)
+    assert_packed(said)
     padded(monkeypatch)
     other = with_task(settings, **changed).fit(ragged)
     for column in ("loss", "grad_norm"):
@@ -94,8 +119,10 @@ def test_whatever_else_is_set(changed, settings, ragged, monkeypatch):
 def test_several_targets_share_their_beginning_too(settings, ragged, monkeypatch):
     rows = ragged.assign(size=["small", "big"] * 4)
     own = {**settings, "target": ["label", "size"], "loss_weights": {"label": 2.0}, "dtype": "float64"}
+    said = packs(monkeypatch)
     one = llmfit.LLMEstimator(**own).fit(rows)
     found = one.predict_proba(rows)
+    assert_packed(said, at_least=10)
     padded(monkeypatch)
     other = llmfit.LLMEstimator(**own).fit(rows)
     np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-5)
@@ -110,8 +137,12 @@ def test_several_targets_share_their_beginning_too(settings, ragged, monkeypatch
 def test_heads_read_packed_rows(adapter, pooling, batch_tokens, settings, ragged, monkeypatch):
     head = {"type": "linear", "pooling": pooling}
     own = {"adapter": adapter, "head": head, "dtype": "float64", "batch_tokens": batch_tokens, "learning_rate": 1e-3}
+    said = packs(monkeypatch)
     one = with_task(settings, **own).fit(ragged)
     found = one.predict_log_proba(ragged)
+    if adapter is None:  # a head on vectors is trained without the model, which makes them in packed rows
+        said = [shared for shared in said if shared is not None]
+    assert_packed(said)
     padded(monkeypatch)
     llmfit.clear_cache()
     other = with_task(settings, **own).fit(ragged)
@@ -131,7 +162,10 @@ def test_answers_generated_behind_a_beginning_are_those_behind_whole_prompts(
     own = {"base_model": folder, "target": "label", "batch_tokens": 1500, "dtype": "float64"}
     own |= {"generation": {"max_new_tokens": 6, **generation}, "template": {"task": TASK, "template": "{task} {text}"}}
     model = llmfit.LLMGenerator(**{**settings, **own}).fit(ragged)
+    real, begun = inference.begin, []
+    monkeypatch.setattr(inference, "begin", lambda *given, **named: begun.append(real(*given, **named)) or begun[-1])
     found = model.predict(ragged)
+    assert [len(each.ids) >= len(TASK) for each in begun] == [True] * ("num_beams" not in generation)
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     pd.testing.assert_series_equal(found, model.predict(ragged))
     assert found.nunique() > 1
@@ -166,9 +200,9 @@ def test_what_is_shared_goes_through_the_network_once(settings, ragged, monkeypa
     assert len(seen) == 2
     assert sum(seen) < tokens - shared + 2 * (len(TASK) + 16)
     seen.clear()
-    clf.set_params(batch_tokens=500).predict(ragged)
-    assert len(seen) > 1
-    assert sum(count > len(TASK) for count in seen) == 1  # later batches find its keys and values
+    clf.set_params(batch_tokens=200).predict(ragged)
+    assert len(seen) > 2
+    assert [count > len(TASK) for count in seen] == [True] + [False] * (len(seen) - 1)  # later ones find its keys
 
 
 @pytest.mark.usefixtures("attending")
@@ -301,20 +335,18 @@ def test_a_tree_is_every_answer_for_itself(tiny):
 
 @pytest.mark.usefixtures("attending")
 @pytest.mark.parametrize("most", [1, 2, 5, 512])
-def test_tries_of_any_size_score_alike(most, tiny):
-    model = plain_model(tiny)
+def test_tries_of_any_size_score_alike(most, tiny, monkeypatch):
+    model, seen = plain_model(tiny), []
     labels = [(40, 50), (40, 60, 70), (41,), (42, 43, 44, 45), (42, 43, 46), (47,)]
-    prompts = [(1, 70, 80), (1, 70, 81, 82), (1, 9)]
-    shared = common_prefix(prompts)
-    scores = np.full((3, 6), np.nan)
-    with packed(model):
-        for trie, columns in scoring.tries(labels, most):
-            for positions, values in scoring._score_packed(
-                model, [Encoded(prompt) for prompt in prompts], trie, shared, CPU, 0, 1000
-            ):
-                scores[np.ix_(positions, columns)] = values
+    prompts = [(1, *range(70, 110), 80), (1, *range(70, 110), 81, 82), (1, *range(70, 110), 9)]
     expected = scoring.score_labels(model, prompts, labels, device=CPU, pad_id=0)
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    tries = scoring.tries
+    monkeypatch.setattr(scoring, "tries", lambda some: tries(some, most))
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True)
+    found = scoring.score_labels(model, prompts, labels, device=CPU, pad_id=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len(seen) == len(list(tries(labels, most)))
+    assert [count > 41 for count in seen] == [True] + [False] * (len(seen) - 1)  # what they share is read once
 
 
 def test_words_are_made_a_piece_at_a_time(tiny, monkeypatch):
@@ -360,3 +392,124 @@ def test_logits_of_a_packed_batch_are_those_of_its_loss_tokens(tiny):
     torch.testing.assert_close(
         functional.log_softmax(logits, -1), functional.log_softmax(plain, -1), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("adapter", ["prompt_tuning", "prefix_tuning", "p_tuning"])
+def test_rows_beside_virtual_tokens_are_padded(adapter, settings, ragged, monkeypatch):
+    said = packs(monkeypatch)
+    with_task(settings, adapter=adapter, epochs=1).fit(ragged, eval_set=ragged).predict(ragged)
+    assert len(said) == 3
+    assert set(said) == {None}
+
+
+STEP = {"optimizer": {"type": "sgd"}, "max_grad_norm": None, "learning_rate": 1.0, "warmup": 0, "schedule": "constant"}
+ALIVE: dict[str, Any] = {
+    "lora": {"type": "lora", "r": 4, "init_lora_weights": "orthogonal"},
+    "dora": {"type": "dora", "r": 4, "init_lora_weights": "gaussian"},
+    "full": "full",
+}
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("adapter", ALIVE.values(), ids=ALIVE)
+def test_a_step_in_single_precision_is_that_of_padded_rows(adapter, recomputed, settings, ragged, monkeypatch):
+    """One step of plain SGD at rate one: the difference of the weights is that of the gradients."""
+    own = {**STEP, "adapter": adapter, "gradient_checkpointing": recomputed, "epochs": 1, "batch_size": 8}
+    said = packs(monkeypatch)
+    one = with_task(settings, **own).fit(ragged)
+    assert_packed(said)
+    padded(monkeypatch)
+    other = with_task(settings, **own).fit(ragged)
+    apart = sum(float((tensor - weights(other)[name]).square().sum()) for name, tensor in weights(one).items()) ** 0.5
+    assert apart <= 1e-5 * other.history_["grad_norm"][0]
+    np.testing.assert_allclose(one.history_["loss"], other.history_["loss"], rtol=1e-6)
+
+
+def test_a_row_that_overflows_spoils_no_other(tiny, monkeypatch):
+    """Inside the attention short rows are padded with a place aside, which the next layer reads as well."""
+    model = plain_model(tiny)
+    rows = [Encoded((1, 5, 6), (7, 8)), Encoded((1, 5, 9, 9, 9), (10,)), Encoded((1, *range(5, 50)), (11,))]
+    real, found = attention._by_scores, []
+
+    def overflowing(*given: Any) -> torch.Tensor:
+        out = real(*given)
+        return out if given[4].width < 32 else torch.full_like(out, torch.inf)
+
+    with torch.no_grad(), packed(model):
+        for work in (real, overflowing):
+            monkeypatch.setattr(attention, "_by_scores", work)
+            found.append(completion_logits(model, collate(rows, 0, CPU, shared=0)))
+    assert not found[1][3].isfinite().all()
+    torch.testing.assert_close(found[1][:3], found[0][:3], rtol=0, atol=0)
+
+
+def test_a_tree_behind_a_long_row_is_every_answer_for_itself(tiny, monkeypatch):
+    """Rows that a kernel without scores reads, with labels behind them, some beginning alike."""
+    model, seen = plain_model(tiny), []
+    real = attention._fused
+    monkeypatch.setattr(attention, "_fused", lambda *given: (seen.append(given[4].visible.dim()), real(*given))[1])
+    rng = np.random.default_rng(0)
+    before = tuple(rng.integers(5, 260, 30).tolist())
+    prompts = [before + tuple(rng.integers(5, 260, n).tolist()) for n in (620, 700, 8)]
+    labels = [(40, 50), (40, 60, 70), (41,), (40, 60, 71)]
+    found = scoring.score_labels(model, prompts, labels, device=CPU, pad_id=0)
+    assert 3 in seen
+    expected = [[-token_losses(model, list(p), list(label)).sum() for label in labels] for p in prompts]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_long_rows_are_looked_at_before_they_are_trusted(tiny, monkeypatch):
+    model = plain_model(tiny)
+    rows = [Encoded((1, 5, 6, 7)), Encoded((1, *range(5, 250), *range(5, 250), *range(5, 250)))]
+    real = attention._fused
+    monkeypatch.setattr(attention, "_fused", lambda *given: real(*given).flip(0))
+    assert packable(model, rows[:1] * 2, pad_id=0, device=CPU) == 3
+    with pytest.warns(PackingWarning, match="cannot read packed rows"):
+        assert packable(model, rows, pad_id=0, device=CPU) is None
+    assert packable(model, rows[:1] * 2, pad_id=0, device=CPU) == 3
+    assert packable(model, rows, pad_id=0, device=CPU) is None  # said once
+
+
+def test_a_beginning_is_looked_at_with_prompts_that_no_data_chooses(tiny, monkeypatch):
+    looked_at: list[Any] = []
+    real = generation._next_words
+    monkeypatch.setattr(
+        generation, "_next_words", lambda model, some, *rest: (looked_at.append(some), real(model, some, *rest))[1]
+    )
+    for first in (70, 90):
+        prompts = [(1, *range(first, first + 30), last) for last in (5, 6)]
+        assert begin(plain_model(tiny), prompts, pad_id=0, device=CPU, room=4) is not None
+    assert looked_at[:2] == looked_at[2:]
+    assert len(set(map(len, looked_at[0]))) == 2  # one of them has padding behind the beginning
+
+
+def test_a_model_that_begins_otherwise_reads_whole_prompts_with_a_warning(tiny, monkeypatch):
+    model, real = plain_model(tiny), generation._next_words
+    monkeypatch.setattr(generation, "_next_words", lambda *given: real(*given).roll(int(given[4] is not None), dims=-1))
+    prompts = [(1, *range(70, 100), last) for last in (5, 6)]
+    with pytest.warns(PackingWarning) as warned:
+        assert begin(model, prompts, pad_id=0, device=CPU, room=4) is None
+    assert str(warned[0].message) == (
+        "This model cannot read prompts whose beginning is known (its answers differ): they are read whole, which "
+        "takes longer."
+    )
+
+
+LONG_ROPE = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0], "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("positions", "rope"),
+    [(64, {"rope_type": "dynamic", "factor": 2.0}), (256, {"rope_type": "longrope", "factor": 4.0, **LONG_ROPE})],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else None,
+)
+def test_angles_that_depend_on_the_longest_row_are_not_shared(positions, rope, tiny, tmp_path):
+    rope = {"rope_theta": 10000.0, **rope}
+    folder = make_other(tmp_path / "other", tiny, "llama", max_position_embeddings=positions, rope_parameters=rope)
+    model = plain_model(folder)
+    rows = [Encoded((1, 5, 6)), Encoded((1, *range(7, 67)), (7, 8))]
+    assert packable(model, rows, pad_id=0, device=CPU) == 1
+    assert packable(model, [*rows, Encoded((1, *range(7, 71)), (7, 8))], pad_id=0, device=CPU) is None
+    prompts = [(1, *range(70, 100), last) for last in (5, 6)]
+    assert begin(model, prompts, pad_id=0, device=CPU, room=4) is not None
+    assert begin(model, prompts, pad_id=0, device=CPU, room=40) is None

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from conftest import make_model
+from sklearn.model_selection import GridSearchCV
 from torch_side import classifier, generator, same, weights
 
 import llmfit
@@ -75,6 +76,23 @@ def test_estimators_in_turn_share_one_base_in_memory(quantization, loads, settin
             np.testing.assert_array_equal(answers(model, frame), expected)
     assert [p.data_ptr() for p in base.model.parameters()] == stored
     assert loads == [str(Path(tiny).resolve())]
+
+
+def test_a_search_tokenises_every_text_once(settings, frame, tiny, monkeypatch):
+    """Whatever candidates and folds are fitted, predicted and scored: those of one template meet the same texts."""
+    llmfit.clear_cache()
+    rows = frame.assign(text=[f"{text}, row {i} of a search" for i, text in enumerate(frame["text"])])
+    seen: list[str] = []
+    real = transformers.PreTrainedTokenizerBase.__call__
+
+    def spy(self: Any, text: Any, *given: Any, **named: Any) -> Any:
+        seen.extend(each for each in ([text] if isinstance(text, str) else text) if "of a search" in each)
+        return real(self, text, *given, **named)
+
+    monkeypatch.setattr(transformers.PreTrainedTokenizerBase, "__call__", spy)
+    search = GridSearchCV(classifier(settings), {"adapter__r": [2, 4], "learning_rate": [1e-3, 1e-2]}, cv=2)
+    search.fit(rows, rows["label"])
+    assert len(seen) == len(set(seen)) == len(rows)
 
 
 def test_what_an_estimator_keeps_is_its_adapter_alone(settings, frame, tiny):

@@ -20,6 +20,7 @@ from torch_side import (
     fit_seed,
     furthest,
     generator,
+    make_other,
     no_collecting,
     plain_model,
     plain_tokenizer,
@@ -30,6 +31,7 @@ from torch_side import (
     with_tokenizer,
 )
 
+import llmfit
 from llmfit import Callback, training
 from llmfit.batching import epoch_order
 from llmfit.callbacks import EarlyStopping, resolve_callbacks, resolve_early_stopping
@@ -407,10 +409,32 @@ def test_the_validation_loss_is_that_of_the_fitted_model(batch_tokens, settings,
     assert found == pytest.approx(math.log(perplexity(model, ragged[5:])), rel=1e-5)
 
 
-def test_measuring_the_validation_loss_does_not_touch_the_training(settings, ragged):
-    dropping = {"adapter": {"r": 4, "dropout": 0.3}, "epochs": 3, "batch_size": 3}
-    watched = classifier(settings, **dropping).fit(ragged, eval_set=ragged)
-    assert same(watched, classifier(settings, **dropping).fit(ragged))
+@pytest.mark.parametrize("head", ["lm", "linear"])
+def test_measuring_the_validation_loss_does_not_touch_the_training(head, settings, ragged):
+    """Also where the other rows begin otherwise: dropout draws what it would have drawn."""
+    dropping = {"adapter": {"r": 4, "dropout": 0.3}, "epochs": 3, "batch_size": 3, "head": head}
+    rows, others = (ragged.assign(text=before + ragged["text"]) for before in ("so ", "no "))
+    watched = classifier(settings, **dropping).fit(rows, eval_set=others)
+    assert same(watched, classifier(settings, **dropping).fit(rows))
+
+
+def test_rows_to_validate_on_are_padded_alone_where_they_alone_have_to_be(settings, frame, tiny, tmp_path, monkeypatch):
+    folder = make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=40)
+    said: list[int | None] = []
+    real = training.packable
+    monkeypatch.setattr(training, "packable", lambda *given, **named: said.append(real(*given, **named)) or said[-1])
+    own = {"base_model": folder, "adapter": {"r": 4, "dropout": 0.3}, "epochs": 2, "batch_size": 3}
+    others = frame.assign(text="x" * 50 + frame["text"])
+    watched = classifier(settings, **own).fit(frame, eval_set=others)
+    assert said == [1, None]
+    assert same(watched, classifier(settings, **own).fit(frame))
+    monkeypatch.setattr(training, "packable", lambda *_, **__: None)
+    plain = classifier(settings, **own, learning_rate=1e-12).fit(frame, eval_set=others)
+    monkeypatch.undo()
+    found = classifier(settings, **own, learning_rate=1e-12).fit(frame, eval_set=others)
+    np.testing.assert_allclose(
+        found.history_["validation_loss"].dropna(), plain.history_["validation_loss"].dropna(), rtol=1e-5
+    )
 
 
 def perplexity(model: Any, rows: pd.DataFrame) -> float:
@@ -733,6 +757,17 @@ def test_a_step_that_memory_does_not_hold_is_cut_and_ends_the_same(adapter, erro
         "Memory ran out: going on with batches of 300 tokens, smaller ones if it runs out again."
     ]
     assert same(clf, cut)  # bit for bit as if it had been cut from the start, dropout included
+
+
+def test_a_beginning_longer_than_the_budget_leaves_rows_to_halve(settings, frame, little_memory):
+    """A pass holds it and half of the budget: what is behind it can be cut down to one row."""
+    task = "Tell fruit from vehicles. " * 30
+    own = {"template": {"task": task, "template": "{task}\n{text} is a"}, "target": "label", "adapter": ALIVE}
+    whole = llmfit.LLMClassifier(**{**settings, **own}).fit(frame)
+    little_memory(len(task) + 48)
+    with pytest.warns(MemoryWarning, match="Memory ran out: going on with batches of"):
+        cut = llmfit.LLMClassifier(**{**settings, **own, "batch_tokens": 400}).fit(frame)
+    np.testing.assert_allclose(cut.history_["loss"], whole.history_["loss"], rtol=1e-5)
 
 
 def test_a_validation_that_memory_does_not_hold_is_cut(settings, ragged, monkeypatch):

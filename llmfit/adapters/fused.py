@@ -2,19 +2,29 @@
 
 Takes a model that peft has wrapped; changes how its plain LoRA layers compute, not what. A frozen W with float32 A and
 B beside it costs four products and no pass over its outputs more than W alone. Layers with dropout, or of another kind,
-stay as peft computes them.
+stay as peft computes them, and so do all of a model in which the two are seen to differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from llmfit.exceptions import PackingWarning, reason, warn
+from llmfit.memory import is_out_of_memory
+
 __all__ = ["fuse_lora", "is_plain"]
+
+ROWS = 16  # that a layer reads both ways
+ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3}  # by the bytes of a weight
+_checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 class _Adapted(torch.autograd.Function):
@@ -49,17 +59,107 @@ class _Adapted(torch.autograd.Function):
 def fuse_lora(model: Any, adapter: str = "default") -> None:
     """Let the plain LoRA layers of a model compute in one piece.
 
+    One layer of each kind that a base model has not had before reads random rows both ways, with random A and B.
+
     Parameters
     ----------
     model : torch.nn.Module
     adapter : str
         peft's name of the adapter; layers with another one beside it stay.
+
+    Warns
+    -----
+    PackingWarning
+        If outputs or gradients are not those of peft; then all layers stay.
     """
     from peft.tuners.lora.layer import Linear
 
-    for layer in model.modules():
-        if type(layer) is Linear and is_plain(layer, adapter):
+    plain = [layer for layer in model.modules() if type(layer) is Linear and is_plain(layer, adapter)]
+    if _are_alike(model, plain, adapter):
+        for layer in plain:
             layer.forward = partial(_forward, layer, adapter)
+
+
+def _are_alike(model: Any, layers: Sequence[Any], adapter: str) -> bool:
+    """See once for a base model and each kind of its layers whether both ways are the same."""
+    from transformers import PreTrainedModel
+
+    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+    known = _checked.setdefault(own, {})
+    kinds = {_kind(layer, adapter): layer for layer in layers}
+    for kind, layer in kinds.items():
+        if kind not in known:
+            alike = _is_alike(layer, adapter)
+            if alike is None:
+                return False
+            known[kind] = alike
+    return all(known[kind] for kind in kinds)
+
+
+def _kind(layer: Any, adapter: str) -> tuple[Any, ...]:
+    weight, low = layer.base_layer.weight, layer.lora_A[adapter].weight
+    return weight.dtype, weight.device, low.dtype, layer.base_layer.bias is None
+
+
+def _is_alike(layer: Any, adapter: str) -> bool | None:
+    """Compare a layer's outputs and gradients; None where it has none, or memory ran out, which says nothing of it."""
+    if layer.base_layer.weight.is_meta:
+        return None
+    ways = [partial(type(layer).forward, layer), partial(_forward, layer, adapter)]
+    training = layer.training
+    layer.eval()
+    try:
+        plain, fused = (_probe(layer, adapter, forward) for forward in ways)
+        rounding = ROUNDING[min(4, layer.base_layer.weight.dtype.itemsize)]
+        if all(_apart(one, other) <= rounding for one, other in zip(fused, plain, strict=True)):
+            return True
+        why = "its answers differ"
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        if is_out_of_memory(error):
+            return None
+        why = reason(error)
+    finally:
+        layer.train(training)
+    warn(PackingWarning(f"This model cannot compute LoRA in one piece ({why}): peft does it, which takes longer."))
+    return False
+
+
+@torch.enable_grad()
+def _probe(layer: Any, adapter: str, forward: Callable[[torch.Tensor], torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Read random rows; give the outputs, and the gradients of the rows, of A and of B."""
+    weight = layer.base_layer.weight
+    source = torch.Generator().manual_seed(0)  # nobody else's numbers are drawn
+
+    def draw(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        numbers: torch.Tensor = torch.randn(tuple(shape), generator=source) * shape[-1] ** -0.5
+        return numbers.to(like.device, like.dtype)
+
+    x = draw((ROWS, layer.base_layer.in_features), weight).requires_grad_(True)
+    parts = layer.lora_A[adapter], layer.lora_B[adapter]
+    low = weight.dtype.itemsize == 2
+    with _filled(parts, [nn.Parameter(draw(part.weight.shape, part.weight)) for part in parts]):
+        with torch.autocast(weight.device.type, dtype=weight.dtype if low else None, enabled=low):
+            out = forward(x)
+        leaves = [x, *(part.weight for part in parts)]
+        return [out.detach(), *torch.autograd.grad(out, leaves, draw(out.shape, out))]
+
+
+@contextmanager
+def _filled(parts: Sequence[Any], weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, let other weights stand in layers."""
+    before = [part.weight for part in parts]
+    try:
+        for part, weight in zip(parts, weights, strict=True):
+            part.weight = weight
+        yield
+    finally:
+        for part, weight in zip(parts, before, strict=True):
+            part.weight = weight
+
+
+def _apart(some: torch.Tensor, others: torch.Tensor) -> float:
+    wide = others.double()
+    return float((some.double() - wide).norm() / wide.norm())
 
 
 def is_plain(layer: Any, adapter: str) -> bool:

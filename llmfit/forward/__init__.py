@@ -6,9 +6,10 @@ mean a decoder. Rows of a decoder that attends as usual are packed, what all beg
 (:mod:`llmfit.packing`); of every other model they are padded. Knows no loss, no label and no estimator.
 """
 
-from llmfit.forward.batches import Batch, ask, collate, completion_logits, completion_states, look, side_by_side
+from llmfit.forward.batches import Batch, ask, collate, completion_logits, look, side_by_side
 from llmfit.forward.checking import packable, same_words
 from llmfit.forward.generation import Begun, begin, generation_inputs
+from llmfit.forward.pieces import completion_states
 from llmfit.forward.reading import Reading, go_on, keeps_all, read
 from llmfit.forward.words import choices, token_losses
 

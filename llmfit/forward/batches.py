@@ -16,7 +16,7 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.forward.words import Words, without_words
 from llmfit.packing import Layout, Layouts, Tree, lay_out
 
-__all__ = ["Batch", "ask", "collate", "completion_logits", "completion_states", "look", "side_by_side"]
+__all__ = ["Batch", "ask", "bare_states", "collate", "completion_logits", "look", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -173,45 +173,34 @@ def ask(
 
 
 def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits of every loss token.
+    """Logits of every loss token; those of padded rows as the model itself makes them.
 
     Returns
     -------
     Tensor of shape (N, V)
     """
-    states, words = completion_states(model, batch)
+    if batch.layout is None:
+        return _read(model, batch)
+    states, words = bare_states(model, batch)
     return words(states)
 
 
-def completion_states(model: Any, batch: Batch) -> tuple[torch.Tensor, Words]:
-    """Hidden states of every loss token's predecessor, (N, D), and what makes logits of them.
-
-    Only these positions meet the vocabulary. Of padded rows it is their logits, (N, V), and nothing to be made.
-    """
-    if batch.layout is None:
-        return _padded_logits(model, batch), Words()
+def bare_states(model: Any, batch: Batch) -> tuple[torch.Tensor, Words]:
+    """Hidden states of every loss token's predecessor, (N, D), and what makes logits of them."""
     with without_words(model) as words:
-        out = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.layout.positions,
-            logits_to_keep=batch.predicts,
-            use_cache=False,
-            layout=batch.layout,
-        )
-    return _predicting(out.logits, batch), words
+        return _read(model, batch), words
 
 
-def _padded_logits(model: Any, batch: Batch) -> torch.Tensor:
+def _read(model: Any, batch: Batch) -> torch.Tensor:
+    """Run a batch through a model, for what it says at the positions that predict."""
+    given: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.layout is not None:
+        given |= {"position_ids": batch.layout.positions, "layout": batch.layout}
     if batch.decoder_input_ids is not None:
-        out = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            decoder_input_ids=batch.decoder_input_ids,
-            use_cache=False,
-        )
+        given |= {"attention_mask": batch.attention_mask, "decoder_input_ids": batch.decoder_input_ids}
     else:
-        out = model(input_ids=batch.input_ids, logits_to_keep=batch.predicts, use_cache=False)
-    return _predicting(out.logits, batch)
+        given["logits_to_keep"] = batch.predicts
+    return _predicting(model(**given).logits, batch)
 
 
 def _predicting(out: torch.Tensor, batch: Batch) -> torch.Tensor:

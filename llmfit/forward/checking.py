@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,17 +20,27 @@ from llmfit.exceptions import PackingWarning, reason, warn
 from llmfit.forward.batches import ask, collate, completion_logits
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import Layout, Layouts, PackingError, Tree, common_prefix, packed
+from llmfit.packing.attention import LONG
 
-__all__ = ["packable", "same_words"]
+__all__ = ["packable", "rescales", "same_words", "some_ids"]
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
+RESCALED = ("dynamic", "longrope")  # rotary angles that depend on the longest row of a pass
+SHORT = (4, 9, 17)  # own tokens of the rows that a model is looked at with
+LONGER = (9, LONG + 1)
 
 WAYS = {
-    "packed": "packed rows",
-    "begun": "prompts whose beginning is known",
-    "beside": "rows of several adapters at once",
+    "packed": "read packed rows",
+    "begun": "read prompts whose beginning is known",
+    "beside": "read rows of several adapters at once",
+    "in pieces": "make the words of padded rows a piece at a time",
 }
-INSTEAD = {"packed": "they are padded", "begun": "they are read whole", "beside": "adapters are trained one by one"}
+INSTEAD = {
+    "packed": "they are padded, which takes longer",
+    "begun": "they are read whole, which takes longer",
+    "beside": "adapters are trained one by one, which takes longer",
+    "in pieces": "they are made at once, which takes more memory",
+}
 ROUNDING = {1: 0.05, 2: 0.03, 4: 1e-3}  # by the bytes of the smallest numbers that take part
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
@@ -49,8 +60,9 @@ def packable(
 ) -> int | None:
     """Say how many tokens rows may share, packed, in a lent model; None where they have to be padded.
 
-    A model that is met for the first time, or with layers that it has not had before, reads three rows both ways: where
-    the two disagree, rows are padded, and a warning says so.
+    A model that is met for the first time, or with layers that it has not had before, reads three rows both ways, and
+    two of which one is long before it is given such ones: where the ways disagree, rows are padded, and a warning says
+    so.
 
     Parameters
     ----------
@@ -68,13 +80,17 @@ def packable(
         If the model reads packed rows otherwise than padded ones, and nothing in it says why.
     """
     own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if not rows or start_ids or own is None or _slides(own, rows):
+    if not rows or start_ids or own is None or _slides(own, rows) or rescales(own, max(row.length for row in rows)):
         return None
     if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
     how = read or partial(_read_words, model, pad_id, device)
-    if not same_words(model, "packed", lambda: _both_ways(model, own, how), kind):
-        return None
+    looks = {kind: SHORT, f"{kind}, long": LONGER}
+    if max(row.length for row in rows) <= LONG:
+        del looks[f"{kind}, long"]
+    for name, lengths in looks.items():
+        if not same_words(model, "packed", partial(_both_ways, model, own, how, lengths), name):
+            return None
     return common_prefix([row.prompt for row in rows])
 
 
@@ -136,7 +152,7 @@ def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None
         if is_out_of_memory(error):
             return None
         why = reason(error)
-    warn(PackingWarning(f"This model cannot read {WAYS[way]} ({why}): {INSTEAD[way]}, which takes longer."))
+    warn(PackingWarning(f"This model cannot {WAYS[way]} ({why}): {INSTEAD[way]}."))
     return False
 
 
@@ -154,18 +170,16 @@ def _read_words(
     return torch.stack([logits, *trees], dim=1), batch.layout
 
 
-def _both_ways(model: Any, own: Any, read: Read) -> Sequence[torch.Tensor] | None:
-    """Let a model read three short rows padded, packed, and padded apart.
+def _both_ways(model: Any, own: Any, read: Read, lengths: Sequence[int]) -> Sequence[torch.Tensor] | None:
+    """Let a model read rows, with so many tokens each of their own, padded, packed, and padded apart.
 
     They are the same for every fit: which rows a process met first decides nothing.
     """
     if any(isinstance(module, torch.nn.Conv1d) for module in model.modules()):
         return None  # some layers look at neighbours, whichever row they are of
-    words = own.config.get_text_config().vocab_size
-    ids = np.random.default_rng(0).integers(words // 10, words // 2, 48).tolist()
-    before, first = tuple(ids[:6]), ids[6]
-    parts = ((7, 11), (11, 20), (20, 37))
-    rows = [Encoded((*before, *ids[start:stop]), (first, ids[stop])) for start, stop in parts]
+    ids = some_ids(own, 8 + sum(lengths))
+    before, first, places = ids[:6], ids[6], pairwise(accumulate(lengths, initial=7))
+    rows = [Encoded((*before, *ids[start:stop]), (first, ids[stop])) for start, stop in places]
     plain, _ = read(rows, None)
     alone = torch.cat([read([row], None)[0] for row in rows])
     with packed(model):
@@ -181,8 +195,26 @@ def _apart(some: torch.Tensor, others: torch.Tensor) -> float:
     return float((some.double() - wide).norm() / wide.norm())
 
 
+def some_ids(own: Any, count: int) -> Ids:
+    """Draw ids of a model's vocabulary, always the same."""
+    words = own.config.get_text_config().vocab_size
+    return tuple(np.random.default_rng(0).integers(words // 10, words // 2, count).tolist())
+
+
 def _slides(model: Any, rows: Sequence[Encoded]) -> bool:
     """Tell a model whose layers do not see the whole of the longest row."""
     config = model.config.get_text_config()
     windows = (getattr(config, name, None) for name in WINDOWS)
     return any(isinstance(window, int) and window <= max(row.length for row in rows) for window in windows)
+
+
+def rescales(own: Any, tokens: int) -> bool:
+    """Tell a model that turns all tokens by other angles where one stands so far: a row then depends on the others."""
+    config = own.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    for rope in (given, *(value for value in given.values() if isinstance(value, dict))):  # for all layers, or by kind
+        if any(name in str(rope.get("rope_type")) for name in RESCALED):
+            bounds = (rope.get("original_max_position_embeddings"), getattr(config, "max_position_embeddings", None))
+            if tokens > min((bound for bound in bounds if bound is not None), default=tokens):
+                return True
+    return False

@@ -10,8 +10,9 @@ import torch
 
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Ids
-from llmfit.forward.checking import same_words
+from llmfit.forward.checking import rescales, same_words, some_ids
 from llmfit.forward.reading import begin_from, fork, keeps_all
+from llmfit.forward.words import find_own
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import common_prefix
 
@@ -37,7 +38,8 @@ class Begun:
 def begin(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int) -> Begun | None:
     """Read what the prompts of a decoder begin with; None where it is not worth a pass, or the model keeps no cache.
 
-    A model that is met for the first time reads two prompts both ways: where the two disagree, it reads whole prompts.
+    A model that is met for the first time reads two prompts both ways, always the same ones: where the two disagree, it
+    reads whole prompts.
 
     Parameters
     ----------
@@ -49,22 +51,30 @@ def begin(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.devi
     shared = common_prefix(prompts)
     if len(prompts) < 2 or shared < PAD_STEP or not all(getattr(m, "packable", True) for m in model.modules()):
         return None
-    ids = torch.tensor([prompts[0][:shared]], device=device)
+    own, tokens = find_own(model), max(map(len, prompts)) + PAD_STEP + room
+    if own is None or rescales(own, tokens):
+        return None
     try:
-        out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        begun = _begun(model, prompts[0][:shared], device)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return None  # whole prompts, few at a time, may fit
-    cache = getattr(out, "past_key_values", None)
-    if not keeps_all(cache, max(map(len, prompts)) + PAD_STEP + room):
+    if not keeps_all(begun.cache, tokens):
         return None
-    begun = Begun(prompts[0][:shared], cache)
+    ids = some_ids(own, PAD_STEP + 5)
+    looked_at = [ids[: PAD_STEP + 1], ids[:PAD_STEP] + ids[PAD_STEP + 1 :]]  # padding stands behind the beginning
 
-    def said(ways: Sequence[Begun | None]) -> list[torch.Tensor]:
-        return [_next_words(model, prompts[:2], pad_id, device, way) for way in ways]
+    def read() -> list[torch.Tensor]:
+        ways = (None, _begun(model, ids[:PAD_STEP], device))
+        return [_next_words(model, looked_at, pad_id, device, way) for way in ways]
 
-    return begun if same_words(model, "begun", lambda: said([None, begun])) else None
+    return begun if same_words(model, "begun", read) else None
+
+
+def _begun(model: Any, ids: Ids, device: torch.device) -> Begun:
+    out = model(input_ids=torch.tensor([ids], device=device), use_cache=True, logits_to_keep=1)
+    return Begun(ids, getattr(out, "past_key_values", None))
 
 
 def _next_words(

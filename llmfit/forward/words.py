@@ -14,9 +14,10 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Words", "choices", "token_losses", "without_words"]
+__all__ = ["Words", "choices", "find_own", "output_embeddings", "token_losses", "without_words"]
 
 MOST_LOGITS = 2**24  # numbers that one piece may have
+BIAS = "final_logits_bias"  # what models of BART's kind add to their logits
 
 
 class Words:
@@ -26,59 +27,80 @@ class Words:
     ----------
     layer : torch.nn.Module or None
         A model's output embeddings.
+    bias : Tensor of shape (1, V) or None
+        What the model adds behind them.
     """
 
-    def __init__(self, layer: Any = None) -> None:
-        self.layer = layer
+    def __init__(self, layer: Any = None, bias: torch.Tensor | None = None) -> None:
+        self.layer, self.bias = layer, bias
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Make logits, in the dtype of the hidden states."""
         if self.layer is None:
             return hidden
-        low = next((dtype for dtype in (hidden.dtype, self.layer.weight.dtype) if dtype.itemsize == 2), None)
+        kind = self.layer.weight.dtype
+        low = next((dtype for dtype in (hidden.dtype, kind) if dtype.itemsize == 2), None)
+        if low is None and kind.itemsize >= 4:
+            hidden = hidden.to(kind)  # Mamba gives float32 whatever it is in
         with torch.autocast(hidden.device.type, dtype=low, enabled=low is not None):
             logits: torch.Tensor = self.layer(hidden)
-        return logits
+        return logits if self.bias is None else logits + self.bias
+
+    @property
+    def most(self) -> int:
+        """Count the hidden states that may meet the vocabulary at once."""
+        return max(1, MOST_LOGITS // int(self.layer.weight.shape[0]))
 
     def piece(self, hidden: torch.Tensor) -> int:
-        """Count the hidden states that may meet the vocabulary at once."""
-        vocabulary = hidden.shape[-1] if self.layer is None else self.layer.weight.shape[0]
-        return max(1, MOST_LOGITS // int(vocabulary))
+        """Count the hidden states, or logits, of these that may be worked on at once."""
+        return max(1, MOST_LOGITS // hidden.shape[-1]) if self.layer is None else self.most
 
 
 @contextmanager
 def without_words(model: Any) -> Iterator[Words]:
     """Let a model give what its output embeddings would have turned into logits; yield what turns it.
 
-    A factor that some families put on their logits is on the hidden states then, which is the same. Where more than a
-    factor follows, the model makes its logits by itself.
+    A factor that some families put on their logits is on the hidden states then, which is the same, and what others add
+    to them is put aside too. Where more follows, the model makes its logits by itself.
     """
-    layer = _output_embeddings(model)
-    if layer is None:
+    own, layer = find_own(model), output_embeddings(model)
+    if layer is None or not _multiplies(own, layer):
         yield Words()
         return
-    before = vars(layer).get("forward")
+    before, bias = vars(layer).get("forward"), getattr(own, BIAS, None)
     layer.forward = lambda hidden: hidden
+    if bias is not None:
+        setattr(own, BIAS, bias.new_zeros(1))
     try:
-        yield Words(layer)
+        yield Words(layer, bias)
     finally:
         del layer.forward
         if before is not None:
             layer.forward = before
+        if bias is not None:
+            setattr(own, BIAS, bias)
 
 
-def _output_embeddings(model: Any) -> Any:
-    """Find the layer that makes logits, where a model names it and does nothing to them but multiply."""
+def find_own(model: Any) -> Any:
+    """Find the model of transformers in what is lent."""
     from transformers import PreTrainedModel
 
-    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    words = own.get_output_embeddings() if own is not None else None
-    if own is None or words is None:
-        return None
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+
+
+def output_embeddings(model: Any) -> Any:
+    """Find the layer that makes logits, where a model names it."""
+    own = find_own(model)
+    return own.get_output_embeddings() if own is not None else None
+
+
+def _multiplies(own: Any, words: Any) -> bool:
+    """Tell a model that does nothing more to its logits than to multiply them, or to add a bias of its own."""
     said = own.config.get_text_config().to_dict().items()
     after = {name for name, value in said if "logit" in name and isinstance(value, int | float) and value not in (0, 1)}
     capped = any("cap" in name for name in after)
-    return None if capped or (after and getattr(words, "bias", None) is not None) else words
+    biased = getattr(words, "bias", None) is not None or getattr(own, BIAS, None) is not None
+    return not capped and not (after and biased)
 
 
 def token_losses(words: Words, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

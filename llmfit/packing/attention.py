@@ -120,7 +120,7 @@ def _by_layout(
         work = _fused if group.width > long else _by_scores
         parts.append(work(*own, before if group.shared else None, group, dropout))
         start = here.stop
-    parts.append(parts[-1][:1] * 0)  # the place aside
+    parts.append(torch.zeros_like(parts[-1][:1]))  # the place aside: no row's overflow reaches it
     return _move(torch.cat(parts), put, take)
 
 
