@@ -75,7 +75,8 @@ def date_text(value: Any, *, days: bool) -> str:
     value = pd.Timestamp(value) if isinstance(value, np.datetime64) else value
     if not isinstance(value, datetime):
         return str(value.isoformat())
-    return value.date().isoformat() if days and _is_day(value) else value.isoformat(" ")
+    text = str(value.isoformat(" "))
+    return text.partition(" ")[0] if days and _is_day(value) else text
 
 
 def _is_day(value: Any) -> bool:
