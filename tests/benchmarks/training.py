@@ -35,25 +35,26 @@ def sides(
         labels = sorted({completion for _, completion in pairs})
         job |= {"test": held.to_dict("list"), "test_prompts": [prompt for prompt, _ in shown], "labels": labels}
         job["truth"] = [labels.index(completion) for _, completion in shown]
-    return {
-        "llmfit": (own("llmfit_train.py"), job),
-        "TRL": (peer("peer_train.py"), {**job, "peer": "trl", "mixed": False}),
-        "TRL, padding-free": (
-            peer("peer_train.py"),
-            {**job, "peer": "trl", "mixed": False, "trl": {"padding_free": True}},
-        ),
-        "TRL, eager": (peer("peer_train.py"), {**job, "peer": "trl", "mixed": False, "attention": "eager"}),
-        "TRL, mixed precision": (peer("peer_train.py"), {**job, "peer": "trl", "mixed": True}),
-        "plain loop": (peer("peer_train.py"), {**job, "peer": "loop", "mixed": False}),
-        "plain loop, eager": (peer("peer_train.py"), {**job, "peer": "loop", "mixed": False, "attention": "eager"}),
+    trl = {**job, "peer": "trl", "mixed": False}
+    loop = {**trl, "peer": "loop"}
+    free, eager = {"trl": {"padding_free": True}}, {"attention": "eager"}
+    peers = {
+        "TRL": trl,
+        "TRL, eager": trl | eager,
+        "TRL, padding-free": trl | free,
+        "TRL, padding-free, eager": trl | free | eager,
+        "plain loop": loop,
+        "plain loop, eager": loop | eager,
     }
+    command = peer("peer_train.py")
+    return {"llmfit": (own("llmfit_train.py"), job), **{name: (command, job) for name, job in peers.items()}}
 
 
 def quality(given: argparse.Namespace, rows: int = 200, test: int = 200) -> list[dict[str, Any]]:
     """Accuracy after the same steps, three seeds."""
     records = []
     for name, (command, job) in sides(given, SHORT, rows, test).items():
-        if name in ("llmfit", "TRL, mixed precision"):
+        if name in ("llmfit", "TRL"):
             side = Side(name, command, job)
             found = [side.ask({"turn": 0, "seed": seed, "evaluate": True}) for seed in range(3)]
             side.close()
