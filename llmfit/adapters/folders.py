@@ -31,7 +31,8 @@ COMMON = {  # what says nothing of the adapter itself
     "revision",
     "task_type",
 }
-BEGINNING = {  # how weights began that are there now
+BEGINNING = {  # how weights began, or were trained, that are there now
+    "auxiliary_loss_weight",
     "init_lora_weights",
     "init_weights",
     "prompt_tuning_init",
