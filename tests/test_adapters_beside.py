@@ -186,3 +186,21 @@ def test_what_needs_more_than_rows_is_refused_before_a_fit(name: str, why: str, 
     with pytest.raises(ParameterError) as error:
         llmfit.from_config({"base_model": tiny, "target": "label", "adapter": {"type": name}})
     assert sentence in str(error.value)
+
+
+# Sizes that are found -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "size"), [("oft", "oft_block_size"), ("boft", "boft_block_size")])
+def test_a_block_of_one_turns_nothing(
+    name: str, size: str, settings: Any, frame: Any, tiny: str, tmp_path: Any
+) -> None:
+    folder = make_other(tmp_path / "odd", tiny, "llama", intermediate_size=33)
+    with pytest.raises(ParameterError) as error:
+        classifier(settings, base_model=folder, adapter=name).fit(frame)
+    assert str(error.value) == (
+        f"The {size!r} parameter of {name.upper()} must be 2 or more and a divisor of the inputs of every layer adapted, "
+        "and these, 32 and 33, have none in common: name fewer layers in target_modules. Got None instead."
+    )
+    own = {"type": name, "target_modules": ["q_proj", "up_proj"]}
+    assert classifier(settings, base_model=folder, adapter=own).fit(frame).trainable_parameters_ > 0

@@ -60,6 +60,14 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 # The store ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_in_the_home_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    look_up(space_name("a"), PROMPTS, Counted(), "~/kept")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [space_name("a")]
+    assert not (tmp_path / "~").exists()
+
+
 def test_each_distinct_prompt_is_computed_once() -> None:
     compute = Counted()
     found = look_up("s", PROMPTS, compute)

@@ -152,6 +152,7 @@ class OFT(Blocked, SomeLayers):
     size: ClassVar[str] = "oft_block_size"
     most: ClassVar[int] = 32
     both: ClassVar[bool] = False
+    fewest: ClassVar[int] = 2  # a block of one has nothing to turn
 
     oft_block_size: int | None = None
     module_dropout: float = 0.0
@@ -191,6 +192,7 @@ class BOFT(Blocked, SomeLayers):
     size: ClassVar[str] = "boft_block_size"
     most: ClassVar[int] = 4
     both: ClassVar[bool] = False
+    fewest: ClassVar[int] = 2  # a block of one has nothing to turn
 
     boft_block_size: int | None = None
     boft_n_butterfly_factor: int = 1
