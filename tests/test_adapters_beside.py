@@ -199,8 +199,8 @@ def test_a_block_of_one_turns_nothing(
     with pytest.raises(ParameterError) as error:
         classifier(settings, base_model=folder, adapter=name).fit(frame)
     assert str(error.value) == (
-        f"The {size!r} parameter of {name.upper()} must be 2 or more and a divisor of the inputs of every layer adapted, "
-        "and these, 32 and 33, have none in common: name fewer layers in target_modules. Got None instead."
+        f"The {size!r} parameter of {name.upper()} must be 2 or more and a divisor of the inputs of every layer "
+        "adapted, and these, 32 and 33, have none in common: name fewer layers in target_modules. Got None instead."
     )
     own = {"type": name, "target_modules": ["q_proj", "up_proj"]}
     assert classifier(settings, base_model=folder, adapter=own).fit(frame).trainable_parameters_ > 0

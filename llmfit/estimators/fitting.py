@@ -207,7 +207,7 @@ def _plan(checked: Checked, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
     """Tell an adapter of the fit to come: its steps, and its first rows one by one."""
     settings = checked.settings
     chosen = [rows[i] for i in epoch_order(len(rows), settings.seed, 1)[:PLAN_ROWS]]
-    pooling = checked.head and checked.head.pooling_of(base.kind)
+    pooling = checked.head.pooling_of(base.kind) if checked.head is not None else None
     if pooling is not None:  # an answer of any token, which is taken off again
         chosen = [row._replace(completion=(base.pad_id,)) for row in chosen]
 

@@ -125,7 +125,6 @@ class OFT(Blocked, SomeLayers):
     ----------
     oft_block_size : int or None, default=None
         Size of a block. None is 32, or the next smaller size that divides the inputs of every layer.
-    module_dropout : float, default=0.0
     coft : bool, default=False
         Keep the matrix within `eps` of the identity.
     eps : float, default=6e-5
@@ -155,7 +154,6 @@ class OFT(Blocked, SomeLayers):
     fewest: ClassVar[int] = 2  # a block of one has nothing to turn
 
     oft_block_size: int | None = None
-    module_dropout: float = 0.0
     coft: bool = False
     eps: float = 6e-5
     block_share: bool = False
