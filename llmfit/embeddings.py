@@ -66,18 +66,19 @@ def look_up(
     DataWarning
         If a file of the folder is damaged: it is removed and its vectors are computed again.
     """
+    folder = None if folder is None else Path(folder).expanduser() / space
     keys = [_key(space, prompt) for prompt in prompts]
     prompt_of = dict(zip(keys, prompts, strict=True))
     with _lock:
         found = {key: _known[key] for key in prompt_of if key in _known}
     if folder is not None and len(found) < len(prompt_of):
-        found |= _read(Path(folder) / space, prompt_of.keys() - found.keys())
+        found |= _read(folder, prompt_of.keys() - found.keys())
     missing = [key for key in prompt_of if key not in found]
     if missing:  # without the lock: what computes waits for the model, whose holder may ask for vectors here
         vectors = compute([prompt_of[key] for key in missing])
         found |= dict(zip(missing, vectors.unbind(0), strict=True))
         if folder is not None:
-            _write(Path(folder) / space, missing, vectors)
+            _write(folder, missing, vectors)
     with _lock:
         _keep(found)
     return torch.stack([found[key] for key in keys])

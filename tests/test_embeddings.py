@@ -60,6 +60,14 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 # The store ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_in_the_home_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    look_up(space_name("a"), PROMPTS, Counted(), "~/kept")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [space_name("a")]
+    assert not (tmp_path / "~").exists()
+
+
 def test_each_distinct_prompt_is_computed_once() -> None:
     compute = Counted()
     found = look_up("s", PROMPTS, compute)
@@ -222,9 +230,14 @@ def test_a_folder_of_vectors_is_written_where_it_is_asked_for(
 def test_the_benchmark_measures_both(tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     script = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "frozen_head.py"))
     script["main"].__globals__["REPEATS"] = 1
+    fit, epochs = script["fit"], []
+    seconds = iter([[9.0], [8.0, 1.0, 3.0], [6.0, 4.0, 2.0]])
+    script["main"].__globals__["fit"] = lambda *given: (epochs.append(fit(*given)), next(seconds))[1]
     result = script["main"](tiny, "12")
     assert json.loads(capsys.readouterr().out.splitlines()[0])["rows"] == 12
-    assert all(measured["ratio"] > 0 for measured in result.values())
+    assert [measured["ratio"] for measured in result.values()] == [4.0, 2.0]
+    assert [len(taken) for taken in epochs] == [script["EPOCHS"]] * 3
+    assert all(second > 0 for taken in epochs for second in taken)
 
 
 def test_an_adapter_is_never_given_kept_vectors(rows_read: Any, frame: pd.DataFrame, settings: Any) -> None:

@@ -272,7 +272,7 @@ def makes(section: str, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _adapter(kind: str, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     named = {"bias_type": "bias", "delta_t": "deltaT"}.get(row.key, row.key)
-    named = "dropout" if row.key.endswith("_dropout") and row.key not in ("module_dropout",) else named
+    named = "dropout" if row.key.endswith("_dropout") else named
     special = {"init_lora_weights": "gaussian", "wavelet_family": "db2", "loraplus_lr_ratio": 4.0, "weight_tying": 0.5}
     value = special.get(row.key, BY_KIND.get(row.kind))
     extra: dict[str, Any] = {"init_r": {"target_r": 4}, "eps": {"coft": True}}.get(row.key, {})

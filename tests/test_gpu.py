@@ -145,3 +145,9 @@ def test_candidates_side_by_side_are_those_fitted_alone(settings, frame) -> None
     found, alone = (kind(model, grid, **how).fit(rows, rows["label"]) for kind in (FusedGridSearchCV, GridSearchCV))
     each, other = (search.cv_results_["mean_test_score"] for search in (found, alone))
     np.testing.assert_allclose(each, other, atol=1e-3)
+
+
+def test_a_generator_beside_4_bits_answers_what_it_has_learned(settings, frame) -> None:
+    given = on_gpu(settings, epochs=60)
+    model = LLMGenerator(**given, features="text", target="label", quantization=4).fit(frame)
+    assert model.predict(frame).tolist() == frame["label"].tolist()

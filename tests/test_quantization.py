@@ -608,17 +608,3 @@ def test_a_head_learns_on_a_quantized_base(adapter, bits, tiny, settings, frame,
     np.testing.assert_allclose(loaded.predict_proba(frame), clf.predict_proba(frame), atol=1e-6)
     whole = classifier({**own, "quantization": None}, adapter=adapter, head="linear").fit(frame)
     assert not np.array_equal(whole.predict_proba(frame), clf.predict_proba(frame))  # the few bits were really used
-
-
-METHODS_IN_FEW_BITS = ["dora", "adalora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning", "adaption_prompt"]
-
-
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", METHODS_IN_FEW_BITS)
-def test_other_methods_train_beside_a_quantized_base(name, bits, tiny, settings, frame, tmp_path):
-    own = {**settings, "base_model": tiny, "quantization": bits, "epochs": 12, "learning_rate": 3e-2}
-    clf = classifier(own, adapter=name).fit(frame)
-    losses = clf.history_["loss"]
-    assert losses.iloc[-1] < losses.iloc[0]
-    clf.save(tmp_path / "m")
-    np.testing.assert_allclose(llmfit.load(tmp_path / "m").predict_proba(frame), clf.predict_proba(frame), atol=1e-6)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,16 +80,74 @@ def test_the_same_model_has_the_same_fingerprint_wherever_it_lies(change, tiny, 
     assert copy.folder != original.folder
 
 
-def test_every_tensor_of_a_large_file_is_sampled(tmp_path):
-    path, size = tmp_path / "weights", 8 << 20
+def test_one_byte_anywhere_is_another_file(tmp_path):
+    path, size = tmp_path / "weights", 4 << 20
     path.write_bytes(bytes(size))
     before = sources._digest_file(path)
-    stride = size // sources.SAMPLES
-    for start in range(0, size - stride, size // 16):
-        data = bytearray(size)
-        data[start : start + stride] = b"\1" * stride
-        path.write_bytes(bytes(data))
+    for at in [*range(0, size, size // 37), size - 1]:
+        flip_byte(path, at)
         assert sources._digest_file(path) != before
+        flip_byte(path, at)
+    assert sources._digest_file(path) == before
+
+
+def test_a_norm_of_another_model_is_another_model(tiny, tmp_path):
+    """What is shorter than the steps of a sample, in a folder whose vectors may have been kept."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.input_layernorm.weight"][3] += 1e-3
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert find_source(folder).fingerprint != find_source(tiny).fingerprint
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1000))
+    now = time.time_ns
+    monkeypatch.setattr(sources.time, "time_ns", lambda: now() + int(1e10))  # ten seconds later, all is settled
+    read: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(sources.hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+    first = sources._digest_file(path)
+    assert sources._digest_file(path) == first
+    assert len(read) == 1
+    flip_byte(path, 500)
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 10**9))
+    assert sources._digest_file(path) != first
+    assert len(read) == 2
+
+
+def test_what_changes_behind_an_old_date_is_seen(tmp_path, monkeypatch):
+    """A copy that keeps the date of its original, over a file of the same length."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(bytes(1000))
+    other.write_bytes(bytes(999) + b"1")
+    then = one.stat().st_mtime_ns
+    now = time.time_ns
+    monkeypatch.setattr(sources.time, "time_ns", lambda: now() + int(1e10))
+    first = sources._digest_file(one)
+    one.write_bytes(other.read_bytes())
+    os.utime(one, ns=(then, then))
+    assert sources._digest_file(one) != first
+
+
+def test_a_large_file_is_read_once_for_all_processes(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1000))
+    now = time.time_ns
+    monkeypatch.setattr(sources.time, "time_ns", lambda: now() + int(1e10))
+    monkeypatch.setattr(sources, "LARGE", 1000)
+    first = sources._digest_file(path)
+    sources.forget_sources()
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.hashlib, "file_digest", None)
+        assert sources._digest_file(path) == first
+    (kept,) = (cache_folder() / "digests").iterdir()
+    kept.write_text("damaged")
+    sources.forget_sources()
+    assert sources._digest_file(path) == first
 
 
 def test_a_path_an_object_of_a_path_and_the_home_are_one_name(tiny, monkeypatch):

@@ -31,7 +31,8 @@ COMMON = {  # what says nothing of the adapter itself
     "revision",
     "task_type",
 }
-BEGINNING = {  # how weights began that are there now
+BEGINNING = {  # how weights began, or were trained, that are there now
+    "auxiliary_loss_weight",
     "init_lora_weights",
     "init_weights",
     "prompt_tuning_init",
@@ -116,7 +117,8 @@ def _settings(folder: Path, method: Any, config: Mapping[str, Any]) -> dict[str,
         value = config.get(method.names.get(field.name, field.name), MISSING)
         empty = value is MISSING or value is None or value in ({}, [], "")
         shows = field.name == getattr(method, "size", None) and not value  # in the weights
-        if not (empty or shows or field.name in method.apart or field.name in BEGINNING):
+        began = field.name in BEGINNING and value != "mica"  # which says what is trained, too
+        if not (empty or shows or began or field.name in method.apart):
             given[field.name] = value
     for name, (other, off) in method.idle.items():
         if name in given and given.get(other, off) == off:

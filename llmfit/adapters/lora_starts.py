@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from llmfit.exceptions import ParameterError
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
 
-__all__ = ["kept", "put_in"]
+__all__ = ["go_on", "kept", "put_in"]
 
 BEGUN = "_llmfit_begun"  # attribute of an installed model: A0 and B0 by layer
 
@@ -52,8 +53,8 @@ def put_in(spec: Any, base: BaseModel, config: Any, plan: Plan | None, put: Put)
         raise ParameterError(
             "The 'loftq_config' parameter has no meaning beside a quantized base model, whose bits are known."
         )
-    if packed is None:
-        for layer in layers.values():
+    for layer in layers.values():
+        if not is_packed(layer):
             layer.weight.data = layer.weight.data.clone()
     if plan is not None and start in NEEDS_ROWS:
         NEEDS_ROWS[start](base.model, config, plan)
@@ -63,8 +64,35 @@ def put_in(spec: Any, base: BaseModel, config: Any, plan: Plan | None, put: Put)
         _begin_loftq(model, base.source.folder, loftq)
     else:
         model = put(base, config, None, plan)
-    if packed is None:
-        _remember(model)
+    _remember(model)
+    return model
+
+
+def go_on(spec: Any, base: BaseModel, config: Any, tensors: Tensors, put: Put) -> Any:
+    """Put fitted LoRA into a model, as the start that it had wants it.
+
+    Raises
+    ------
+    ParameterError
+        If it holds what a quantized base model has lost, and this one has lost nothing.
+    """
+    if spec.init_lora_weights == "loftq":
+        for name, layer in target_layers(base.model, config).items():
+            a = tensors.get(f"{WRAPPED}{name}.lora_A.weight")
+            if a is not None and len(a) == spec.rank_of(name) and not is_packed(layer):
+                raise ParameterError(
+                    "The adapter began, by init_lora_weights='loftq', as what a quantized base model has lost, and "
+                    f"goes with such a one only; {name!r} is in full precision here. Set quantization, export with "
+                    "merge=False, or fit without quantization: what is then taken out of the weights is given back "
+                    "when the fit ends."
+                )
+    if spec.init_lora_weights == "mica":
+        config.init_lora_weights = True  # without the directions, which are among the tensors
+    model = put(base, config, tensors, None)
+    if spec.init_lora_weights == "mica":
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name or ".lora_embedding_B" in name:
+                parameter.requires_grad_(False)
     return model
 
 
@@ -88,10 +116,11 @@ def _lora_layers(model: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def _remember(model: Any) -> None:
-    """Keep A0 and B0 of every layer."""
+    """Keep A0 and B0 of every layer that they were taken out of."""
     begun = {
         name: tuple(part["default"].weight.detach().clone() for part in (layer.lora_A, layer.lora_B))
         for name, layer in _lora_layers(model).items()
+        if not is_packed(layer.get_base_layer())
     }
     setattr(model, BEGUN, begun)
 
@@ -105,6 +134,12 @@ def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
     """
     from peft.utils.loftq_utils import _SafetensorLoader
 
+    packed = any(is_packed(layer.get_base_layer()) for layer in _lora_layers(model).values())
+    if packed and not any(Path(folder).glob("*.safetensors")):
+        raise ParameterError(
+            "The 'init_lora_weights' parameter of LoRA cannot be 'loftq' here: it reads what the weights were in "
+            f"safetensors files, and {folder!r} has none."
+        )
     for name, layer in _lora_layers(model).items():
         own, scale = layer.get_base_layer(), layer.scaling["default"]
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "WRAPPED",
     "LayerSpec",
+    "Named",
     "PeftSpec",
     "config_class",
     "is_packed",
@@ -72,6 +73,8 @@ class PeftSpec(AdapterSpec):
         Settings of peft's that the user has no say in.
     idle : dict of str to tuple of (str, any)
         Fields that have no effect while another field has a value: that field, and the value.
+    unruled : tuple of str
+        Fields that may be what the house's word of that name may not.
     """
 
     peft_type: ClassVar[str]
@@ -79,12 +82,14 @@ class PeftSpec(AdapterSpec):
     apart: ClassVar[tuple[str, ...]] = ()
     fixed: ClassVar[Mapping[str, Any]] = {}
     idle: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    unruled: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         """Raise a ParameterError for the first setting that cannot be used."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in RULES and not (value is None and field.default is None):
+            ruled = field.name in RULES and field.name not in self.unruled
+            if ruled and not (value is None and field.default is None):
                 RULES[field.name](field.name, type(self).__name__, value)
             other, off = self.idle.get(field.name, ("", None))
             if other and value != field.default and getattr(self, other) == off:
@@ -197,21 +202,9 @@ class PeftSpec(AdapterSpec):
             ) from error
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class LayerSpec(PeftSpec):
-    """Base of the methods that adapt layers by name.
-
-    Parameters
-    ----------
-    target_modules : str or list of str, default="all-linear"
-        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. Where
-        the default is None, peft chooses by the model's family.
-    modules_to_save : str or list of str, default=None
-        Layers trained in full beside, on a private copy.
-    """
-
-    target_modules: Any = "all-linear"
-    modules_to_save: Any = None
+@dataclass(frozen=True, repr=False)
+class Named(PeftSpec):
+    """Base of the methods whose settings name layers, whether the house has a spec of theirs or only peft has them."""
 
     def settings(self) -> dict[str, Any]:
         """Write names as lists, where peft would take one for a regular expression."""
@@ -232,7 +225,8 @@ class LayerSpec(PeftSpec):
         return {"target_modules": self.layers_of(tensors), "layers_to_transform": None, "layers_pattern": None}
 
     def _picks_from_all(self) -> bool:
-        return self.target_modules == "all-linear" and getattr(self, "layers_to_transform", None) is not None
+        chosen = getattr(self, "layers_to_transform", None)
+        return getattr(self, "target_modules", None) == "all-linear" and chosen is not None
 
     def layers_of(self, tensors: Tensors) -> list[str]:
         """Names of the layers that an adapter's tensors belong to."""
@@ -241,6 +235,23 @@ class LayerSpec(PeftSpec):
         mark = f".{PEFT_TYPE_TO_PREFIX_MAPPING[self.peft_type]}"
         layers = {name.partition(mark)[0] for name in tensors if mark in name}
         return sorted(n.removeprefix(WRAPPED) for n in layers if n.startswith(WRAPPED))  # not what all of them share
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LayerSpec(Named):
+    """Base of the methods that adapt layers by name.
+
+    Parameters
+    ----------
+    target_modules : str or list of str, default="all-linear"
+        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. Where
+        the default is None, peft chooses by the model's family.
+    modules_to_save : str or list of str, default=None
+        Layers trained in full beside, on a private copy.
+    """
+
+    target_modules: Any = "all-linear"
+    modules_to_save: Any = None
 
 
 # Models ---------------------------------------------------------------------------------------------

@@ -60,11 +60,14 @@ class Blocked(LayerSpec):
         Largest size that is found.
     both : bool
         Divide the layers' outputs as well as their inputs.
+    fewest : int
+        Smallest size with which anything is learned.
     """
 
     size: ClassVar[str]
     most: ClassVar[int]
     both: ClassVar[bool]
+    fewest: ClassVar[int] = 1
 
     def fitted(self, model: Any) -> dict[str, Any]:
         """Find a size that divides every layer, or raise a ParameterError where one that is given does not."""
@@ -81,7 +84,20 @@ class Blocked(LayerSpec):
                 self._check_divides(self.size, chosen, layer, numbers)
             else:
                 free += numbers
-        return given if chosen is not None else {**given, self.size: largest_divisor(free, most=self.most)}
+        if chosen is not None:
+            return given
+        size = largest_divisor(free, most=self.most)
+        if free and size < self.fewest:
+            raise parameter_error(self.size, type(self).__name__, self._wanted(free), None)
+        return {**given, self.size: size}
+
+    def _wanted(self, numbers: list[int]) -> str:
+        """Say that no size goes with these layers."""
+        sides, has = "inputs and outputs" if self.both else "inputs", " and ".join(map(str, sorted({*numbers})))
+        return (
+            f"{self.fewest} or more and a divisor of the {sides} of every layer adapted, and these, {has}, have none "
+            "in common: name fewer layers in target_modules"
+        )
 
     def _check_divides(self, field: str, size: int, layer: str, numbers: tuple[int, ...]) -> None:
         if any(number % size for number in numbers):

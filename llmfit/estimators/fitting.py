@@ -207,11 +207,13 @@ def _plan(checked: Checked, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
     """Tell an adapter of the fit to come: its steps, and its first rows one by one."""
     settings = checked.settings
     chosen = [rows[i] for i in epoch_order(len(rows), settings.seed, 1)[:PLAN_ROWS]]
-    if checked.head is not None:  # an answer of any token: what a layer sees where the answer begins is looked at
+    pooling = checked.head.pooling_of(base.kind) if checked.head is not None else None
+    if pooling is not None:  # an answer of any token, which is taken off again
         chosen = [row._replace(completion=(base.pad_id,)) for row in chosen]
 
     def batches() -> Iterator[Any]:
-        return (collate([row], base.pad_id, base.device, base.start_ids, step=1) for row in chosen if loss_mass([row]))
+        made = (collate([row], base.pad_id, base.device, base.start_ids, step=1) for row in chosen if loss_mass([row]))
+        return made if pooling is None else (_as_read(batch, pooling) for batch in made)
 
     def loss(model: Any, batch: Any) -> Any:
         if checked.head is not None:
@@ -219,6 +221,15 @@ def _plan(checked: Checked, base: BaseModel, rows: Sequence[Encoded]) -> Plan:
         return objective_of(settings.objective)(model, batch) / batch.weights.sum()
 
     return Plan(total_steps(len(rows), settings), batches, loss)
+
+
+def _as_read(batch: Any, pooling: str) -> Any:
+    """Take the answer off a row, and look where a head reads: at the last token of a prompt, or at all."""
+    if batch.decoder_input_ids is not None:  # its encoder reads the prompt alone
+        return batch
+    ids, predicts = batch.input_ids[:, :-1], batch.predicts[:, :-1]
+    seen = predicts if pooling == "last" else predicts.new_ones(predicts.shape)
+    return replace(batch, input_ids=ids, predicts=seen)
 
 
 def _heading(trained: int, every: int) -> str:

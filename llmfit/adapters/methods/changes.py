@@ -125,7 +125,6 @@ class OFT(Blocked, SomeLayers):
     ----------
     oft_block_size : int or None, default=None
         Size of a block. None is 32, or the next smaller size that divides the inputs of every layer.
-    module_dropout : float, default=0.0
     coft : bool, default=False
         Keep the matrix within `eps` of the identity.
     eps : float, default=6e-5
@@ -152,9 +151,9 @@ class OFT(Blocked, SomeLayers):
     size: ClassVar[str] = "oft_block_size"
     most: ClassVar[int] = 32
     both: ClassVar[bool] = False
+    fewest: ClassVar[int] = 2  # a block of one has nothing to turn
 
     oft_block_size: int | None = None
-    module_dropout: float = 0.0
     coft: bool = False
     eps: float = 6e-5
     block_share: bool = False
@@ -191,6 +190,7 @@ class BOFT(Blocked, SomeLayers):
     size: ClassVar[str] = "boft_block_size"
     most: ClassVar[int] = 4
     both: ClassVar[bool] = False
+    fewest: ClassVar[int] = 2  # a block of one has nothing to turn
 
     boft_block_size: int | None = None
     boft_n_butterfly_factor: int = 1

@@ -144,7 +144,7 @@ class LoRA(LayerSpec):
         """Ranks as they are in the weights, each with the alpha that keeps its layer's scale; a plain start."""
         given = {
             **super().learned(tensors),
-            "init_lora_weights": True,
+            "init_lora_weights": "mica" if self.init_lora_weights == "mica" else True,  # it says what is trained, too
             **dict.fromkeys(starts.CONFIGS),
             "loftq_config": {},
         }
@@ -180,10 +180,12 @@ class LoRA(LayerSpec):
 
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Let peft wrap the layers, from the start that the settings name."""
-        if tensors is not None or self.init_lora_weights is True:
-            return super().put_in(base, config, tensors, plan)
-        from llmfit.adapters.lora_starts import put_in
+        from llmfit.adapters.lora_starts import go_on, put_in
 
+        if self.init_lora_weights is True:
+            return super().put_in(base, config, tensors, plan)
+        if tensors is not None:
+            return go_on(self, base, config, tensors, super().put_in)
         return put_in(self, base, config, plan, super().put_in)
 
     def tensors(self, model: Any) -> Tensors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmfit.adapters.peft_spec import sizes
+from llmfit.adapters.peft_spec import WRAPPED, sizes
 from llmfit.adapters.some import Blocked, SomeBlocks, SomeLayers, width_of
 from llmfit.adapters.spec import Tensors
 from llmfit.exceptions import check_choice, parameter_error
@@ -187,11 +187,27 @@ class WaveFT(FourierFT):
     learning_rate: ClassVar[float] = 5e-3
     many: ClassVar[int] = 2592
     weight: ClassVar[str] = ".waveft_spectrum"
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {
+        **FourierFT.idle,
+        "n_frequency_pattern": ("proportional_parameters", True),
+        "wavelet_family": ("use_idwt", False),
+    }
 
     scaling: float = 25.0
     wavelet_family: str = "db1"
     use_idwt: bool = True
     proportional_parameters: bool = False
+
+    def learned(self, tensors: Tensors) -> dict[str, Any]:
+        """Name the coefficients of each layer where they were shared out: peft would share them out again."""
+        given = super().learned(tensors)
+        if not self.proportional_parameters:
+            return given
+        shares = {
+            n.removeprefix(WRAPPED).partition(self.weight)[0]: len(t) for n, t in tensors.items() if self.weight in n
+        }
+        pattern = {layer.replace(".", r"\."): share for layer, share in shares.items()}
+        return {**given, "n_frequency_pattern": pattern, "proportional_parameters": False}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -299,7 +315,10 @@ class TinyLoRA(SomeBlocks):
     weight_tying : float, default=0.0
         Share of the layers that learn their numbers together.
     projection_seed : int, default=42
+    init_weights : True or "uniform", default=True
+        How the learned numbers begin; True is zero.
     init_v_bound : float, default=0.02
+        Bound of those that are drawn, for "uniform".
     dropout : float, default=0.0
     """
 
@@ -308,13 +327,20 @@ class TinyLoRA(SomeBlocks):
     peft_type: ClassVar[str] = "TINYLORA"
     learning_rate: ClassVar[float] = 1e-2
     names: ClassVar[dict[str, str]] = {"dropout": "tinylora_dropout"}
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {**SomeBlocks.idle, "init_v_bound": ("init_weights", True)}
 
     r: int = 2
     u: int = 64
     weight_tying: float = 0.0
     projection_seed: int = 42
+    init_weights: Any = True
     init_v_bound: float = 0.02
     dropout: float = 0.0
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        check_choice("init_weights", "TinyLoRA", self.init_weights, [True, "uniform"])
+        super().check()
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

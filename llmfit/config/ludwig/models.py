@@ -222,7 +222,7 @@ ADAPTERS: dict[str, Table] = {
     "oft": table(
         refused("r", "the number of blocks follows from oft_block_size.", 0),
         mapped("oft_block_size", "adapter.oft_block_size", "int", 32),
-        mapped("module_dropout", "adapter.module_dropout", "number", 0.0),
+        refused("module_dropout", "PEFT's OFT makes such a dropout and never applies it.", 0.0),
         _TARGETS,
         mapped("coft", "adapter.coft", "bool", False),
         mapped("eps", "adapter.eps", "number", 6e-5),
