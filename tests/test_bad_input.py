@@ -168,7 +168,7 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     (
         {"features": {"size": "nummer"}},
         "The \"features['size']\" parameter of LLMClassifier must be one of 'text', 'category', 'number', 'binary', "
-        "'set'. Got 'nummer' instead. Did you mean 'number'?",
+        "'set', 'date'. Got 'nummer' instead. Did you mean 'number'?",
     ),
     (
         {"target": ["label", "size"]},
@@ -488,7 +488,8 @@ DATA: dict[str, tuple[dict[str, Any], tuple[Any, ...], dict[str, Any], type[Exce
         (rows(),),
         {},
         TemplateError,
-        "The template formats 'size' as 'hello', which is no format of a number (such as .2f or 03d).",
+        "The template formats 'size' as 'hello', which is no format of a number (such as .2f or 03d) or a date "
+        "(such as %d.%m.%Y).",
     ),
     "format of no number": (
         {"template": "{text:.2f}"},

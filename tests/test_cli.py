@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.model_selection import GridSearchCV
 
 import llmfit
 from llmfit.cli import main
 from llmfit.cli.parsing import COMMANDS, make_parser
+from llmfit.search import make_search
 
 CONFIG = """\
 estimator: LLMClassifier
@@ -227,7 +227,7 @@ class TestTheRest:
         make = llmfit.config.from_config
 
         def search(*given: Any, **rest: Any) -> Any:
-            return GridSearchCV(make(*given, **rest), {"adapter__r": [1, 2]}, cv=2, scoring="neg_log_loss")
+            return make_search(make(*given, **rest), {"adapter__r": [1, 2]}, cv=2, scoring="neg_log_loss")
 
         monkeypatch.setattr(llmfit.config, "from_config", search)
         assert run("search", "config.yaml", "rows.csv", "-q", "-o", "model", "--results", "all.csv") == 0
