@@ -25,16 +25,16 @@ adapters: $(VENV)/.dev
 bench: export LLMFIT_PEERS = $(abspath $(VENV)-peers/bin/python)
 bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/importing.py
-	$(BIN)/python tests/benchmarks/limit.py $(DATA)
+	$(BIN)/python tests/benchmarks/limit.py $(DATA) --turns 3
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --quality
-	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short
-	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 2
-	$(BIN)/python tests/benchmarks/scoring.py $(DATA)
-	$(BIN)/python tests/benchmarks/classes.py $(DATA)
-	$(BIN)/python tests/benchmarks/budgets.py $(DATA)
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --turns 2
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1
+	$(BIN)/python tests/benchmarks/scoring.py $(DATA) --turns 2
+	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2
+	$(BIN)/python tests/benchmarks/budgets.py $(DATA) --turns 2
+	$(BIN)/python tests/benchmarks/growth.py $(DATA) --rows 48
 	$(BIN)/python tests/benchmarks/searching.py $(DATA)
-	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --rows 48 --turns 2
-	$(BIN)/python tests/benchmarks/growth.py $(DATA)
+	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --only short --rows 48 --turns 1
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
