@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import loguniform
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, KFold
 
 from llmfit import LLMClassifier
@@ -154,6 +155,58 @@ def test_folds_are_checked_with_the_config(cv: Any) -> None:
         f"The config's 'hyperopt.cv' must be null or an int >= 2. Got {cv!r} instead."
     )
     assert from_config({"target": "label", "hyperopt": {**AXIS, "cv": None}}).cv is None
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a seed that is no int": (
+        {"kind": "random", "n_iter": 2, "random_state": 1.5},
+        "The config's 'hyperopt.random_state' must be null or an int from 0 to 4294967295. Got 1.5 instead.",
+    ),
+    "a seed of a grid": (
+        {"random_state": "abc"},
+        "The config's 'hyperopt.random_state' must be null or an int from 0 to 4294967295. Got 'abc' instead.",
+    ),
+    "a seed of Ludwig's": (
+        {"kind": "random", "n_iter": 2, "search_alg": {"type": "random", "seed": -1}},
+        "The config's 'hyperopt.search_alg.seed' must be null or an int from 0 to 4294967295. Got -1 instead.",
+    ),
+    "draws": (
+        {"kind": "random", "n_iter": 0},
+        "The config's 'hyperopt.n_iter' must be null or an int >= 1. Got 0 instead.",
+    ),
+    "samples": (
+        {"executor": {"num_samples": 0}},
+        "The config's 'hyperopt.executor.num_samples' must be null or an int >= 1. Got 0 instead.",
+    ),
+    "a folder": (
+        {"checkpoint_dir": 5},
+        "The config's 'hyperopt.checkpoint_dir' must be null or a path. Got 5 instead.",
+    ),
+    "a scorer": (
+        {"scoring": 5},
+        "The config's 'hyperopt.scoring' must be null, a name of scikit-learn's, a list of names, or a mapping of "
+        "texts to names. Got 5 instead.",
+    ),
+    "no scorers": (
+        {"scoring": []},
+        "The config's 'hyperopt.scoring' must be null, a name of scikit-learn's, a list of names, or a mapping of "
+        "texts to names. Got [] instead.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_setting_is_checked_with_the_config(name: str) -> None:
+    hyperopt, sentence = WRONG[name]
+    assert refused({**AXIS, **hyperopt}) == sentence
+
+
+def test_a_scorer_and_a_path_of_python_are_let_pass(tmp_path: Path) -> None:
+    scorer = get_scorer("accuracy")
+    for scoring in (scorer, {"a": scorer}):
+        hyperopt = {**AXIS, "scoring": scoring, "checkpoint_dir": tmp_path}
+        search = from_config({"target": "label", "hyperopt": hyperopt})
+        assert (search.scoring, search.checkpoint_dir) == (scoring, tmp_path)
 
 
 def test_one_of_several_targets_is_not_what_is_measured() -> None:
