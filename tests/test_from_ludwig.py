@@ -310,6 +310,16 @@ INTENT, REVIEW = (
     {"features": {"sentence": "text"}, "target": {"intent": "category"}},
     {"features": {"review": "text"}, "target": {"sentiment": "category"}},
 )
+ROWS = pd.DataFrame(
+    {
+        "sentence": ["book a flight", "play a song", "fly to rome", "play jazz"] * 3,
+        "intent": ["travel", "music"] * 6,
+        "review": ["great", "awful", "lovely", "bad"] * 3,
+        "sentiment": ["pos", "neg"] * 6,
+        "title": ["A"] * 12,
+        "score": [5, 1] * 6,
+    }
+)
 FILES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "zero-shot": (
         ["book_review_zero_shot.yaml"],
@@ -350,6 +360,14 @@ FILES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "quantization": {"bits": 4},
         },
     ),
+    "LoRA alone": (
+        ["lora.yaml"],
+        {"estimator": "LLMEstimator", "adapter": {"type": "lora", "r": 16, "alpha": 32, "dropout": 0.1}},
+    ),
+    "QLoRA alone": (
+        ["qlora.yaml"],
+        {"estimator": "LLMEstimator", "adapter": {"type": "lora"}, "quantization": {"bits": 4}},
+    ),
     "frozen": (
         ["sentiment_frozen_cached.yaml"],
         {**REVIEW, "base_model": "Llama-2-7b-hf", "adapter": None, "head": "linear"},
@@ -366,22 +384,41 @@ def test_a_file_is_read_as_it_is_meant(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_fits_and_predicts_with_another_base_model(name: str, settings: dict[str, Any]) -> None:
-    rows = pd.DataFrame(
-        {
-            "sentence": ["book a flight", "play a song", "fly to rome", "play jazz"] * 3,
-            "intent": ["travel", "music"] * 6,
-            "review": ["great", "awful", "lovely", "bad"] * 3,
-            "sentiment": ["pos", "neg"] * 6,
-            "title": ["A"] * 12,
-            "score": [5, 1] * 6,
-        }
-    )
-    target = {"target": "score"} if name == "zero-shot" else {}
-    model = from_config([CONFIGS / file for file in FILES[name][0]], **settings, **target).fit(rows)
-    assert len(model.predict(rows)) == len(rows)
+    target = {} if "target" in FILES[name][1] else {"target": "score"}
+    model = from_config([CONFIGS / file for file in FILES[name][0]], **settings, **target).fit(ROWS)
+    assert len(model.predict(ROWS)) == len(ROWS)
     expected = {**FILES[name][1], **settings, **target}
-    by_hand = getattr(llmfit, expected.pop("estimator", "LLMClassifier"))(**expected).fit(rows)
-    assert (by_hand.predict_proba(rows) == model.predict_proba(rows)).all()
+    by_hand = getattr(llmfit, expected.pop("estimator", "LLMClassifier"))(**expected).fit(ROWS)
+    assert (by_hand.predict_proba(ROWS) == model.predict_proba(ROWS)).all()
+
+
+LINEAR: dict[str, Any] = {"adapter": None, "head": {"type": "linear", "dropout": 0.1}}
+HYPEROPTS: dict[str, tuple[list[str], dict[str, Any], dict[str, list[Any]]]] = {
+    "alone": ([], LINEAR, {"head__dropout": [0.1, 0.2]}),
+    "with LoRA": (
+        ["lora.yaml"],
+        {"adapter": {"type": "lora", "r": 16, "alpha": 32, "dropout": 0.1}, "head": "linear"},
+        {"adapter__dropout": [0.1, 0.2]},
+    ),
+    "with QLoRA": (
+        ["qlora.yaml"],
+        {"adapter": {"type": "lora", "dropout": 0.1}, "quantization": {"bits": 4}, "head": "linear"},
+        {"adapter__dropout": [0.1, 0.2]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HYPEROPTS)
+def test_the_file_of_a_search_finds_what_a_grid_by_hand_finds(name: str, settings: dict[str, Any]) -> None:
+    files, expected, grid = HYPEROPTS[name]
+    paths = [CONFIGS / file for file in ["intent_classifier_hyperopt.yaml", *files]]
+    search = from_config(paths, **settings, **{"hyperopt.cv": 2})
+    assert search.param_grid == grid
+    search.fit(ROWS)
+    by_hand = GridSearchCV(llmfit.LLMClassifier(**{**INTENT, **settings, **expected}), grid, cv=2)
+    by_hand.fit(ROWS, ROWS["intent"])
+    assert (search.cv_results_["mean_test_score"] == by_hand.cv_results_["mean_test_score"]).all()
+    assert (search.predict_proba(ROWS) == by_hand.predict_proba(ROWS)).all()
 
 
 def test_lists_under_hyperopt_are_a_grid_over_encoders_and_dropout() -> None:
