@@ -392,6 +392,11 @@ def test_a_file_fits_and_predicts_with_another_base_model(name: str, settings: d
     assert (by_hand.predict_proba(ROWS) == model.predict_proba(ROWS)).all()
 
 
+def test_every_file_is_among_those_that_are_fitted() -> None:
+    fitted = {file for files, _ in FILES.values() for file in files}
+    assert {path.name for path in CONFIGS.iterdir()} == fitted | {"intent_classifier_hyperopt.yaml"}
+
+
 LINEAR: dict[str, Any] = {"adapter": None, "head": {"type": "linear", "dropout": 0.1}}
 HYPEROPTS: dict[str, tuple[list[str], dict[str, Any], dict[str, list[Any]]]] = {
     "alone": ([], LINEAR, {"head__dropout": [0.1, 0.2]}),

@@ -287,6 +287,19 @@ SEARCHES: dict[str, dict[str, Any]] = {
     },
     "no refit": {"kind": "grid", "parameters": AXIS, "scoring": ["accuracy"], "settings": {"refit": False}},
     "wholes": {"kind": "grid", "parameters": {"adapter": [{"type": "lora", "r": 4}, None, "ia3"]}},
+    "wholes that differ in one key": {
+        "kind": "grid",
+        "parameters": {"adapter": [{"type": "lora", "r": 4}, {"type": "lora", "r": 8}]},
+    },
+    "one whole": {"kind": "grid", "parameters": {"adapter": [{"type": "lora", "r": 4}]}},
+    "a whole and another axis": {
+        "kind": "grid",
+        "parameters": {"quantization": [{"bits": 4}, {"bits": 8}], "epochs": [1, 2]},
+    },
+    "wholes side by side": {
+        "kind": "fused",
+        "parameters": {"adapter": [{"type": "lora", "r": 4}, {"type": "lora", "r": 8}]},
+    },
     "labels that are numbers": {
         "kind": "grid",
         "parameters": {"class_weight": [{"__pairs__": [[1, 2.0]]}, {"__pairs__": [[1, 3.0]]}]},
@@ -336,6 +349,21 @@ def test_a_search_is_written_as_it_was_read(name: str) -> None:
         mine, other = (one.get_params(deep=False) for one in (read, search))
         assert mine.pop("estimator").get_params() == other.pop("estimator").get_params()
         assert repr(mine) == repr(other)
+
+
+def test_a_whole_that_the_config_says_otherwise_is_an_axis_over_the_whole() -> None:
+    hyperopt = {"kind": "grid", "parameters": {"adapter": [{"type": "lora", "r": 4}]}}
+    search = from_config({**BASE, "adapter": {"type": "lora", "r": 8}, "hyperopt": hyperopt})
+    assert to_config(search)["hyperopt"] == hyperopt
+
+
+def test_a_step_that_does_not_meet_the_upper_end_is_said_and_written_as_optuna_has_it() -> None:
+    pytest.importorskip("optuna_integration")
+    with pytest.warns(UserWarning, match=r"replaced with \[1, 7\]"):
+        search = from_config({**BASE, "hyperopt": {"kind": "optuna", "epochs": {"low": 1, "high": 8, "step": 3}}})
+    written = to_config(search)
+    assert written["hyperopt"]["parameters"] == {"epochs": {"low": 1, "high": 7, "step": 3}}
+    assert to_config(from_config(written)) == written
 
 
 def from_first(values: Any) -> Any:
