@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
@@ -16,6 +17,7 @@ from llmfit.config import from_config
 from llmfit.config.ludwig import TABLES
 from llmfit.config.ludwig.page import with_tables
 from llmfit.config.ludwig.rows import IDLE, MAPPED, REFUSED, Row
+from llmfit.config.ludwig.search_rows import SCORINGS
 from llmfit.exceptions import ParameterError
 
 HERE = Path(__file__).parent
@@ -308,6 +310,16 @@ INTENT, REVIEW = (
     {"features": {"sentence": "text"}, "target": {"intent": "category"}},
     {"features": {"review": "text"}, "target": {"sentiment": "category"}},
 )
+ROWS = pd.DataFrame(
+    {
+        "sentence": ["book a flight", "play a song", "fly to rome", "play jazz"] * 3,
+        "intent": ["travel", "music"] * 6,
+        "review": ["great", "awful", "lovely", "bad"] * 3,
+        "sentiment": ["pos", "neg"] * 6,
+        "title": ["A"] * 12,
+        "score": [5, 1] * 6,
+    }
+)
 FILES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "zero-shot": (
         ["book_review_zero_shot.yaml"],
@@ -348,6 +360,14 @@ FILES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "quantization": {"bits": 4},
         },
     ),
+    "LoRA alone": (
+        ["lora.yaml"],
+        {"estimator": "LLMEstimator", "adapter": {"type": "lora", "r": 16, "alpha": 32, "dropout": 0.1}},
+    ),
+    "QLoRA alone": (
+        ["qlora.yaml"],
+        {"estimator": "LLMEstimator", "adapter": {"type": "lora"}, "quantization": {"bits": 4}},
+    ),
     "frozen": (
         ["sentiment_frozen_cached.yaml"],
         {**REVIEW, "base_model": "Llama-2-7b-hf", "adapter": None, "head": "linear"},
@@ -364,22 +384,46 @@ def test_a_file_is_read_as_it_is_meant(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_fits_and_predicts_with_another_base_model(name: str, settings: dict[str, Any]) -> None:
-    rows = pd.DataFrame(
-        {
-            "sentence": ["book a flight", "play a song", "fly to rome", "play jazz"] * 3,
-            "intent": ["travel", "music"] * 6,
-            "review": ["great", "awful", "lovely", "bad"] * 3,
-            "sentiment": ["pos", "neg"] * 6,
-            "title": ["A"] * 12,
-            "score": [5, 1] * 6,
-        }
-    )
-    target = {"target": "score"} if name == "zero-shot" else {}
-    model = from_config([CONFIGS / file for file in FILES[name][0]], **settings, **target).fit(rows)
-    assert len(model.predict(rows)) == len(rows)
+    target = {} if "target" in FILES[name][1] else {"target": "score"}
+    model = from_config([CONFIGS / file for file in FILES[name][0]], **settings, **target).fit(ROWS)
+    assert len(model.predict(ROWS)) == len(ROWS)
     expected = {**FILES[name][1], **settings, **target}
-    by_hand = getattr(llmfit, expected.pop("estimator", "LLMClassifier"))(**expected).fit(rows)
-    assert (by_hand.predict_proba(rows) == model.predict_proba(rows)).all()
+    by_hand = getattr(llmfit, expected.pop("estimator", "LLMClassifier"))(**expected).fit(ROWS)
+    assert (by_hand.predict_proba(ROWS) == model.predict_proba(ROWS)).all()
+
+
+def test_every_file_is_among_those_that_are_fitted() -> None:
+    fitted = {file for files, _ in FILES.values() for file in files}
+    assert {path.name for path in CONFIGS.iterdir()} == fitted | {"intent_classifier_hyperopt.yaml"}
+
+
+LINEAR: dict[str, Any] = {"adapter": None, "head": {"type": "linear", "dropout": 0.1}}
+HYPEROPTS: dict[str, tuple[list[str], dict[str, Any], dict[str, list[Any]]]] = {
+    "alone": ([], LINEAR, {"head__dropout": [0.1, 0.2]}),
+    "with LoRA": (
+        ["lora.yaml"],
+        {"adapter": {"type": "lora", "r": 16, "alpha": 32, "dropout": 0.1}, "head": "linear"},
+        {"adapter__dropout": [0.1, 0.2]},
+    ),
+    "with QLoRA": (
+        ["qlora.yaml"],
+        {"adapter": {"type": "lora", "dropout": 0.1}, "quantization": {"bits": 4}, "head": "linear"},
+        {"adapter__dropout": [0.1, 0.2]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HYPEROPTS)
+def test_the_file_of_a_search_finds_what_a_grid_by_hand_finds(name: str, settings: dict[str, Any]) -> None:
+    files, expected, grid = HYPEROPTS[name]
+    paths = [CONFIGS / file for file in ["intent_classifier_hyperopt.yaml", *files]]
+    search = from_config(paths, **settings, **{"hyperopt.cv": 2})
+    assert search.param_grid == grid
+    search.fit(ROWS)
+    by_hand = GridSearchCV(llmfit.LLMClassifier(**{**INTENT, **settings, **expected}), grid, cv=2)
+    by_hand.fit(ROWS, ROWS["intent"])
+    assert (search.cv_results_["mean_test_score"] == by_hand.cv_results_["mean_test_score"]).all()
+    assert (search.predict_proba(ROWS) == by_hand.predict_proba(ROWS)).all()
 
 
 def test_lists_under_hyperopt_are_a_grid_over_encoders_and_dropout() -> None:
@@ -483,6 +527,40 @@ def test_a_template_names_the_features_unless_it_shows_the_sample() -> None:
     known = {"task": "t", "template": "{__task__} {prompt:.2f}"}
     assert from_config({**text, "prompt": known}).features == {"prompt": "text"}
     assert from_config({**text, "prompt": {"template": "{__sample__}"}}).features == {"prompt": "text"}
+
+
+CONTEXTS: dict[str, tuple[str, str]] = {  # a template of Ludwig's, and what of it is the prompt of one row
+    "a line of its own": ("Rate.\n{__context__}\n\nText: {text}\nLabel:", "Rate.\nText: {text}\nLabel:"),
+    "a line with a label": ("Rate.\n\n  Examples: {__context__}\n\nText: {text}", "Rate.\n\nText: {text}"),
+    "a label above": ("Examples:\n{__context__}\n\nText: {text}", "Text: {text}"),
+    "the first words": ("{__context__} {text}:", "{text}:"),
+    "between words": ("Given {__context__} and {text}:", "Given and {text}:"),
+    "between others": ("{a} {__context__} {text}", "{a} {text}"),
+    "behind a separator": ("{a} | {__context__} | {text}", "{a} | {text}"),
+    "the last line": ("Text: {text}\n\nExamples: {__context__}\n", "Text: {text}"),
+    "the last words": ("{text}, like {__context__}", "{text}, like"),
+    "quotes": ('Like "{__context__}".\n"""\n{__context__}\n"""\n{text}', "Like.\n{text}"),
+    "quotes of others": ("'{a}' {__context__} '{text}'", "'{a}' '{text}'"),
+    "a tag": ("<examples>\n{__context__}\n</examples>\n{text}", "{text}"),
+    "twice": ("{__context__}\n{text}\n{__context__}", "{text}"),
+    "formatted": ("{__context__!s:>3}\n{text}", "{text}"),
+    "no field": ("{{__context__}} {text}", "{{__context__}} {text}"),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_examples_stand_before_the_prompt_and_not_within_it(name: str) -> None:
+    given, expected = CONTEXTS[name]
+    prompt = {"template": given, "retrieval": {"type": "semantic", "k": 2}}
+    few_shot = {"k": 2, "retrieval": "semantic"}
+    assert params({**BASE, "prompt": prompt})["template"] == {"template": expected, "few_shot": few_shot}
+
+
+def test_a_prompt_with_examples_is_fitted_and_shows_them(frame: pd.DataFrame, settings: dict[str, Any]) -> None:
+    prompt = {"template": "Like:\n{__context__}\nText: {text}\nLabel:", "retrieval": {"type": "random", "k": 1}}
+    model = from_config({**BASE, "prompt": prompt}, **settings, adapter=None).fit(frame)
+    shown = model.preview(frame, n=1).iloc[0]["prompt"]
+    assert (shown.count("Text: "), shown.count("Label:"), shown.count("Like")) == (2, 2, 0)
 
 
 def test_own_keys_may_stand_beside_and_may_not_contradict() -> None:
@@ -667,10 +745,19 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         {**BASE, "backend": {"type": "ray"}},
         "The config's 'backend.type' must be 'local': llmfit runs in the process that calls it. Got 'ray' instead.",
     ),
-    "a field for examples": (
+    "a cluster and its workers": (
+        {**BASE, "backend": {"trainer": {"num_workers": 4}, "processor": {"type": "dask"}, "type": "ray"}},
+        "The config's 'backend.type' must be 'local': llmfit runs in the process that calls it. Got 'ray' instead.",
+    ),
+    "a field for examples that nothing finds": (
         {**BASE, "prompt": {"template": "{__context__} {text}"}},
-        "The config's 'prompt.template' cannot read {__context__}: the examples that retrieval finds stand before the "
-        "prompt, each as a prompt with its answer. Take the field out.",
+        "The config's 'prompt.template' has the field {__context__}, but nothing finds the examples that it stands "
+        "for. Say prompt.retrieval, or take the field out.",
+    ),
+    "a template of examples alone": (
+        {**BASE, "prompt": {"template": "Like these: {__context__}", "retrieval": {"type": "random"}}},
+        "The config's 'prompt.template' shows nothing of a row beside {__context__}. "
+        "Got 'Like these: {__context__}' instead.",
     ),
     "an adapter's unknown key": (
         {**BASE, "adapter": {"type": "lora", "ranks": 3}},
@@ -780,14 +867,14 @@ def test_ranges_are_drawn_from() -> None:
     )
     assert 1e-5 <= min(rates) < 1e-4
     assert 1e-3 < max(rates) <= 1e-2
-    assert set(ranks) <= set(range(2, 9))
+    assert set(ranks) == set(range(2, 8))  # the upper end is left out, as in Ray Tune
 
 
 SCORED: dict[str, tuple[dict[str, Any], Any]] = {
     "nothing said": ({}, None),
     "accuracy": ({"metric": "accuracy", "goal": "maximize"}, "accuracy"),
     "loss": ({"metric": "loss", "goal": "minimize"}, "neg_log_loss"),
-    "of the target": ({"metric": "roc_auc", "output_feature": "label"}, "roc_auc"),
+    "of the target": ({"metric": "roc_auc", "output_feature": "label"}, "roc_auc_ovr"),
     "own word": ({"scoring": "f1_macro"}, "f1_macro"),
 }
 
@@ -796,6 +883,24 @@ SCORED: dict[str, tuple[dict[str, Any], Any]] = {
 def test_what_a_search_measures(name: str) -> None:
     said, scoring = SCORED[name]
     assert from_config({**BASE, "hyperopt": {"trainer.epochs": [1, 2], **said}}).scoring == scoring
+
+
+OF_CLASSES = [name for name, (scorer, _) in SCORINGS.items() if "error" not in scorer and scorer != "r2"]
+
+
+@pytest.mark.filterwarnings("ignore:Precision is ill-defined")  # where a tiny model's answers are all of one class
+@pytest.mark.parametrize("classes", [2, 3])
+def test_each_metric_measures_classes_with_names(classes: int, settings: dict[str, Any]) -> None:
+    labels = ["fruit", "vehicle", "animal"][:classes] * 4
+    rows = pd.DataFrame({"text": [f"{label} {n}" for n, label in enumerate(labels)], "label": labels})
+    searches = [
+        from_config({**BASE, "hyperopt": {"max_length": [256], "cv": 2, "metric": metric}}, **settings, adapter=None)
+        for metric in [*OF_CLASSES, "loss"]
+    ]
+    scoring = sorted({search.scoring for search in searches})  # in one search, that all are measured by the same fits
+    search = searches[0].set_params(scoring=scoring, refit=False, error_score="raise").fit(rows, rows["label"])
+    for name in scoring:
+        assert np.isfinite([search.cv_results_[f"split{fold}_test_{name}"][0] for fold in range(2)]).all()
 
 
 SEARCH_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {

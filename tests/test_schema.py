@@ -17,10 +17,12 @@ from llmfit.config import from_config, json_schema
 from llmfit.config.keys import ESTIMATORS, documented, estimator_keys
 from llmfit.config.ludwig import TABLES
 from llmfit.config.ludwig.rows import MAPPED
+from llmfit.config.search_settings import SETTINGS
 from llmfit.exceptions import ParameterError
 from llmfit.heads import HEADS
 from llmfit.inference import Generation
 from llmfit.quantization import Quantization
+from llmfit.search.describing import KEYS
 from llmfit.templates import FewShot, TemplateConfig
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -115,3 +117,31 @@ def test_a_key_within_that_there_is_not_is_in_neither(name: str) -> None:
         wrong = {**config, name: {**start, "no_such_key": 1}}
         assert not accepted(wrong)
         assert list(validator().iter_errors(wrong)) != []
+
+
+# Of the settings of a search: what beside them makes each mean something, and values that only the rest can judge.
+BESIDE: dict[str, dict[str, Any]] = {
+    "n_iter": {"kind": "random"},
+    "random_state": {"kind": "random", "n_iter": 2},
+}
+ELSEWHERE: dict[str, list[Any]] = {
+    "scoring": ["", "abc", "grid", "random", ["abc"]],
+    "settings": [{"a": 1}, {"a": "accuracy"}],
+}
+SAID: list[Any] = [
+    None, True, False, -1, 0, 1, 2, 1.5, 2**32 - 1, 2**32, "", "abc", "grid", "random", "accuracy", [], [1], ["abc"],
+    ["accuracy"], ["accuracy", "f1_macro"], ["accuracy", 1], {}, {"a": 1}, {"a": "accuracy"}, {"refit": False},
+    {"cv": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_a_setting_of_a_search_may_be_is_the_same_in_both(name: str) -> None:
+    for value in SAID:
+        if not any(value is other or value == other for other in ELSEWHERE.get(name, [])):
+            config = {"target": "label", "hyperopt": {"epochs": [1, 2], **BESIDE.get(name, {}), name: value}}
+            assert (value, accepted(config)) == (value, validator().is_valid(config))
+
+
+def test_the_settings_of_a_search_are_those_that_it_is_written_with() -> None:
+    assert tuple(SETTINGS) == KEYS

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import loguniform
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - lets the next import work
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, HalvingRandomSearchCV, KFold
 from sklearn.tree import DecisionTreeClassifier
 
@@ -158,6 +159,58 @@ def test_folds_are_checked_with_the_config(cv: Any) -> None:
     assert from_config({"target": "label", "hyperopt": {**AXIS, "cv": None}}).cv is None
 
 
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a seed that is no int": (
+        {"kind": "random", "n_iter": 2, "random_state": 1.5},
+        "The config's 'hyperopt.random_state' must be null or an int from 0 to 4294967295. Got 1.5 instead.",
+    ),
+    "a seed of a grid": (
+        {"random_state": "abc"},
+        "The config's 'hyperopt.random_state' must be null or an int from 0 to 4294967295. Got 'abc' instead.",
+    ),
+    "a seed of Ludwig's": (
+        {"kind": "random", "n_iter": 2, "search_alg": {"type": "random", "seed": -1}},
+        "The config's 'hyperopt.search_alg.seed' must be null or an int from 0 to 4294967295. Got -1 instead.",
+    ),
+    "draws": (
+        {"kind": "random", "n_iter": 0},
+        "The config's 'hyperopt.n_iter' must be null or an int >= 1. Got 0 instead.",
+    ),
+    "samples": (
+        {"executor": {"num_samples": 0}},
+        "The config's 'hyperopt.executor.num_samples' must be null or an int >= 1. Got 0 instead.",
+    ),
+    "a folder": (
+        {"checkpoint_dir": 5},
+        "The config's 'hyperopt.checkpoint_dir' must be null or a path. Got 5 instead.",
+    ),
+    "a scorer": (
+        {"scoring": 5},
+        "The config's 'hyperopt.scoring' must be null, a name of scikit-learn's, a list of names, or a mapping of "
+        "texts to names. Got 5 instead.",
+    ),
+    "no scorers": (
+        {"scoring": []},
+        "The config's 'hyperopt.scoring' must be null, a name of scikit-learn's, a list of names, or a mapping of "
+        "texts to names. Got [] instead.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_setting_is_checked_with_the_config(name: str) -> None:
+    hyperopt, sentence = WRONG[name]
+    assert refused({**AXIS, **hyperopt}) == sentence
+
+
+def test_a_scorer_and_a_path_of_python_are_let_pass(tmp_path: Path) -> None:
+    scorer = get_scorer("accuracy")
+    for scoring in (scorer, {"a": scorer}):
+        hyperopt = {**AXIS, "scoring": scoring, "checkpoint_dir": tmp_path}
+        search = from_config({"target": "label", "hyperopt": hyperopt})
+        assert (search.scoring, search.checkpoint_dir) == (scoring, tmp_path)
+
+
 def test_one_of_several_targets_is_not_what_is_measured() -> None:
     assert refused({**AXIS, "output_feature": "a"}, {"target": ["a", "b"]}) == (
         "The config's 'hyperopt.output_feature' must be 'combined' with several targets: candidates are measured by "
@@ -236,6 +289,19 @@ SEARCHES: dict[str, dict[str, Any]] = {
     },
     "no refit": {"kind": "grid", "parameters": AXIS, "scoring": ["accuracy"], "settings": {"refit": False}},
     "wholes": {"kind": "grid", "parameters": {"adapter": [{"type": "lora", "r": 4}, None, "ia3"]}},
+    "wholes that differ in one key": {
+        "kind": "grid",
+        "parameters": {"adapter": [{"type": "lora", "r": 4}, {"type": "lora", "r": 8}]},
+    },
+    "one whole": {"kind": "grid", "parameters": {"adapter": [{"type": "lora", "r": 4}]}},
+    "a whole and another axis": {
+        "kind": "grid",
+        "parameters": {"quantization": [{"bits": 4}, {"bits": 8}], "epochs": [1, 2]},
+    },
+    "wholes side by side": {
+        "kind": "fused",
+        "parameters": {"adapter": [{"type": "lora", "r": 4}, {"type": "lora", "r": 8}]},
+    },
     "labels that are numbers": {
         "kind": "grid",
         "parameters": {"class_weight": [{"__pairs__": [[1, 2.0]]}, {"__pairs__": [[1, 3.0]]}]},
@@ -285,6 +351,21 @@ def test_a_search_is_written_as_it_was_read(name: str) -> None:
         mine, other = (one.get_params(deep=False) for one in (read, search))
         assert mine.pop("estimator").get_params() == other.pop("estimator").get_params()
         assert repr(mine) == repr(other)
+
+
+def test_a_whole_that_the_config_says_otherwise_is_an_axis_over_the_whole() -> None:
+    hyperopt = {"kind": "grid", "parameters": {"adapter": [{"type": "lora", "r": 4}]}}
+    search = from_config({**BASE, "adapter": {"type": "lora", "r": 8}, "hyperopt": hyperopt})
+    assert to_config(search)["hyperopt"] == hyperopt
+
+
+def test_a_step_that_does_not_meet_the_upper_end_is_said_and_written_as_optuna_has_it() -> None:
+    pytest.importorskip("optuna_integration")
+    with pytest.warns(UserWarning, match=r"replaced with \[1, 7\]"):
+        search = from_config({**BASE, "hyperopt": {"kind": "optuna", "epochs": {"low": 1, "high": 8, "step": 3}}})
+    written = to_config(search)
+    assert written["hyperopt"]["parameters"] == {"epochs": {"low": 1, "high": 7, "step": 3}}
+    assert to_config(from_config(written)) == written
 
 
 def from_first(values: Any) -> Any:

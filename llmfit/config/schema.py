@@ -15,8 +15,7 @@ from typing import Any
 from llmfit.config.keys import ESTIMATORS, Key, documented, own_keys
 from llmfit.config.ludwig import TABLES, TOP
 from llmfit.config.ludwig.rows import IDLE, KINDS, REFUSED, Row
-from llmfit.config.search_settings import KINDS as SEARCH_KINDS
-from llmfit.config.search_settings import OWN
+from llmfit.config.search_settings import SETTINGS
 
 __all__ = ["json_schema"]
 
@@ -192,23 +191,12 @@ def _hyperopt(path: str) -> dict[str, Any]:
     """Describe hyperopt: Ludwig's keys and llmfit's; any other is an axis."""
     form = _section(path)
     about = {"description": "llmfit's own; see llmfit.search.make_search."}
-    form["properties"] |= {key: {**_SETTINGS[key], **about} for key in OWN}
+    form["properties"] |= {key: {"anyOf": [of, {"type": "null"}], **about} for key, (_, _, of) in SETTINGS.items()}
     form["properties"]["parameters"] = {
         "anyOf": [{"type": "object", "additionalProperties": AXIS}, {"type": "null"}],
         "description": form["properties"]["parameters"]["description"],
     }
     return {**form, "additionalProperties": AXIS}
-
-
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "kind": {"enum": [*SEARCH_KINDS, None]},
-    "scoring": {"type": ["string", "array", "object", "null"]},
-    "cv": {"type": ["integer", "null"], "minimum": 2},
-    "n_iter": {"type": ["integer", "null"], "minimum": 1},
-    "random_state": {"type": ["integer", "null"]},
-    "checkpoint_dir": {"type": ["string", "null"]},
-    "settings": {"type": ["object", "null"]},
-}
 
 
 def _axis(_: str) -> dict[str, Any]:

@@ -6,7 +6,9 @@ keys that say different things are refused: none of them wins in silence.
 
 from __future__ import annotations
 
+import math
 import numbers
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from llmfit.config.ludwig.search_rows import LOSS_OF, SCORINGS, SEARCHES
 from llmfit.exceptions import ParameterError, check_choice, quoted
 from llmfit.search.describing import KEYS as OWN
 
-__all__ = ["OWN", "read_settings"]
+__all__ = ["OWN", "SETTINGS", "read_settings"]
 
 LISTED = ("grid", "fused", "fused_halving")  # that try all that is listed
 KINDS = (*LISTED, "random", "halving", "optuna")
@@ -46,6 +48,7 @@ def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[
     ParameterError
         For a key that has no meaning, or contradicts another; the sentence names both places.
     """
+    _check_own(said)
     spec = said.get("search_alg")
     algorithm = read_section(
         TABLES["hyperopt.search_alg"], {"type": spec} if isinstance(spec, str) else spec, "hyperopt.search_alg"
@@ -56,24 +59,35 @@ def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[
     kind = _kind(said.get("kind"), algorithm.get("type"), executor.get("type"), listed=not ranges and draws is None)
     settings: dict[str, Any] = {"kind": kind, **_more(said.get("settings"))}
     if draws is not None:
+        _check("n_iter", place, draws)
         _check_drawn(place, kind, none=kind in LISTED or (kind == "halving" and not ranges))
         settings["n_iter"] = draws
     seeded, seed = _agreeing(
         _given("hyperopt", said, "random_state"), *(_given("hyperopt.search_alg", algorithm, key) for key in SEEDS)
     )
+    _check("random_state", seeded, seed)
     if seed is not None and kind not in LISTED:
         settings["random_state"] = seed
     elif seeded == "hyperopt.random_state":  # Ludwig's seeds have no effect on a grid, as in Ludwig
         _check_drawn(seeded, kind, none=True)
-    _check_folds(said.get("cv"))
     settings |= {name: said[name] for name in ("cv", "checkpoint_dir") if said.get(name) is not None}
     scoring = _scoring(said, estimator)
     return settings if scoring is None else {**settings, "scoring": scoring}
 
 
-def _check_folds(cv: Any) -> None:
-    if cv is not None and (isinstance(cv, bool) or not isinstance(cv, numbers.Integral) or cv < 2):
-        raise ParameterError(f"The config's 'hyperopt.cv' must be null or an int >= 2. Got {cv!r} instead.")
+def _check_own(said: Said) -> None:
+    """Check the form of llmfit's own keys."""
+    if said.get("kind") is not None:  # whose sentence knows what was meant
+        check_choice("kind", "the config's 'hyperopt'", said["kind"], list(KINDS))
+    for key in SETTINGS:
+        _check(key, f"hyperopt.{key}", said.get(key))
+
+
+def _check(key: str, place: str, value: Any) -> None:
+    """Raise unless a value, which may stand at another place, is one that a key of llmfit's own may have."""
+    wanted, accepts, _ = SETTINGS[key]
+    if value is not None and not accepts(value):
+        raise ParameterError(f"The config's {place!r} must be {wanted}. Got {value!r} instead.")
 
 
 def _given(place: str, said: Said, key: str) -> tuple[str, Any]:
@@ -103,16 +117,12 @@ def _check_drawn(place: str, kind: str, *, none: bool) -> None:
 
 def _more(given: Any) -> dict[str, Any]:
     """Read settings of the library's own class; those with a key of their own have their place there."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise ParameterError(f"The config's 'hyperopt.settings' must be a mapping. Got {given!r} instead.")
-    for key in given:
+    for key in given or {}:
         if key in OWN:
             raise ParameterError(
                 f"The config's 'hyperopt.settings.{key}' stands in the wrong place: say hyperopt.{key}."
             )
-    return dict(given)
+    return dict(given or {})
 
 
 def _kind(kind: Any, algorithm: Any, executor: Any, *, listed: bool) -> str:
@@ -135,7 +145,6 @@ def _kind(kind: Any, algorithm: Any, executor: Any, *, listed: bool) -> str:
         where = "hyperopt.search_alg.type"
     if kind is None:
         return "optuna" if theirs == "optuna" else "grid" if listed else "random"
-    check_choice("kind", "the config's 'hyperopt'", kind, list(KINDS))
     _check_same("hyperopt.kind", kind, where, algorithm, theirs is None or (kind == "optuna") == (theirs == "optuna"))
     return str(kind)
 
@@ -190,3 +199,54 @@ def _scorer_of(metric: str, goal: Any, loss: str | None) -> str:
             f"The config's 'hyperopt.goal' must be {direction!r} with metric={metric!r}. Got {goal!r}."
         )
     return scorer
+
+
+def _is_scoring(value: Any) -> bool:
+    """Tell names of scorers, or Python's own; that there are such names is what the search checks."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(name, str) for name in value)
+    if isinstance(value, Mapping):
+        return bool(value) and all(isinstance(k, str) and _is_scorer(name) for k, name in value.items())
+    return _is_scorer(value)
+
+
+def _is_scorer(value: Any) -> bool:
+    return isinstance(value, str) or callable(value)
+
+
+def _whole(least: int, most: float = math.inf) -> Any:
+    def within(value: Any) -> bool:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most
+
+    return within
+
+
+_NAME, _SEED = {"type": "string"}, 2**32 - 1  # numpy's greatest
+# llmfit's own keys: what each may be in words, as a test, and as JSON Schema has it; beside null, which all may be.
+SETTINGS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "kind": (f"null or one of {quoted(KINDS)}", lambda value: value in KINDS, {"enum": [*KINDS]}),
+    "scoring": (
+        "null, a name of scikit-learn's, a list of names, or a mapping of texts to names",
+        _is_scoring,
+        {
+            "anyOf": [
+                _NAME,
+                {"type": "array", "items": _NAME, "minItems": 1},
+                {"type": "object", "additionalProperties": _NAME, "minProperties": 1},
+            ]
+        },
+    ),
+    "cv": ("null or an int >= 2", _whole(2), {"type": "integer", "minimum": 2}),
+    "n_iter": ("null or an int >= 1", _whole(1), {"type": "integer", "minimum": 1}),
+    "random_state": (
+        f"null or an int from 0 to {_SEED}",
+        _whole(0, _SEED),
+        {"type": "integer", "minimum": 0, "maximum": _SEED},
+    ),
+    "checkpoint_dir": ("null or a path", lambda value: isinstance(value, str | os.PathLike), {"type": "string"}),
+    "settings": (
+        "a mapping",
+        lambda value: isinstance(value, Mapping),
+        {"type": "object", "propertyNames": {"not": {"enum": [*OWN]}}},
+    ),
+}

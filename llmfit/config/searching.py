@@ -95,7 +95,7 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
             if parameter is None:
                 continue
         else:
-            parameter, candidates = _parameter(found, values, where)
+            parameter, candidates = _parameter(name, found, values, where)
         if parameter in space:
             raise ParameterError(
                 f"The config's {where!r} is the parameter {parameter!r}, which another axis is already."
@@ -264,19 +264,21 @@ def _flat(estimator: Any) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in nested}
 
 
-def _parameter(found: list[Any], values: Any, where: str) -> tuple[str, Any]:
+def _parameter(axis: str, found: list[Any], values: Any, where: str) -> tuple[str, Any]:
     """Name the parameter in which estimators differ, and its candidates.
 
-    Keys of one parameter that differ together, or are there in some only, are that parameter as a whole.
+    Keys of one parameter that differ together, or are there in some only, are that parameter as a whole; and so is one
+    that the axis itself names, whatever in it differs.
     """
     flat = [_flat(estimator) for estimator in found]
     names = list(dict.fromkeys(name for one in flat for name in one))
     absent = object()
     differ = [n for n in names if any(one.get(n, absent) != flat[0].get(n, absent) for one in flat)]
-    if len(differ) == 1 and all(differ[0] in one for one in flat):
+    heads = list(dict.fromkeys(name.partition("__")[0] for name in differ))
+    whole = heads == [axis] and isinstance(values, list)
+    if len(differ) == 1 and not whole and all(differ[0] in one for one in flat):
         name = differ[0]
         return name, _candidates([one[name] for one in flat], values, where)
-    heads = list(dict.fromkeys(name.partition("__")[0] for name in differ))
     if len(heads) == 1 and isinstance(values, list):
         return heads[0], [estimator.get_params(deep=False)[heads[0]] for estimator in found]
     if not heads:
@@ -289,11 +291,12 @@ def _parameter(found: list[Any], values: Any, where: str) -> tuple[str, Any]:
 def _fixed(axis: str, estimator: Any, plain: Any) -> tuple[str | None, Any]:
     """Name the parameter in which one value differs from the config without it.
 
-    Where it says what the config says, an axis that names a parameter is that one; None leaves it out of the search.
+    An axis that names a parameter is that one, also where it says what the config says; None leaves it out of the
+    search.
     """
     now, before = _flat(estimator), _flat(plain)
     differ = [name for name in now if name not in before or now[name] != before[name]]
-    if len(differ) == 1:
+    if len(differ) == 1 and differ[0].partition("__")[0] != axis:
         return differ[0], [now[differ[0]]]
     name, params = axis.replace(".", "__"), estimator.get_params(deep=True)
     return (name, [params[name]]) if name in params else (None, None)

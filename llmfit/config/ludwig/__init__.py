@@ -282,7 +282,16 @@ TOP: Table = table(
     refused("is_multimodal", "rows are read as text.", False),
     idle("ludwig_version", "a note of Ludwig's"),
 )
-BACKEND: Table = table(mapped("type", "'local': fit and predict run in the process that calls them", "text", "local"))
+_OF_RAY = "read by Ludwig's 'ray' alone, which is refused"
+BACKEND: Table = table(
+    mapped("type", "'local': fit and predict run in the process that calls them", "text", "local"),
+    idle("cache_dir", "a folder for prepared data, which is not kept on disk here"),
+    idle(
+        "credentials",
+        "keys of remote storage, for Ludwig's data and cache: llmfit is given rows, and stores nothing there",
+    ),
+    many("processor trainer loader preprocessor_kwargs", idle, _OF_RAY),
+)
 _NO_LAYERS = "read only by layers that are refused"
 COMBINER: Table = table(
     mapped("type", "'concat': all columns stand in one prompt, so that nothing is left to combine", "text", "concat"),

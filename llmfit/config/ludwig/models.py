@@ -6,6 +6,7 @@ template. Knows neither features nor training.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,13 +106,30 @@ def read_prompt(given: Any, place: str) -> dict[str, Any]:
     """Read the prompt: keys of the `template` parameter."""
     said = read_section(PROMPT, given, place)
     found = {key: said[key] for key in ("task", "template") if said.get(key) is not None}
-    if "{__context__}" in found.get("template", ""):
-        raise ParameterError(
-            f"The config's '{place}.template' cannot read {{__context__}}: the examples that retrieval finds stand "
-            "before the prompt, each as a prompt with its answer. Take the field out."
-        )
     few_shot = read_retrieval(said.get("retrieval"), f"{place}.retrieval")
+    if CONTEXT.search(found.get("template", "")):
+        found["template"] = _without_context(found["template"], few_shot, place)
     return {**found, **({"few_shot": few_shot} if few_shot else {})}
+
+
+def _without_context(template: str, few_shot: Any, place: str) -> str:
+    """Take the field of Ludwig's examples out of a template: here they stand before the prompt, each as a prompt."""
+    if few_shot is None:
+        raise ParameterError(
+            f"The config's '{place}.template' has the field {{__context__}}, but nothing finds the examples that it "
+            f"stands for. Say {place}.retrieval, or take the field out."
+        )
+    left, before = CONTEXT.sub(FIELD, template), ""
+    while left != before:  # quotes within tags
+        before, left = left, ENCLOSED.sub(FIELD, left)
+    last = left.rstrip().endswith(FIELD)
+    for taken in (OWN_LINE, LINE_START, WITHIN_LINE):
+        left = taken.sub("", left)
+    if "{" not in left:
+        raise ParameterError(
+            f"The config's '{place}.template' shows nothing of a row beside {{__context__}}. Got {template!r} instead."
+        )
+    return left.rstrip() if last else left
 
 
 def read_retrieval(given: Any, place: str) -> dict[str, Any] | None:
@@ -126,6 +144,19 @@ def read_retrieval(given: Any, place: str) -> dict[str, Any] | None:
         raise ParameterError(f"The config's '{place}.type' must be 'random' or 'semantic'. Got {kind!r} instead.")
     return {"k": k or 1, "retrieval": kind, **({"model": said["model_name"]} if said.get("model_name") else {})}
 
+
+CONTEXT = re.compile(r"(?<!\{)\{__context__(?:![rsa])?(?::[^{}]*)?\}(?!\})")
+FIELD = "{__context__}"
+# What goes with the field: quotes, brackets and tags around it alone, the line that it has to itself with its label of
+# up to three words there or above, or else the white space and the separator on one side.
+ENCLOSED = re.compile(
+    rf"""(["'`]){FIELD}\1|("{{3}}|'{{3}}|`{{3}})\s*{FIELD}\s*\2"""
+    rf"""|\(\s*{FIELD}\s*\)|\[\s*{FIELD}\s*\]|<(\w+)>\s*{FIELD}\s*</\3>"""
+)
+_LABEL = r"[ \t]*(?:[^\s{}:]+[ \t]+){0,2}[^\s{}:]+[ \t]*:[ \t]*"
+OWN_LINE = re.compile(rf"^(?:{_LABEL}\n)?(?:{_LABEL})?[ \t]*{FIELD}[ \t]*(?:\n\s*|\Z)", re.MULTILINE)
+LINE_START = re.compile(rf"^{FIELD}[ \t]*[|,;/-]?[ \t]*", re.MULTILINE)
+WITHIN_LINE = re.compile(rf"[ \t]*[|,;/-]?[ \t]*{FIELD}")
 
 MERGED = "merging is a step after fit. Call export(path, merge=True)."
 COMMON = "the same key"
@@ -306,7 +337,12 @@ GENERATION: Table = table(
 
 PROMPT: Table = table(
     mapped("task", "template.task", "text"),
-    mapped("template", "template.template; {__task__} and {task}, {__sample__}, and every column", "text"),
+    mapped(
+        "template",
+        "template.template; {__task__} and {task}, {__sample__}, and every column. {__context__} is taken out "
+        "where there is retrieval: the examples stand before the prompt, each as a prompt with its answer",
+        "text",
+    ),
     mapped("retrieval", "template.few_shot; see prompt.retrieval", "mapping"),
 )
 RETRIEVAL: Table = table(

@@ -10,9 +10,9 @@ __all__ = ["SCORINGS", "SEARCHES", "SECTIONS"]
 SCORINGS: dict[str, tuple[str, str]] = {
     "accuracy": ("accuracy", "maximize"),
     "accuracy_micro": ("accuracy", "maximize"),
-    "precision": ("precision", "maximize"),
-    "recall": ("recall", "maximize"),
-    "roc_auc": ("roc_auc", "maximize"),
+    "precision": ("precision_macro", "maximize"),  # of one class, scorers must be told which: none asks the label "1"
+    "recall": ("recall_macro", "maximize"),
+    "roc_auc": ("roc_auc_ovr", "maximize"),  # with two classes the same as roc_auc
     "r2": ("r2", "maximize"),
     "mean_squared_error": ("neg_mean_squared_error", "minimize"),
     "mean_absolute_error": ("neg_mean_absolute_error", "minimize"),
@@ -29,7 +29,13 @@ _ELSEWHERE = "trials run one after another, in the process that calls fit"
 _OF_ONE = "a setting of an algorithm that is refused"
 HYPEROPT: Table = table(
     mapped("parameters", "axes of the search, by Ludwig's paths or llmfit's names", "mapping"),
-    mapped("metric", "scoring, by scikit-learn's names; 'loss' is the loss of the kind of target", "text", "loss"),
+    mapped(
+        "metric",
+        "scoring, by scikit-learn's names; 'loss' is the loss of the kind of target. Precision and recall are the mean "
+        "over all classes, where Ludwig has those of the positive class of a binary target; see metrics of a search",
+        "text",
+        "loss",
+    ),
     mapped(
         "goal",
         "must be the metric's own direction, as scikit-learn's scores are better when greater",
@@ -75,7 +81,9 @@ EXECUTOR: Table = table(
 )
 PARAMETER: Table = table(
     mapped(
-        "space", "choice and grid_search list values; uniform, loguniform and randint are ranges; others are refused"
+        "space",
+        "choice and grid_search list values; uniform, loguniform and randint are ranges; others are refused. The upper "
+        "end of randint is never drawn, as in Ray Tune; Ludwig's executor 'optuna' draws it: add 1 for that",
     ),
     mapped("categories", "values", "list"),
     mapped("values", "values", "list"),
