@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 # Comparisons with other libraries need the UCI SMS Spam Collection as a CSV file with the columns text and label.
 DATA ?= sms_spam.csv
 
-.PHONY: adapters bench demo tables test test-real lint types
+.PHONY: adapters bench demo killed tables test test-real lint types
 
 demo: $(VENV)/.demo
 	$(BIN)/llmfit demo
@@ -35,6 +35,9 @@ bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/growth.py $(DATA) --rows 48
 	$(BIN)/python tests/benchmarks/searching.py $(DATA)
 	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --only short --rows 48 --turns 1
+
+killed: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/killed.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -43,7 +43,12 @@ def space_name(*parts: object) -> str:
 
 
 def look_up(
-    space: str, prompts: Sequence[Ids], compute: Callable[[list[Ids]], torch.Tensor], folder: Any = None
+    space: str,
+    prompts: Sequence[Ids],
+    compute: Callable[[list[Ids]], torch.Tensor],
+    folder: Any = None,
+    *,
+    in_memory: bool = True,
 ) -> torch.Tensor:
     """Give a vector a prompt; compute those that are known nowhere, each once.
 
@@ -55,6 +60,9 @@ def look_up(
     compute : callable (list of m distinct prompts) -> Tensor of shape (m, hidden)
     folder : path or None
         Where vectors are looked for, and those computed are left for other processes.
+    in_memory : bool, default=True
+        Look for vectors in this process and keep them there. Without, what comes out does not depend on what ran before
+        in the process: a vector's last digits do on the prompts that it was computed beside.
 
     Returns
     -------
@@ -70,7 +78,7 @@ def look_up(
     keys = [_key(space, prompt) for prompt in prompts]
     prompt_of = dict(zip(keys, prompts, strict=True))
     with _lock:
-        found = {key: _known[key] for key in prompt_of if key in _known}
+        found = {key: _known[key] for key in prompt_of if in_memory and key in _known}
     if folder is not None and len(found) < len(prompt_of):
         found |= _read(folder, prompt_of.keys() - found.keys())
     missing = [key for key in prompt_of if key not in found]
@@ -79,8 +87,9 @@ def look_up(
         found |= dict(zip(missing, vectors.unbind(0), strict=True))
         if folder is not None:
             _write(folder, missing, vectors)
-    with _lock:
-        _keep(found)
+    if in_memory:
+        with _lock:
+            _keep(found)
     return torch.stack([found[key] for key in keys])
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,12 @@ import fake_model
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.exceptions import NotFittedError
 
 import llmfit
+from llmfit import scoring
+from llmfit.embeddings import forget_embeddings
 from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, TruncationWarning
 from llmfit.files import read_table
 
@@ -247,16 +251,21 @@ class TestStops:
         started = time.perf_counter()
         expected, draw, kills = self.undisturbed(fake, table, name), random.Random(0), 0
         took = time.perf_counter() - started
-        folder = table.parent / "killed"
-        while True:
-            child = fork(lambda: fake.predict_files(table, folder / name, **OPTIONS, resume=True))
-            time.sleep(draw.uniform(0.1, 0.7) * took)
-            os.kill(child, signal.SIGKILL)
-            if os.waitpid(child, 0)[1] == 0 or kills == 12:
+        for again in range(
+            8
+        ):  # the undisturbed run may have been slowed down by others: then the first kill comes late
+            folder = table.parent / f"killed{again}"
+            while True:
+                child = fork(lambda own=folder: fake.predict_files(table, own / name, **OPTIONS, resume=True))
+                time.sleep(draw.uniform(0.1, 0.7) * took / 2**again)
+                os.kill(child, signal.SIGKILL)
+                if os.waitpid(child, 0)[1] == 0 or kills == 12:
+                    break
+                kills += 1
+            fake.predict_files(table, folder / name, **OPTIONS, resume=True)
+            assert files_of(folder) == expected
+            if kills:
                 break
-            kills += 1
-        fake.predict_files(table, folder / name, **OPTIONS, resume=True)
-        assert files_of(folder) == expected
         assert kills
 
     def test_by_a_disk_that_is_full(self, name: str, fake: Any, table: Path) -> None:
@@ -280,6 +289,65 @@ class TestStops:
         assert files_of(folder) == expected
 
 
+class TestVectors:
+    """The last digits of a frozen model's vectors depend on the rows beside: none is taken from another chunk."""
+
+    def fitted(self, settings: Any, frame: pd.DataFrame, **options: Any) -> Any:
+        settings = {**settings, "adapter": None, "head": {"type": "linear", **options}}
+        return llmfit.LLMClassifier(**settings, target="label", features="text").fit(frame)
+
+    def write(self, frame: pd.DataFrame, folder: Path) -> Path:
+        texts = [*frame["text"], *frame["text"]]  # all of them twice, beside rows of other lengths
+        lengths = [(place * 7) % 40 + 1 for place in range(len(texts))]
+        long = [text + " and so on" * length for text, length in zip(texts, lengths, strict=True)]
+        pd.DataFrame({"text": [cell for pair in zip(texts, long, strict=True) for cell in pair]}).to_csv(
+            folder / "in.csv", index=False
+        )
+        return folder / "in.csv"
+
+    @pytest.mark.parametrize("cached", [False, True])
+    def test_a_run_that_goes_on_in_another_process_writes_the_same_bytes(
+        self, cached: bool, settings: Any, frame: pd.DataFrame, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        from llmfit.estimators import heads
+
+        outputs = scoring.head_outputs
+
+        def beside(model: Any, prompts: Any, **options: Any) -> torch.Tensor:
+            """Let the last digits show, which the tiny model's seldom do, what a row was computed beside."""
+            return outputs(model, prompts, **options) * (1 + 1e-6 * sum(map(len, dict.fromkeys(prompts))))
+
+        monkeypatch.setattr(heads.scoring, "head_outputs", beside)
+        clf = self.fitted(settings, frame, **({"cache": str(tmp_path / "cache")} if cached else {}))
+        if cached:
+            shutil.copytree(tmp_path / "cache", tmp_path / "fitted")
+        table, options = self.write(frame, tmp_path), {"proba": True, "chunk_rows": 6}
+        clf.predict_files(table, tmp_path / "plain" / "out.csv", **options)
+        for at in (2, 4, 7):
+            if cached:  # what the fit left
+                shutil.rmtree(tmp_path / "cache")
+                shutil.copytree(tmp_path / "fitted", tmp_path / "cache")
+            out = stopped(clf, table, monkeypatch, f"{at}/out.csv", at=at, **options)
+            forget_embeddings()  # the next process knows none
+            clf.predict_files(table, out, **options, resume=True)
+            assert files_of(out.parent) == files_of(tmp_path / "plain"), at
+
+    def test_vectors_are_kept_for_other_answers(
+        self, settings: Any, frame: pd.DataFrame, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        clf = self.fitted(settings, frame)
+        table, embedded = self.write(frame, tmp_path), []
+        outputs = scoring.head_outputs
+        monkeypatch.setattr(
+            scoring, "head_outputs", lambda model, rows, **o: embedded.extend(rows) or outputs(model, rows, **o)
+        )
+        clf.predict_files(table, tmp_path / "out.csv", chunk_rows=4)
+        assert len(embedded) == 4 * len(frame)
+        clf.predict(pd.read_csv(table))
+        clf.predict(pd.read_csv(table))
+        assert len(embedded) == 4 * len(frame) + 2 * len(frame)  # the texts of the fit are known, the others once
+
+
 def fork(work: Any) -> int:
     """Run something in a process of its own, which has all that this one has loaded."""
     with warnings.catch_warnings():
@@ -299,28 +367,31 @@ def fork(work: Any) -> int:
     return child
 
 
+def stopped(
+    estimator: Any, table: Path, monkeypatch: pytest.MonkeyPatch, name: str = "out.csv", *, at: int = 4, **options: Any
+) -> Path:
+    """Stop a run where it is to write for the fourth time: the head and two chunks are there."""
+    from llmfit.bulk.journal import Journal
+
+    append, done = Journal.append, []
+
+    def stop(self: Any, *pieces: Any, **counts: Any) -> None:
+        done.append(counts)
+        if len(done) == at:
+            raise Killed
+        append(self, *pieces, **counts)
+
+    out = table.parent / name
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", stop)
+        with pytest.raises(Killed):
+            estimator.predict_files(table, out, **{"chunk_rows": 7, **options})
+    return out
+
+
 class TestResume:
-    def stopped(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Path:
-        """Stop a run after some rows."""
-        from llmfit.bulk.journal import Journal
-
-        append, done = Journal.append, []
-
-        def stop(self: Any, *pieces: Any, **counts: Any) -> None:
-            done.append(counts)
-            if len(done) == 4:
-                raise Killed
-            append(self, *pieces, **counts)
-
-        out = table.parent / "out.csv"
-        with monkeypatch.context() as patched:
-            patched.setattr(Journal, "append", stop)
-            with pytest.raises(Killed):
-                fake.predict_files(table, out, chunk_rows=7, **options)
-        return out
-
     def test_goes_on_where_the_run_was(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        out = self.stopped(fake, table, monkeypatch)
+        out = stopped(fake, table, monkeypatch)
         assert not out.exists()
         answered: list[int] = []
         respond = type(fake)._respond
@@ -331,7 +402,7 @@ class TestResume:
         assert set(answered) == set(range(14, 60)) - {32, 58}  # 14 rows were done, and two of the others are none
 
     def test_another_run_is_refused(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        out = self.stopped(fake, table, monkeypatch)
+        out = stopped(fake, table, monkeypatch)
         begun = f"{str(out)!r} was begun"
         end = "it cannot go on. Pass overwrite=True to begin anew."
 
@@ -414,7 +485,7 @@ class TestResume:
         assert sorted(files_of(tmp_path)) == ["in.csv", "out.csv", "out.csv.manifest.json", "out.errors.csv"]
 
     def test_the_file_of_errors_belongs_to_the_run(self, fake: Any, table: Path, monkeypatch: Any) -> None:
-        out = self.stopped(fake, table, monkeypatch)
+        out = stopped(fake, table, monkeypatch)
         with pytest.raises(DataError) as caught:
             fake.predict_files(table, out, chunk_rows=7, resume=True, errors=table.parent / "bad.csv")
         assert str(caught.value) == (
@@ -461,9 +532,9 @@ class TestResume:
     def test_two_runs_do_not_write_one_file(self, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from llmfit.bulk.journal import Journal
 
-        out = self.stopped(fake, table, monkeypatch)
+        out = stopped(fake, table, monkeypatch)
         other = Journal(out, table.parent / "out.errors.csv")
-        other.go_on(other.read())
+        other.lock()
         try:
             with pytest.raises(DataError) as caught:
                 fake.predict_files(table, out, chunk_rows=7, resume=True)
@@ -472,8 +543,108 @@ class TestResume:
             other.close()
         fake.predict_files(table, out, chunk_rows=7, resume=True)
 
+    @pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+    @pytest.mark.parametrize("what", [{"resume": True}, {"overwrite": True}])
+    def test_two_runs_do_not_write_one_file_at_any_write_or_rename(
+        self, name: str, what: Any, fake: Any, table: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain, moments, seen = {"sync": os.fsync, "replace": Path.replace}, 0, set()
+        fake.predict_files(table, table.parent / "plain" / name, chunk_rows=30)
+        table.with_name("out").mkdir()
+
+        def interfere() -> None:
+            nonlocal moments
+            moments += 1
+            monkeypatch.undo()
+            fake_model.put_in_place(monkeypatch)
+            try:
+                fake.predict_files(table, table.parent / "out" / name, chunk_rows=30, **what)
+            except DataError as error:
+                seen.add(str(error))
+            patch()
+
+        def patch() -> None:
+            monkeypatch.setattr(os, "fsync", lambda handle: (interfere(), plain["sync"](handle)))
+            monkeypatch.setattr(Path, "replace", lambda own, other: (plain["replace"](own, other), interfere())[0])
+
+        patch()
+        fake.predict_files(table, table.parent / "out" / name, chunk_rows=30)
+        monkeypatch.undo()
+        assert files_of(table.parent / "out") == files_of(table.parent / "plain")
+        assert seen == {f"Another run is writing {str(table.parent / 'out' / name)!r}."}
+        assert moments > 20
+
+    def test_a_lock_that_is_left_keeps_nobody_away(self, fake: Any, table: Path) -> None:
+        out = table.parent / "out.csv"
+        Path(f"{out}.lock").touch()
+        fake.predict_files(table, out)
+        assert sorted(files_of(table.parent)) == ["in.csv", "out.csv", "out.csv.manifest.json", "out.errors.csv"]
+
+    def test_overwriting_that_was_stopped_before_its_first_row_begins_anew(
+        self, fake: Any, table: Path, monkeypatch: Any
+    ) -> None:
+        fake.predict_files(table, table.parent / "plain" / "out.csv", chunk_rows=7)
+        out = stopped(fake, table, monkeypatch)
+        stopped(fake, table, monkeypatch, overwrite=True, at=1)
+        fake.predict_files(table, out, chunk_rows=7, resume=True)
+        (table.parent / "mine").mkdir()
+        for path in table.parent.glob("out.*"):
+            path.rename(path.parent / "mine" / path.name)
+        assert files_of(table.parent / "mine") == files_of(table.parent / "plain")
+
+    @pytest.mark.parametrize("at", [1, 2, 4])
+    def test_overwriting_a_run_that_is_done_can_be_stopped(
+        self, at: int, fake: Any, table: Path, monkeypatch: Any
+    ) -> None:
+        out, content = table.parent / "out.csv", table.read_text()
+        rows(20).to_csv(table, index=False)
+        spoil(table)
+        fake.predict_files(table, out)
+        table.write_text(content)
+        stopped(fake, table, monkeypatch, overwrite=True, at=at)
+        fake.predict_files(table, out, chunk_rows=7, resume=True)
+        fake.predict_files(table, table.parent / "plain" / "out.csv", chunk_rows=7)
+        expected = files_of(table.parent / "plain")
+        assert {name: (table.parent / name).read_bytes() for name in expected} == expected
+
+    @pytest.mark.parametrize("what", ["llmfit", "torch", "transformers", "peft"])
+    def test_another_version_is_refused(self, what: str, fake: Any, table: Path, monkeypatch: Any) -> None:
+        from llmfit import persistence
+
+        out = stopped(fake, table, monkeypatch)
+        installed = persistence._versions()
+        with monkeypatch.context() as patched:
+            patched.setattr(persistence, "_versions", lambda: {**installed, what: "99.0"})
+            with pytest.raises(DataError) as caught:
+                fake.predict_files(table, out, chunk_rows=7, resume=True)
+            assert str(caught.value) == (
+                f"{str(out)!r} was begun with {what}={installed[what]!r}, not {what}='99.0': it cannot go on. Pass "
+                "overwrite=True to begin anew."
+            )
+        scored = fake.predict_files(table, out, chunk_rows=7, resume=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(persistence, "_versions", lambda: {**installed, what: "99.0"})
+            assert fake.predict_files(table, out, chunk_rows=7, resume=True) == scored  # what is done stays done
+
+    @pytest.mark.parametrize(("what", "now"), [("device", "mps"), ("dtype", "bfloat16")])
+    def test_another_device_is_refused(self, what: str, now: str, fake: Any, table: Path, monkeypatch: Any) -> None:
+        out = stopped(fake, table, monkeypatch)
+        kind = {"device": torch.device, "dtype": lambda name: getattr(torch, name)}[what]
+        other, load = fake._load_base(), type(fake)._load_base
+        setattr(other, what, kind(now))
+        monkeypatch.setattr(type(fake), "_load_base", lambda _: other)
+        with pytest.raises(DataError) as caught:
+            fake.predict_files(table, out, chunk_rows=7, resume=True)
+        monkeypatch.setattr(type(fake), "_load_base", load)
+        then = json.loads(Path(f"{out}.manifest.json").read_text())["run"][what]
+        assert then.startswith({"device": "cpu (", "dtype": "float32"}[what])
+        assert str(caught.value) == (
+            f"{str(out)!r} was begun with {what}={then!r}, not {what}={now!r}: it cannot go on. Pass overwrite=True "
+            "to begin anew."
+        )
+
     def test_files_of_a_run_that_are_damaged_are_named(self, fake: Any, table: Path, monkeypatch: Any) -> None:
-        out = self.stopped(fake, table, monkeypatch)
+        out = stopped(fake, table, monkeypatch)
         partial, manifest = Path(f"{out}.partial"), Path(f"{out}.manifest.json")
         partial.write_bytes(partial.read_bytes()[:20])
         with pytest.raises(DataError, match=r"is shorter than its manifest says. Begin anew with overwrite.$"):
@@ -484,6 +655,72 @@ class TestResume:
         manifest.write_text("{")
         with pytest.raises(DataError, match=r"^The manifest '.*' cannot be read: "):
             fake.predict_files(table, out, chunk_rows=7, resume=True)
+
+
+class TestErrorsOfSeveralRuns:
+    @pytest.mark.parametrize("other", ["out.jsonl", "out.parquet", "out.csv.gz", "out.tsv", "out.CSV"])
+    def test_runs_of_one_folder_have_files_of_their_own(
+        self, other: str, fake: Any, table: Path, monkeypatch: Any
+    ) -> None:
+        for name in ("out.csv", other):
+            fake.predict_files(table, table.parent / "plain" / name, chunk_rows=7)
+        out = stopped(fake, table, monkeypatch)
+        scored = fake.predict_files(table, table.parent / other, chunk_rows=7)
+        assert scored.errors == str(table.parent / f"{other}.errors.csv")
+        fake.predict_files(table, out, chunk_rows=7, resume=True)
+        expected = files_of(table.parent / "plain")
+        assert {name: (table.parent / name).read_bytes() for name in expected} == expected
+
+    def refused(self, path: Path, run: Any) -> None:
+        content = path.read_bytes()
+        with pytest.raises(DataError) as caught:
+            run()
+        assert str(caught.value) == (
+            f"{str(path)!r} was written by others since this run began. Move it elsewhere, and pass resume=True."
+        )
+        assert path.read_bytes() == content
+
+    @pytest.mark.parametrize("rows_before", [3, 4])  # chunks, of which the first is without bad rows
+    def test_no_run_writes_over_the_errors_of_another(
+        self, rows_before: int, fake: Any, table: Path, monkeypatch: Any
+    ) -> None:
+        errors = table.parent / "bad.csv"
+        fake.predict_files(table, table.parent / "plain" / "out.csv", chunk_rows=6)
+        options = {"chunk_rows": 6, "errors": errors}
+        out = stopped(fake, table, monkeypatch, at=rows_before, **options)
+        other = table.with_name("other.csv")
+        other.write_text("".join(table.read_text().splitlines(keepends=True)[:40]))
+        fake.predict_files(other, table.parent / "theirs.csv", **options)
+        self.refused(errors, lambda: fake.predict_files(table, out, **options, resume=True))
+        assert not out.exists()
+        errors.rename(table.parent / "moved.csv")
+        fake.predict_files(table, out, **options, resume=True)
+        expected = (table.parent / "plain" / "out.errors.csv").read_bytes()
+        assert errors.read_bytes() == expected
+
+    def test_a_run_without_errors_leaves_those_of_another(self, fake: Any, table: Path, monkeypatch: Any) -> None:
+        errors, clean = table.parent / "bad.csv", table.parent / "clean.csv"
+        rows(30).to_csv(clean, index=False)
+        out = stopped(fake, clean, monkeypatch, errors=errors)
+        fake.predict_files(table, table.parent / "other.csv", errors=errors)
+        content = errors.read_bytes()
+        assert fake.predict_files(clean, out, chunk_rows=7, errors=errors, resume=True).errors is None
+        assert errors.read_bytes() == content
+
+    def test_no_run_writes_over_an_output_that_came_since(self, fake: Any, table: Path, monkeypatch: Any) -> None:
+        out = stopped(fake, table, monkeypatch)
+        out.write_text("mine")
+        self.refused(out, lambda: fake.predict_files(table, out, chunk_rows=7, resume=True))
+        out.unlink()
+        assert fake.predict_files(table, out, chunk_rows=7, resume=True).rows == 60
+
+    def test_a_run_that_was_moved_goes_on(self, fake: Any, table: Path, monkeypatch: Any) -> None:
+        fake.predict_files(table, table.parent / "plain" / "out.csv", chunk_rows=7)
+        (table.parent / "here").mkdir()
+        stopped(fake, table, monkeypatch, "here/out.csv")
+        (table.parent / "here").rename(table.parent / "there")
+        fake.predict_files(table, table.parent / "there" / "out.csv", chunk_rows=7, resume=True)
+        assert files_of(table.parent / "there") == files_of(table.parent / "plain")
 
 
 class TestRefusals:
@@ -569,15 +806,24 @@ class TestRefusals:
 
     @pytest.mark.parametrize("chunk_rows", [4, 100])
     @pytest.mark.parametrize("name", ["out.csv", "out.jsonl.gz", "out.parquet"])
-    def test_rows_before_the_bad_one_are_kept(
-        self, name: str, chunk_rows: int, fake: Any, table: Path, tmp_path: Path
+    def test_rows_before_the_bad_one_are_kept_and_chunks_stay_what_they_are(
+        self, name: str, chunk_rows: int, fake: Any, table: Path, tmp_path: Path, monkeypatch: Any
     ) -> None:
         with pytest.raises(DataError, match="line 8"):
             fake.predict_files(table, tmp_path / name, strict=True, chunk_rows=chunk_rows)
         assert json.loads((tmp_path / f"{name}.manifest.json").read_text())["rows"] == 6
+        answered: list[list[int]] = []
+        respond = type(fake)._respond
+        monkeypatch.setattr(
+            type(fake), "_respond", lambda own, asked: answered.append(list(asked.index)) or respond(own, asked)
+        )
         fake.predict_files(table, tmp_path / name, resume=True, chunk_rows=chunk_rows)
-        fake.predict_files(table, tmp_path / f"plain_{name}", chunk_rows=chunk_rows)
-        pd.testing.assert_frame_equal(read_table(tmp_path / name), read_table(tmp_path / f"plain_{name}"))
+        again, answered[:] = list(answered), []
+        fake.predict_files(table, tmp_path / "plain" / name, chunk_rows=chunk_rows)
+        whole = answered[1 + 6 // chunk_rows :]  # the first is asked of no rows
+        assert again[1:] == whole
+        expected = files_of(tmp_path / "plain")
+        assert {file: (tmp_path / file).read_bytes() for file in expected} == expected
 
     def test_rows_before_the_bad_one_go_to_standard_output(self, fake: Any, table: Path, capfdbinary: Any) -> None:
         with pytest.raises(DataError, match="line 8"):

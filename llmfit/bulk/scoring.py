@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 
 from llmfit.bulk.journal import Journal, State
+from llmfit.bulk.pipe import Pipe
 from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, quoted, warn
 from llmfit.files import Bad, Chunk, Place, Source, Writer, is_binary, make_writer, plain_values
 from llmfit.files.paths import STANDARD
@@ -42,12 +42,15 @@ class Answering(NamedTuple):
         Of all that decides the answers.
     reads : dict of column to str
         What columns of the rows are known to hold: kinds of llmfit.files.KINDS.
+    made_by : dict of str to str
+        What the last digits of answers depend on beside the model: versions of libraries, the device.
     """
 
     answer: Callable[[pd.DataFrame], dict[str, list[Any]]]
     kinds: dict[str, str]
     digest: str
     reads: Mapping[str, str]
+    made_by: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -69,37 +72,6 @@ class Scored:
     bad_rows: int
     output: str
     errors: str | None
-
-
-class _Pipe:
-    """Standard output, which takes rows as they come; errors go to a file, or stop the run where there is none."""
-
-    def __init__(self, errors: Place | None) -> None:
-        self.state = State()
-        self._place = errors
-        self._errors: IO[bytes] | None = None
-        if errors is not None:
-            errors.path.unlink(missing_ok=True)  # of a run before; it is there only if there are such rows
-
-    def append(self, content: bytes, errors: bytes = b"", *, rows: int = 0, bad: int = 0) -> None:
-        """Write rows."""
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        if errors and self._place is not None:
-            self._errors = self._errors or self._place.path.open("wb")
-            self._errors.write(errors)
-            self._errors.flush()
-        self.state.rows += rows
-        self.state.bad += bad
-        self.state.errors_length += len(errors)
-
-    def finish(self, make: Any = None) -> None:
-        """There is nothing to put in its place."""
-
-    def close(self) -> None:
-        """Let go of the file of errors."""
-        if self._errors is not None:
-            self._errors.close()
 
 
 def score_files(
@@ -146,11 +118,12 @@ def score_files(
         "inputs": source.digest(),
         "model": answering.digest,
         **settings,
+        **answering.made_by,
         "keep": None if keep is None else list(keep),
         "errors": _named_from(errors, output),
     }
     with _writing(output):
-        sink = _begin(output, errors, run, writer, resume=resume, overwrite=overwrite)
+        sink = _begin(output, errors, run, answering, writer, resume=resume, overwrite=overwrite)
     tell = progress or (lambda _: None)
     tell(sink.state.rows)
     stops = strict or errors is None
@@ -211,24 +184,39 @@ def _no_rows(source: Source) -> pd.DataFrame:
 
 
 def _begin(
-    output: Place, errors: Place | None, run: dict[str, Any], writer: Writer, *, resume: bool, overwrite: bool
+    output: Place,
+    errors: Place | None,
+    run: dict[str, Any],
+    answering: Answering,
+    writer: Writer,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> Any:
     """Open what is written to: anew, or where an earlier run stopped."""
-    check_free(output, errors, resume=resume, overwrite=overwrite)
     if output.name == STANDARD or errors is None:
-        pipe = _Pipe(errors)
+        check_free(output, errors, resume=resume, overwrite=overwrite)
+        pipe = Pipe(errors)
         pipe.append(writer.head())
         return pipe
-    journal = Journal(output.path, errors.path)
-    before = journal.read() if resume else None
-    if before is None:
-        journal.begin(run, writer.head())
-        return journal
-    _check_same(output, before, run)
-    if before.done:
-        _check_whole(output, errors, journal, before)
-    else:
-        journal.go_on(before)
+    with ExitStack() as failed:
+        journal = Journal(output.path, errors.path)
+        failed.callback(journal.close)
+        journal.lock()  # before anything is read that another run may write
+        check_free(output, errors, resume=resume, overwrite=overwrite)
+        before = journal.read() if resume else None
+        if before is not None:
+            # What is done stays done, whatever it would be made by now.
+            _check_same(
+                output, before, {name: run[name] for name in run if not (before.done and name in answering.made_by)}
+            )
+        if before is not None and before.done:
+            _check_whole(output, errors, journal, before)
+        elif before is not None and before.rows:
+            journal.go_on(before)
+        else:
+            journal.begin(run, writer.head(), before)
+        failed.pop_all()
     return journal
 
 
@@ -355,7 +343,8 @@ def _listed(bad: Sequence[Bad], errors: Place | None, *, first: bool) -> bytes:
 def _stop(sink: Any, writer: Writer, columns: Mapping[str, list[Any]], bad: Bad, strict: bool) -> NoReturn:
     """Write the rows before the first that has no answer, and say what is wrong with that one."""
     if before := bad.row - sink.state.rows:
-        sink.append(writer.rows({name: cells[:before] for name, cells in columns.items()}), rows=before)
+        some = {name: cells[:before] for name, cells in columns.items()}
+        sink.append(writer.rows(some), rows=before, whole=False)
     advice = "" if strict else " Name a file with errors=, and such rows go there."
     raise DataError(f"{bad.where}: {bad.reason}{advice}")
 

@@ -178,7 +178,11 @@ def _predict(parser: argparse.ArgumentParser) -> None:
         type=_names,
         help="columns to copy, as a,b, behind the row's number; '' for none (default: all, without the number)",
     )
-    add("--errors", metavar="FILE", help="file for rows that cannot be answered (default: OUT with .errors.csv)")
+    add(
+        "--errors",
+        metavar="FILE",
+        help="file for rows that cannot be answered (default: OUT.errors.csv, without OUT's .csv)",
+    )
     add("--strict", action="store_true", help="stop at the first row that cannot be answered")
     add("--resume", action="store_true", help="go on with a run that was stopped; OUT becomes as if it had not been")
     add("--overwrite", action="store_true", help="begin anew, whatever OUT holds")

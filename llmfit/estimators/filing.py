@@ -24,6 +24,8 @@ __all__ = ["Filed", "find_places", "read_as"]
 
 # Parameters that decide answers after `fit`; the others have shaped it, or are a matter of speed.
 DECISIVE = ("device", "dtype", "generation", "quantization", "random_state")
+# Libraries whose version may decide an answer's last digits.
+COMPUTING = ("llmfit", "torch", "transformers", "peft")
 # What a fit leaves that decides no answer.
 IDLE = ("memory_footprint_", "evaluation_", "best_epoch_", "learning_rate_", "batch_size_", "trainable_parameters_")
 
@@ -68,12 +70,14 @@ class Filed:
             columns as they are, without the number.
         errors : str, path or None, default=None
             CSV, TSV or JSONL file for rows that cannot be answered: their number, file, line and the reason. None names
-            it after the output, ``scores.errors.csv`` for ``scores.csv``. It is there only if there are such rows.
+            it after the output, ``scores.errors.csv`` for ``scores.csv`` and ``scores.jsonl.errors.csv`` for
+            ``scores.jsonl``. It is there only if there are such rows.
         chunk_rows : int, default=1000
             Rows that are answered and written at a time; what a kill can cost.
         resume : bool, default=False
-            Go on with an earlier run that was stopped, or begin where there was none. Input, model and settings must be
-            the same. A run that was done is left as it is.
+            Go on with an earlier run that was stopped, or begin where there was none. Input, model, settings, versions
+            of llmfit, torch and transformers and the kind of device must be the same. A run that was done is left as it
+            is.
         overwrite : bool, default=False
             Begin anew, whatever is there.
         strict : bool, default=False
@@ -181,8 +185,8 @@ def _errors_place(given: Any, output: Any) -> Any:
     if given is None:
         if output.name == STANDARD:
             return None
-        path = Path(output.name.removesuffix(".gz"))
-        return find_output(path.with_name(f"{path.stem}.errors.csv"))
+        path = Path(output.name)  # the whole name: there may be an output of another format beside it
+        return find_output(path.with_name(f"{path.name.removesuffix('.csv')}.errors.csv"))
     place = find_output(given)
     if place.format == "parquet" or place.name == STANDARD:
         raise parameter_error("errors", "predict_files", "a CSV, TSV or JSONL file", given)
@@ -221,13 +225,36 @@ def _answering(estimator: Any, proba: bool) -> Any:
             for name, values in _columns(target, own, table, raw[target] if inner._targets else raw, proba).items()
         }
 
-    return Answering(answer, kinds, _digest(inner), inner._columns)
+    return Answering(answer, kinds, _digest(inner), inner._columns, _made_by(inner))
+
+
+def _made_by(inner: Any) -> dict[str, str]:
+    """Say what the last digits of answers depend on beside the model."""
+    import torch
+
+    from llmfit.persistence import _versions
+
+    base = inner._fitted_base()
+    if base.device.type == "cuda":
+        device = torch.cuda.get_device_name(base.device)
+    else:
+        device = torch.backends.cpu.get_cpu_capability() if base.device.type == "cpu" else ""
+    versions = _versions()
+    return {
+        **{name: versions[name] for name in COMPUTING},
+        "device": f"{base.device.type} ({device})" if device else base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
 
 
 def _quiet(estimator: Any) -> Any:
-    """Copy an estimator without its bars, over the same tensors: a run has one bar."""
+    """Copy an estimator over the same tensors, without its bars, since a run has one, and without vectors kept.
+
+    The last digits of a vector depend on the rows that it was computed beside. A run that goes on in another process
+    has none of an earlier chunk's, and is to answer as one that was not stopped.
+    """
     copy = object.__new__(type(estimator))
-    vars(copy).update({**vars(estimator), "verbose": 0})
+    vars(copy).update({**vars(estimator), "verbose": 0, "_keeps_vectors": False})
     if "estimators_" in vars(copy):
         copy.estimators_ = {name: _quiet(own) for name, own in copy.estimators_.items()}
     return copy

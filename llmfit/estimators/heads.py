@@ -49,8 +49,11 @@ def embed(
     *,
     batch_tokens: Any = "auto",
     progress: Callable[[int], object] = lambda _: None,
+    keep: bool = True,
 ) -> torch.Tensor:
     """Give the vector of every prompt, computed once for as long as it is kept.
+
+    With `keep` False none is kept in the process, nor taken from there: a folder of the head's alone counts.
 
     Returns
     -------
@@ -72,7 +75,7 @@ def embed(
 
     stored = getattr(base, "quantization", None)  # weights in fewer bits give other vectors
     space = embeddings.space_name(base.source.fingerprint, base.dtype, stored, pooling)
-    return embeddings.look_up(space, prompts, compute, head.cache)
+    return embeddings.look_up(space, prompts, compute, head.cache, in_memory=keep)
 
 
 def answer(estimator: Any, base: BaseModel, rows: Sequence[Encoded]) -> Any:
@@ -86,7 +89,8 @@ def answer(estimator: Any, base: BaseModel, rows: Sequence[Encoded]) -> Any:
     own, _ = split_tensors(estimator._tensors)
     with estimator._bar(len(rows), "predict") as bar:
         if estimator._adapter is None:
-            vectors = embed(base, head, prompts, batch_tokens=estimator.batch_tokens, progress=bar.update)
+            budget, keep = estimator.batch_tokens, estimator._keeps_vectors
+            vectors = embed(base, head, prompts, batch_tokens=budget, progress=bar.update, keep=keep)
             out = functional.linear(vectors, **{name: tensor.to(vectors.dtype) for name, tensor in own.items()})
         else:
             longest = max(row.length for row in rows)

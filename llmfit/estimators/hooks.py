@@ -89,6 +89,7 @@ class Hooks:
     # How a fitted estimator answers: raw answers, which `predict` and every measure read.
 
     _head: Any
+    _keeps_vectors = True  # those that a head reads, from one call to the next
     _prompts: Prompts
     _fitted_base: Callable[[], Any]
 
