@@ -28,7 +28,9 @@ bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/limit.py $(DATA) --turns 3
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --quality
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --turns 2
-	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides TRL "TRL, eager"
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides "TRL, padding-free"
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides "plain loop" "plain loop, eager"
 	$(BIN)/python tests/benchmarks/scoring.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/budgets.py $(DATA) --turns 2

@@ -1,7 +1,7 @@
 """Training against TRL and a plain loop over transformers and peft, on SmolLM2.
 
 Usage: python tests/benchmarks/training.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--batch-size N]
-       [--only short|long] [--quality] [--base-model NAME] [--device cpu|cuda]
+       [--only short|long] [--sides NAME ...] [--quality] [--base-model NAME] [--device cpu|cuda]
 
 With --quality: accuracy on rows that were not trained on, after the same steps on the same rows, three seeds. It fails
 where llmfit's is lower by more than such a sample may be by chance.
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--only", choices=[*TEMPLATES])
+    parser.add_argument("--sides", nargs="+", help="peers to compare with; all live at once, so mind the memory")
     parser.add_argument("--quality", action="store_true")
     given = parser.parse_args()
     if given.quality:
@@ -87,7 +88,9 @@ def main() -> None:
         check(records)
         return
     for name in [given.only] if given.only else TEMPLATES:
-        found = compare(sides(given, TEMPLATES[name], given.rows), turns=given.turns)
+        every = sides(given, TEMPLATES[name], given.rows)
+        chosen = {side: job for side, job in every.items() if side == "llmfit" or side in (given.sides or every)}
+        found = compare(chosen, turns=given.turns)
         records = summary(found, "rows")
         print(json.dumps({f"training, {name}": records}))
         print(table(records), flush=True)
