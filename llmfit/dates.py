@@ -70,11 +70,12 @@ def date_text(value: Any, *, days: bool) -> str:
     ----------
     value : date, datetime, Timestamp or datetime64
     days : bool
-        Leave midnight out, which is there only because the type has a place for a time.
+        Leave midnight out, which is there only because the type has a place for a time. Otherwise a date without a time
+        gets it: so it comes back from a file of the same column.
     """
     value = pd.Timestamp(value) if isinstance(value, np.datetime64) else value
     if not isinstance(value, datetime):
-        return str(value.isoformat())
+        return str(value.isoformat()) if days else f"{value.isoformat()} 00:00:00"
     text = str(value.isoformat(" "))
     return text.partition(" ")[0] if days and _is_day(value) else text
 

@@ -21,25 +21,26 @@ from llmfit.templates import PLAIN, Segment, segments_text
 __all__ = ["Answer", "Encoded", "Encoder", "Ids", "Limit", "cut_text"]
 
 Ids = tuple[int, ...]
-MOST_CHARACTERS = 2**25  # of the texts whose tokens are kept, four bytes each: 100,000 rows of 300
+MOST_BYTES = 2**27  # of the texts whose tokens are kept, and of the tokens
+EACH = 300  # bytes that a text takes beside its characters and tokens
 BEFORE = ("\n", "\t", "|", ".")  # texts that tokenizers seldom join with what follows
 
 
 class _Texts(dict[str, "array[int]"]):
     """Texts and their tokens, up to a bound; where it is reached, all are forgotten."""
 
-    characters = 0
+    size = 0
 
     def remember(self, found: dict[str, Any]) -> None:
         """Add texts that are not known yet; one alone is no row set, but a try of how long a prompt may be."""
-        new = sum(map(len, found))
-        if len(found) < 2 or new > MOST_CHARACTERS:
+        new = sum(len(text) + 4 * len(ids) + EACH for text, ids in found.items())
+        if len(found) < 2 or new > MOST_BYTES:
             return
-        if self.characters + new > MOST_CHARACTERS:
+        if self.size + new > MOST_BYTES:
             self.clear()
-            self.characters = 0
+            self.size = 0
         self.update((text, array("i", ids)) for text, ids in found.items())
-        self.characters += new
+        self.size += new
 
 
 _tokenised: WeakKeyDictionary[Any, _Texts] = WeakKeyDictionary()

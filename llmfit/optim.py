@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llmfit.exceptions import ParameterError, check_choice, missing_package, parameter_error, reason
+from llmfit.memory import is_out_of_memory
 
 __all__ = [
     "OPTIMIZERS",
@@ -78,7 +79,9 @@ def _taking(name: str, settings: dict[str, Any]) -> Iterator[None]:
         yield
     except ParameterError:
         raise
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ParameterError(f"The optimizer {name!r} cannot take {settings!r}: {reason(error)}.") from error
 
 
@@ -110,7 +113,7 @@ def _try_step(name: str, settings: dict[str, Any]) -> None:
     """Take a step with settings, of which some are only looked at then."""
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = _build(name, settings, [weight])
-    if name in OF_TORCH:
+    if name in OF_TORCH and not settings.get("capturable"):  # which no CPU steps with
         weight.grad = torch.ones(1)
         with _taking(name, settings):
             optimizer.step()

@@ -210,7 +210,7 @@ def _score_packed(
     """Score the labels of a trie: one pass for some rows, each with the whole trie behind it."""
     width = max(map(len, trie.paths))
     path = torch.tensor([[*path, *((0, 0),) * (width - len(path))] for path in trie.paths], device=device)  # (K, L, 2)
-    known = torch.tensor([[i < len(path) for i in range(width)] for path in trie.paths], device=device)
+    known = torch.tensor([[i < len(path) for i in range(width)] for path in trie.paths])  # where sums are taken
 
     @torch.inference_mode()
     def score(part: list[Encoded]) -> NDArray[np.float64]:
@@ -220,7 +220,7 @@ def _score_packed(
             states, words = completion_states(model, batch)
         log_probs = choices(words, states.view(len(part), len(trie.following), -1), trie.following)  # (R, 1 + n, C)
         chosen = log_probs[:, path[..., 0], path[..., 1]]  # (R, K, L)
-        return chosen.double().where(known, 0.0).sum(-1).cpu().numpy()
+        return chosen.cpu().double().where(known, 0.0).sum(-1).numpy()
 
     through = [row._replace(completion=trie.tokens) for row in rows]
     return run_batches(rows, length_batches(through, budget, shared, kept=True), score)

@@ -29,7 +29,6 @@ LARGE = 2**30  # bytes; what the digest of a file of so many is, other processes
 SETTLED = 2 * 10**9  # nanoseconds after which no clock is so coarse that a file changes and keeps its date
 TOKENIZER = {
     "tokenizer.json",
-    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -231,7 +230,7 @@ def _fingerprint(folder: Path) -> str:
     kept = {key: value for key, value in sorted(config.items()) if key not in VOLATILE}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".bin"} or path.name in TOKENIZER:
+        if path.suffix in {".safetensors", ".bin", ".model"} or path.name in TOKENIZER:  # .model: of SentencePiece
             digest.update(path.name.encode() + _digest_file(path).encode())
     return digest.hexdigest()[:32]
 
@@ -242,19 +241,28 @@ def _digest_file(path: Path) -> str:
     Samples would tell apart models that were trained in full, but not those that differ in a norm or in one layer.
     """
     place, found = path.resolve(), path.stat()
-    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-    settled = max(state[1:3]) < time.time_ns() - SETTLED
-    note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
-    large = settled and found.st_size >= LARGE
-    known = _digests.get((place, *state)) or (_read_note(note, state) if large else None)
+    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino)
+    # A date that users can set, to one to come for example, says nothing where the system keeps one of its own.
+    changed = found.st_ctime_ns if os.name == "posix" else max(found.st_mtime_ns, found.st_ctime_ns)
+    settled = changed < time.time_ns() - SETTLED
+    note = _note(place) if settled and found.st_size >= LARGE else None
+    known = _digests.get((place, *state)) or (_read_note(note, state) if note else None)
     if known is None:
         with path.open("rb") as file:
             known = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-        if large:
+        if note:
             _write_note(note, state, known)
     if settled:
         _digests[(place, *state)] = known
     return known
+
+
+def _note(place: Path) -> Path | None:
+    """Name the file in which other processes find a digest; None where nobody has a home."""
+    try:
+        return cache_folder() / "digests" / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
+    except RuntimeError:
+        return None
 
 
 def _read_note(note: Path, state: tuple[int, ...]) -> str | None:
@@ -268,11 +276,12 @@ def _read_note(note: Path, state: tuple[int, ...]) -> str | None:
 
 def _write_note(note: Path, state: tuple[int, ...], digest: str) -> None:
     """Leave a digest for other processes, as a whole or not at all."""
-    temporary = note.with_name(f"{note.name}.{os.getpid()}")
     with suppress(OSError):  # a folder that cannot be written to costs a second each time, and nothing else
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"state": state, "digest": digest}), encoding="utf-8")
-        temporary.replace(note)
+        handle, temporary = tempfile.mkstemp(prefix=f"{note.name}.", dir=note.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"state": state, "digest": digest}, file)
+        os.replace(temporary, note)
 
 
 _digests: dict[tuple[Any, ...], str] = {}

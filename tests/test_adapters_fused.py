@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch_side import classifier, make_other, plain_model
 
+import llmfit
 from llmfit.adapters import fused
 from llmfit.exceptions import PackingWarning
 
@@ -158,3 +159,21 @@ def test_a_prediction_is_looked_at_too(settings, frame, monkeypatch):
     monkeypatch.setattr(fused, "_checked", type(fused._checked)())
     np.testing.assert_array_equal(clf.predict_log_proba(frame), expected)
     assert [*next(iter(fused._checked.values())).values()] == [True]
+
+
+def test_what_says_nothing_of_a_layer_is_not_remembered(settings, frame):
+    clf = classifier(settings, adapter={"type": "lora", "r": 4}).fit(frame)
+    expected = clf.predict_proba(frame)
+    llmfit.clear_cache()
+    fused._checked.clear()
+    with torch.inference_mode():
+        np.testing.assert_allclose(clf.predict_proba(frame), expected, atol=1e-6)
+    assert not any(known for known in fused._checked.values())
+    clf.predict_proba(frame)
+    assert any(known for known in fused._checked.values())
+
+
+def test_gradients_of_nothing_are_alike():
+    nothing = torch.zeros(2, 3)
+    assert fused._apart(nothing, nothing) == 0.0
+    assert fused._apart(nothing + 1, nothing) > 1.0

@@ -520,8 +520,15 @@ def test_reading_a_config_loads_no_weights(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "settings", [{"typ": "sgd"}, {"betas": 3}, {"betas": [0.9]}, {"betas": [0.9, 0.99, 0.5]}], ids=str
+    "settings",
+    [{"typ": "sgd"}, {"betas": 3}, {"betas": [0.9]}, {"betas": [0.9, 0.99, 0.5]}, {"fused": True, "foreach": True}],
+    ids=str,
 )
 def test_settings_of_an_optimizer_are_checked_with_the_config(settings: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match=r"^The optimizer 'adamw' cannot take \{'(typ|betas)': "):
+    with pytest.raises(ParameterError, match=r"^The optimizer 'adamw' cannot take \{'(typ|betas|fused)': "):
         from_config({"target": "label", "optimizer": {"type": "adamw", **settings}})
+
+
+def test_a_setting_for_another_device_is_not_tried_here() -> None:
+    settings = {"type": "adamw", "capturable": True}
+    assert from_config({"target": "label", "optimizer": settings}).optimizer == settings

@@ -111,6 +111,22 @@ class TestPrompts:
         clf = make(["2024-01-31T12:30", "2024-02-01 00:00:00"], features={"day": "date"})
         assert prompts(clf, rows(COLUMNS["times"][0]))[:2] == ["2024-01-31 12:30:00", "2024-02-01 00:00:00"]
 
+    def test_a_date_in_a_column_with_times_reads_as_from_a_file(self, make: Any, tmp_path: Path) -> None:
+        clf = make(COLUMNS["times"][0])
+        given = rows([date(2024, 1, 31), datetime(2024, 1, 31, 12, 30)])
+        assert prompts(clf, given)[:2] == ["2024-01-31 00:00:00", "2024-01-31 12:30:00"]
+        days = rows([date(2024, 1, 31), date(2024, 2, 1)])
+        for way in ("csv", "parquet"):
+            assert prompts(clf, read_as(clf, write(days, tmp_path / f"rows.{way}"))) == prompts(clf, days)
+
+    def test_true_answers_may_have_another_name(self, settings: Any) -> None:
+        due = pd.Series(COLUMNS["times"][0], name="due")
+        frame = pd.DataFrame({"text": ["a", "b"]})
+        gen = llmfit.LLMGenerator(**{**settings, "target": "due", "adapter": None}).fit(frame.assign(due=due))
+        one, other = gen.preview(frame, y=due), gen.preview(frame, y=due.rename("truth"))
+        assert one["completion"].tolist() == other["completion"].tolist()
+        assert "00:00:00" in one["completion"].iloc[1]
+
     def test_what_other_rows_hold_changes_nothing(self, make: Any) -> None:
         clf, frame = make(COLUMNS["times"][0]), rows(COLUMNS["times"][0])
         assert prompts(clf, frame[1:2]) == prompts(clf, frame)[1:2]

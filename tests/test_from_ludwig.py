@@ -532,6 +532,8 @@ def test_a_template_names_the_features_unless_it_shows_the_sample() -> None:
 CONTEXTS: dict[str, tuple[str, str]] = {  # a template of Ludwig's, and what of it is the prompt of one row
     "a line of its own": ("Rate.\n{__context__}\n\nText: {text}\nLabel:", "Rate.\nText: {text}\nLabel:"),
     "a line with a label": ("Rate.\n\n  Examples: {__context__}\n\nText: {text}", "Rate.\n\nText: {text}"),
+    "a task is no label": ("Rate this text:\n{__context__}\n  Text: {text}", "Rate this text:\n  Text: {text}"),
+    "a label of words": ("Some similar texts:\n{__context__}\n{text}", "{text}"),
     "a label above": ("Examples:\n{__context__}\n\nText: {text}", "Text: {text}"),
     "the first words": ("{__context__} {text}:", "{text}:"),
     "between words": ("Given {__context__} and {text}:", "Given and {text}:"),

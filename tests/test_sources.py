@@ -370,3 +370,37 @@ def test_a_folder_goes_before_an_alias(package, asked, tiny, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "here")
     assert find_source("alias").folder == str((tmp_path / "here" / "alias").resolve())
     assert asked == []
+
+
+def test_a_date_to_come_does_not_make_a_file_read_each_time(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1000))
+    ahead = time.time_ns() + 10**15
+    os.utime(path, ns=(ahead, ahead))
+    now = time.time_ns
+    monkeypatch.setattr(sources.time, "time_ns", lambda: now() + int(1e10))
+    first = sources._digest_file(path)
+    monkeypatch.setattr(sources.hashlib, "file_digest", None)
+    assert sources._digest_file(path) == first
+
+
+def test_without_a_home_a_large_file_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1000))
+    now = time.time_ns
+    monkeypatch.setattr(sources.time, "time_ns", lambda: now() + int(1e10))
+    monkeypatch.setattr(sources, "LARGE", 1000)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(sources, "cache_folder", homeless)
+    assert sources._digest_file(path) == hashlib.sha256(bytes(1000)).hexdigest()[:32]
+
+
+def test_the_words_of_sentencepiece_belong_to_a_model(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "one")
+    (tmp_path / "one" / "spiece.model").write_bytes(b"some words")
+    before = sources._fingerprint(tmp_path / "one")
+    (tmp_path / "one" / "spiece.model").write_bytes(b"other words")
+    assert sources._fingerprint(tmp_path / "one") != before

@@ -103,14 +103,15 @@ def _kind(layer: Any, adapter: str) -> tuple[Any, ...]:
 
 def _is_alike(layer: Any, adapter: str) -> bool | None:
     """Compare a layer's outputs and gradients; None where it has none, or memory ran out, which says nothing of it."""
-    if layer.base_layer.weight.is_meta:
+    weight = layer.base_layer.weight
+    if weight.is_meta or weight.is_inference() or torch.is_inference_mode_enabled():
         return None
     ways = [partial(type(layer).forward, layer), partial(_forward, layer, adapter)]
     training = layer.training
     layer.eval()
     try:
         plain, fused = (_probe(layer, adapter, forward) for forward in ways)
-        rounding = ROUNDING[min(4, layer.base_layer.weight.dtype.itemsize)]
+        rounding = ROUNDING[min(4, weight.dtype.itemsize)]
         if all(_apart(one, other) <= rounding for one, other in zip(fused, plain, strict=True)):
             return True
         why = "its answers differ"
@@ -158,8 +159,8 @@ def _filled(parts: Sequence[Any], weights: Sequence[nn.Parameter]) -> Iterator[N
 
 
 def _apart(some: torch.Tensor, others: torch.Tensor) -> float:
-    wide = others.double()
-    return float((some.double() - wide).norm() / wide.norm())
+    one, other = some.cpu().double(), others.cpu().double()  # not every device has such numbers
+    return float((one - other).norm() / other.norm().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def is_plain(layer: Any, adapter: str) -> bool:

@@ -190,6 +190,7 @@ def compute_low(base: BaseModel, model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
+    base.model.computes_in = base.dtype  # for those who compare what comes out
     low = torch.autocast(base.device.type, dtype=base.dtype)
     base.model.forward = low(base.model.forward)
     if hasattr(base.model, "generate"):  # it calls the encoder of an encoder-decoder by itself

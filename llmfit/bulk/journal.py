@@ -91,10 +91,15 @@ class Journal:
         DataError
             If another run is writing the output.
         """
-        self.output.parent.mkdir(parents=True, exist_ok=True)
         path = _beside(self.output, LOCK)
         while self._lock is None:
-            file = path.open("ab")
+            try:
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                file = path.open("ab")
+            except OSError:
+                if self.manifest.is_file() and not os.access(self.output.parent, os.W_OK):
+                    return  # where nobody can write, a run that is done may be looked at
+                raise
             if not _lock(file):
                 file.close()
                 raise DataError(f"Another run is writing {str(self.output)!r}.")
@@ -334,6 +339,6 @@ def _lock(file: IO[bytes]) -> bool:
         return True
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True

@@ -125,9 +125,9 @@ def score_files(
     with _writing(output):
         sink = _begin(output, errors, run, answering, writer, resume=resume, overwrite=overwrite)
     tell = progress or (lambda _: None)
-    tell(sink.state.rows)
     stops = strict or errors is None
     with closing(sink), _writing(output):
+        tell(sink.state.rows)
         if not sink.state.done:
             with _gathered() as answer:
                 for chunk in source.chunks(chunk_rows, start=sink.state.rows):
@@ -205,7 +205,7 @@ def _begin(
         journal.lock()  # before anything is read that another run may write
         check_free(output, errors, resume=resume, overwrite=overwrite)
         before = journal.read() if resume else None
-        if before is not None:
+        if before is not None and (before.rows or before.done):  # else nothing is there that it would have to fit
             # What is done stays done, whatever it would be made by now.
             _check_same(
                 output, before, {name: run[name] for name in run if not (before.done and name in answering.made_by)}

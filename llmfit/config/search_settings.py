@@ -203,7 +203,7 @@ def _scorer_of(metric: str, goal: Any, loss: str | None) -> str:
 
 def _is_scoring(value: Any) -> bool:
     """Tell names of scorers, or Python's own; that there are such names is what the search checks."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set):
         return bool(value) and all(isinstance(name, str) for name in value)
     if isinstance(value, Mapping):
         return bool(value) and all(isinstance(k, str) and _is_scorer(name) for k, name in value.items())

@@ -62,8 +62,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         Rows per optimiser step; "auto" is a fiftieth of the rows that are trained on, 2 at least and 16 at most. The
         folds of a search have fewer rows than its refit: give a number where both must have the same.
     batch_tokens : int or "auto", default="auto"
-        Tokens of one forward pass. A matter of memory and speed only: without dropout, and without answers that
-        are drawn, results do not depend on it.
+        Tokens of one forward pass; half as many again behind a long beginning that all rows share. A matter of memory
+        and speed only: without dropout and answers that are drawn, results do not depend on it.
     gradient_checkpointing : bool, default=False
         Keep only the inputs of each layer and compute it twice: less memory, more time, the same result.
     max_length : int or None, default=None

@@ -76,8 +76,8 @@ class Filed:
             Rows that are answered and written at a time; what a kill can cost.
         resume : bool, default=False
             Go on with an earlier run that was stopped, or begin where there was none. Input, model, settings, versions
-            of llmfit, torch and transformers and the kind of device must be the same. A run that was done is left as it
-            is.
+            of llmfit, torch, transformers and peft, the kind of device or processor and the dtype must be the same;
+            `batch_tokens` and threads may not be, at the price of last digits. A run that was done is left as it is.
         overwrite : bool, default=False
             Begin anew, whatever is there.
         strict : bool, default=False

@@ -87,7 +87,7 @@ def read_target(estimator: Any, table: Table, y: Any) -> Any:
         target = as_column(estimator._one_column(y), len(table.frame), estimator.target_)
     if len(target) == 0:
         raise DataError(f"{owner} needs at least one row to compare with its target, but the frame has none.")
-    return _without_gaps(target, table.frame.index)
+    return _without_gaps(target, table.frame.index).rename(estimator.target_)
 
 
 def _several_targets(estimator: Any, table: Table, y: Any) -> pd.DataFrame:

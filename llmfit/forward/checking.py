@@ -80,15 +80,21 @@ def packable(
         If the model reads packed rows otherwise than padded ones, and nothing in it says why.
     """
     own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if not rows or start_ids or own is None or _slides(own, rows) or rescales(own, max(row.length for row in rows)):
+    if not rows or start_ids or own is None:
+        return None
+    longest = max(row.length for row in rows)
+    if _slides(own, longest) or rescales(own, longest):
         return None
     if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
     how = read or partial(_read_words, model, pad_id, device)
     looks = {kind: SHORT, f"{kind}, long": LONGER}
-    if max(row.length for row in rows) <= LONG:
+    if longest <= LONG:
         del looks[f"{kind}, long"]
     for name, lengths in looks.items():
+        tokens = 6 + max(lengths) + 1  # of the longest row that it is looked at with
+        if _slides(own, tokens) or rescales(own, tokens):
+            return None
         if not same_words(model, "packed", partial(_both_ways, model, own, how, lengths), name):
             return None
     return common_prefix([row.prompt for row in rows])
@@ -133,15 +139,15 @@ def same_words(
 
 @torch.no_grad()
 def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None]) -> bool | None:
-    """Compare; None where memory ran out, which says nothing of the model."""
+    """Compare; None where memory ran out, or nothing finite was said, which tells nothing of the model."""
     try:
         said = read()
         if said is None:
             return False
         plain, quick, *again = said
         if not bool(plain.isfinite().all()):
-            return False  # there is nothing to compare with
-        sizes = {tensor.dtype.itemsize for tensor in (plain, *model.parameters())}
+            return None  # there is nothing to compare with
+        sizes = {plain.dtype.itemsize, *(p.dtype.itemsize for p in model.parameters()), *_sizes_within(model)}
         rounding = sum(3 * _apart(other, plain) for other in again) + ROUNDING[min(4, min(sizes))]
         if _apart(quick, plain) <= rounding:
             return True
@@ -154,6 +160,12 @@ def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None
         why = reason(error)
     warn(PackingWarning(f"This model cannot {WAYS[way]} ({why}): {INSTEAD[way]}."))
     return False
+
+
+def _sizes_within(model: Any) -> set[int]:
+    """Bytes of the numbers that autocast multiplies, where a model's forward pass chooses such."""
+    dtypes = (getattr(module, "computes_in", None) for module in model.modules())
+    return {dtype.itemsize for dtype in dtypes if dtype is not None}
 
 
 def _read_words(
@@ -191,8 +203,8 @@ def _both_ways(model: Any, own: Any, read: Read, lengths: Sequence[int]) -> Sequ
 
 def _apart(some: torch.Tensor, others: torch.Tensor) -> float:
     """Measure how far logits are from others, as a share of these."""
-    wide = others.double()
-    return float((some.double() - wide).norm() / wide.norm())
+    one, other = some.cpu().double(), others.cpu().double()  # not every device has such numbers
+    return float((one - other).norm() / other.norm())
 
 
 def some_ids(own: Any, count: int) -> Ids:
@@ -201,11 +213,11 @@ def some_ids(own: Any, count: int) -> Ids:
     return tuple(np.random.default_rng(0).integers(words // 10, words // 2, count).tolist())
 
 
-def _slides(model: Any, rows: Sequence[Encoded]) -> bool:
-    """Tell a model whose layers do not see the whole of the longest row."""
+def _slides(model: Any, tokens: int) -> bool:
+    """Tell a model whose layers do not see the whole of a row of so many tokens."""
     config = model.config.get_text_config()
     windows = (getattr(config, name, None) for name in WINDOWS)
-    return any(isinstance(window, int) and window <= max(row.length for row in rows) for window in windows)
+    return any(isinstance(window, int) and window <= tokens for window in windows)
 
 
 def rescales(own: Any, tokens: int) -> bool:

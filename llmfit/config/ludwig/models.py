@@ -147,14 +147,20 @@ def read_retrieval(given: Any, place: str) -> dict[str, Any] | None:
 
 CONTEXT = re.compile(r"(?<!\{)\{__context__(?:![rsa])?(?::[^{}]*)?\}(?!\})")
 FIELD = "{__context__}"
-# What goes with the field: quotes, brackets and tags around it alone, the line that it has to itself with its label of
-# up to three words there or above, or else the white space and the separator on one side.
+# What goes with the field: quotes, brackets and tags around it alone, the line that it has to itself with its label
+# there or above, a few words of which one says that it is one, or else white space and the separator on one side.
 ENCLOSED = re.compile(
     rf"""(["'`]){FIELD}\1|("{{3}}|'{{3}}|`{{3}})\s*{FIELD}\s*\2"""
     rf"""|\(\s*{FIELD}\s*\)|\[\s*{FIELD}\s*\]|<(\w+)>\s*{FIELD}\s*</\3>"""
 )
-_LABEL = r"[ \t]*(?:[^\s{}:]+[ \t]+){0,2}[^\s{}:]+[ \t]*:[ \t]*"
-OWN_LINE = re.compile(rf"^(?:{_LABEL}\n)?(?:{_LABEL})?[ \t]*{FIELD}[ \t]*(?:\n\s*|\Z)", re.MULTILINE)
+_WORD = r"[^\s{}:]+[ \t]+"
+_SAYS = (
+    r"(?:context|examples?|samples?|demonstrations?|shots?|retriev\w*|similar\w*|related|references?|neighbou?rs?|like)"
+)
+_LABEL = rf"[ \t]*(?:(?:{_WORD}){{0,2}}{_SAYS}(?:[ \t]+[^\s{{}}:]+){{0,2}})[ \t]*:[ \t]*"
+OWN_LINE = re.compile(
+    rf"^(?:{_LABEL}\n)?(?:{_LABEL})?[ \t]*{FIELD}[ \t]*(?:\n(?:[ \t]*\n)*|\Z)", re.MULTILINE | re.IGNORECASE
+)
 LINE_START = re.compile(rf"^{FIELD}[ \t]*[|,;/-]?[ \t]*", re.MULTILINE)
 WITHIN_LINE = re.compile(rf"[ \t]*[|,;/-]?[ \t]*{FIELD}")
 
