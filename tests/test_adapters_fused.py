@@ -12,8 +12,14 @@ from peft import LoraConfig, get_peft_model
 from torch_side import classifier, make_other, plain_model
 
 import llmfit
+from llmfit import selfcheck
 from llmfit.adapters import fused
 from llmfit.exceptions import PackingWarning
+
+
+def looks() -> list[bool]:
+    """Say what is remembered of LoRA's layers."""
+    return [alike for known in selfcheck._known.values() for key, alike in known.items() if key[0] == "LoRA"]
 
 
 def wrapped(folder: str, dtype: torch.dtype, **settings: Any) -> Any:
@@ -89,7 +95,7 @@ def test_a_fit_is_the_one_of_peft_alone(changed, settings, frame, monkeypatch):
 
 def fuse_with(monkeypatch: pytest.MonkeyPatch, folder: str, **settings: Any) -> Any:
     """A model that is met for the first time."""
-    monkeypatch.setattr(fused, "_checked", type(fused._checked)())
+    monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
     model = wrapped(folder, torch.float32, **settings)
     fused.fuse_lora(model)
     return model
@@ -122,9 +128,9 @@ def test_layers_that_would_compute_something_else_are_left_to_peft_with_a_warnin
 
 def test_a_base_model_is_looked_at_once_and_nothing_of_it_changes(tiny, monkeypatch):
     looked_at: list[Any] = []
-    real = fused._is_alike
-    monkeypatch.setattr(fused, "_is_alike", lambda layer, name: (looked_at.append(layer), real(layer, name))[1])
-    monkeypatch.setattr(fused, "_checked", type(fused._checked)())
+    real = fused._look
+    monkeypatch.setattr(fused, "_look", lambda layer, name: (looked_at.append(layer), real(layer, name))[1])
+    monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
     model = wrapped(tiny, torch.float32, lora_dropout=0.2)
     before = dict(model.named_parameters())
     values, numbers = {name: p.clone() for name, p in before.items()}, torch.get_rng_state()
@@ -156,24 +162,24 @@ def test_a_prediction_is_looked_at_too(settings, frame, monkeypatch):
     """Whatever is trained: what is compared has gradients."""
     clf = classifier(settings, adapter={"r": 4}).fit(frame)
     expected = clf.predict_log_proba(frame)
-    monkeypatch.setattr(fused, "_checked", type(fused._checked)())
+    monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
     np.testing.assert_array_equal(clf.predict_log_proba(frame), expected)
-    assert [*next(iter(fused._checked.values())).values()] == [True]
+    assert looks() == [True]
 
 
 def test_what_says_nothing_of_a_layer_is_not_remembered(settings, frame):
     clf = classifier(settings, adapter={"type": "lora", "r": 4}).fit(frame)
     expected = clf.predict_proba(frame)
     llmfit.clear_cache()
-    fused._checked.clear()
+    selfcheck._known.clear()
     with torch.inference_mode():
         np.testing.assert_allclose(clf.predict_proba(frame), expected, atol=1e-6)
-    assert not any(known for known in fused._checked.values())
+    assert looks() == []
     clf.predict_proba(frame)
-    assert any(known for known in fused._checked.values())
+    assert looks() == [True]
 
 
 def test_gradients_of_nothing_are_alike():
     nothing = torch.zeros(2, 3)
-    assert fused._apart(nothing, nothing) == 0.0
-    assert fused._apart(nothing + 1, nothing) > 1.0
+    assert selfcheck.apart(nothing, nothing) == 0.0
+    assert selfcheck.apart(nothing + 1, nothing) > 1.0

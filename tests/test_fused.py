@@ -19,12 +19,11 @@ from torch_side import classifier, furthest, generator, make_other, no_collectin
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import llmfit
-from llmfit import LLMEstimator, together
+from llmfit import LLMEstimator, selfcheck, together
 from llmfit.base_model import load_base_model
 from llmfit.estimators import joining
 from llmfit.estimators.base import BaseLLM
 from llmfit.exceptions import MemoryWarning, PackingWarning, ParameterError, TrainingError
-from llmfit.forward import checking
 from llmfit.packing import Layouts
 from llmfit.search import FusedGridSearchCV, make_search
 
@@ -274,7 +273,7 @@ def test_a_model_that_cannot_pack(one, ragged, beside, monkeypatch):
 
 
 def test_a_model_that_mixes_what_stands_side_by_side(one, ragged, beside, monkeypatch):
-    monkeypatch.setattr(checking, "_checked", type(checking._checked)())
+    monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
     read = together.completion_logits
     monkeypatch.setattr(
         together, "completion_logits", lambda model, batch: read(model, batch) * (1 + isinstance(batch.layout, Layouts))
@@ -299,7 +298,7 @@ def halved(monkeypatch: pytest.MonkeyPatch) -> None:
     def halves(self: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([forward(self, part) for part in x.split(x.shape[1] // 2, dim=1)], dim=1)
 
-    monkeypatch.setattr(checking, "_checked", type(checking._checked)())
+    monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
     monkeypatch.setattr(LlamaMLP, "forward", halves)
 
 

@@ -17,7 +17,7 @@ TIERS = [
     ["exceptions", "datasets"],
     ["frames", "dates", "features", "templates", "params", "metrics", "ranking", "plots", "files"],
     ["persistence", "encoding", "batching"],
-    ["keeping", "memory", "sources", "quantization", "embeddings", "base_model", "adapters", "heads"],
+    ["keeping", "memory", "selfcheck", "sources", "quantization", "embeddings", "base_model", "adapters", "heads"],
     [
         "optim",
         "callbacks",

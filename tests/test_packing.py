@@ -14,7 +14,7 @@ from torch_side import CPU, classifier, furthest, make_other, plain_model, token
 from transformers import PreTrainedModel
 
 import llmfit
-from llmfit import inference, scoring, training
+from llmfit import inference, scoring, selfcheck, training
 from llmfit.base_model import load_base_model
 from llmfit.encoding import Encoded
 from llmfit.exceptions import PackingWarning
@@ -525,7 +525,7 @@ def test_full_fine_tuning_in_few_bytes_is_packed_too(settings, frame):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(frame)
-    assert any(answer for known in checking._checked.values() for answer in known.values())
+    assert any(answer for known in selfcheck._known.values() for answer in known.values())
 
 
 def test_what_is_not_finite_says_nothing_of_a_model(settings, frame):
@@ -534,4 +534,4 @@ def test_what_is_not_finite_says_nothing_of_a_model(settings, frame):
         gone = torch.full((2, 2), float("nan"))
         assert not same_words(model, "packed", lambda: [gone, gone], "gone")
         own = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-        assert not any("gone" in key for key in checking._checked.get(own, {}))
+        assert not any("gone" in key for key in selfcheck._known.get(own, {}))

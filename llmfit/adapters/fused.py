@@ -11,20 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from llmfit.exceptions import PackingWarning, reason, warn
-from llmfit.memory import is_out_of_memory
+from llmfit.selfcheck import Said, seen_alike
 
 __all__ = ["fuse_lora", "is_plain"]
 
 ROWS = 16  # that a layer reads both ways
 ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3}  # by the bytes of a weight
-_checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 class _Adapted(torch.autograd.Function):
@@ -84,16 +81,22 @@ def _are_alike(model: Any, layers: Sequence[Any], adapter: str) -> bool:
     """See once for a base model and each kind of its layers whether both ways are the same."""
     from transformers import PreTrainedModel
 
+    weights = [layer.base_layer.weight for layer in layers]
+    if torch.is_inference_mode_enabled() or any(weight.is_meta or weight.is_inference() for weight in weights):
+        return False  # without gradients there is nothing to see
     own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
-    known = _checked.setdefault(own, {})
     kinds = {_kind(layer, adapter): layer for layer in layers}
-    for kind, layer in kinds.items():
-        if kind not in known:
-            alike = _is_alike(layer, adapter)
-            if alike is None:
-                return False
-            known[kind] = alike
-    return all(known[kind] for kind in kinds)
+    return all(
+        seen_alike(
+            own,
+            ("LoRA", kind),
+            layer,
+            partial(_look, layer, adapter),
+            what="compute LoRA in one piece",
+            instead="peft does it, which takes longer",
+        )
+        for kind, layer in kinds.items()
+    )
 
 
 def _kind(layer: Any, adapter: str) -> tuple[Any, ...]:
@@ -101,28 +104,13 @@ def _kind(layer: Any, adapter: str) -> tuple[Any, ...]:
     return weight.dtype, weight.device, low.dtype, layer.base_layer.bias is None
 
 
-def _is_alike(layer: Any, adapter: str) -> bool | None:
-    """Compare a layer's outputs and gradients; None where it has none, or memory ran out, which says nothing of it."""
-    weight = layer.base_layer.weight
-    if weight.is_meta or weight.is_inference() or torch.is_inference_mode_enabled():
-        return None
-    ways = [partial(type(layer).forward, layer), partial(_forward, layer, adapter)]
-    training = layer.training
-    layer.eval()
-    try:
-        plain, fused = (_probe(layer, adapter, forward) for forward in ways)
-        rounding = ROUNDING[min(4, weight.dtype.itemsize)]
-        if all(_apart(one, other) <= rounding for one, other in zip(fused, plain, strict=True)):
-            return True
-        why = "its answers differ"
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        if is_out_of_memory(error):
-            return None
-        why = reason(error)
-    finally:
-        layer.train(training)
-    warn(PackingWarning(f"This model cannot compute LoRA in one piece ({why}): peft does it, which takes longer."))
-    return False
+def _look(layer: Any, adapter: str) -> Said:
+    """Give a layer's outputs and gradients both ways."""
+    plain, fused = (
+        _probe(layer, adapter, way) for way in (partial(type(layer).forward, layer), partial(_forward, layer, adapter))
+    )
+    rounding = ROUNDING[min(4, layer.base_layer.weight.dtype.itemsize)]
+    return [(one, other, rounding) for one, other in zip(plain, fused, strict=True)]
 
 
 @torch.enable_grad()
@@ -156,11 +144,6 @@ def _filled(parts: Sequence[Any], weights: Sequence[nn.Parameter]) -> Iterator[N
     finally:
         for part, weight in zip(parts, before, strict=True):
             part.weight = weight
-
-
-def _apart(some: torch.Tensor, others: torch.Tensor) -> float:
-    one, other = some.cpu().double(), others.cpu().double()  # not every device has such numbers
-    return float((one - other).norm() / other.norm().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def is_plain(layer: Any, adapter: str) -> bool:

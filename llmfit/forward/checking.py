@@ -9,18 +9,16 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from llmfit.encoding import Encoded, Ids
-from llmfit.exceptions import PackingWarning, reason, warn
 from llmfit.forward.batches import ask, collate, completion_logits
-from llmfit.memory import is_out_of_memory
 from llmfit.packing import Layout, Layouts, PackingError, Tree, common_prefix, packed
 from llmfit.packing.attention import LONG
+from llmfit.selfcheck import Said, apart, seen_alike
 
 __all__ = ["packable", "rescales", "same_words", "some_ids"]
 
@@ -42,7 +40,6 @@ INSTEAD = {
     "in pieces": "they are made at once, which takes more memory",
 }
 ROUNDING = {1: 0.05, 2: 0.03, 4: 1e-3}  # by the bytes of the smallest numbers that take part
-_checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | Layouts | None]]
@@ -123,43 +120,21 @@ def same_words(
     """
     own = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     layers = (way, kind, frozenset(type(module) for module in model.modules()))
-    known = _checked.setdefault(own, {})
-    if layers not in known:
-        training = model.training
-        model.eval()
-        try:
-            alike = _same(model, way, read)
-        finally:
-            model.train(training)
-        if alike is None:
-            return False
-        known[layers] = alike
-    return known[layers]
+    return seen_alike(own, layers, model, partial(_said, model, read), what=WAYS[way], instead=INSTEAD[way])
 
 
 @torch.no_grad()
-def _same(model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None]) -> bool | None:
-    """Compare; None where memory ran out, or nothing finite was said, which tells nothing of the model."""
+def _said(model: Any, read: Callable[[], Sequence[torch.Tensor] | None]) -> Said | None:
+    """Let a model read both ways; a second time in the plain one measures the rounding."""
     try:
         said = read()
-        if said is None:
-            return False
-        plain, quick, *again = said
-        if not bool(plain.isfinite().all()):
-            return None  # there is nothing to compare with
-        sizes = {plain.dtype.itemsize, *(p.dtype.itemsize for p in model.parameters()), *_sizes_within(model)}
-        rounding = sum(3 * _apart(other, plain) for other in again) + ROUNDING[min(4, min(sizes))]
-        if _apart(quick, plain) <= rounding:
-            return True
-        why = "its answers differ"
     except PackingError:
-        return False
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        if is_out_of_memory(error):
-            return None
-        why = reason(error)
-    warn(PackingWarning(f"This model cannot {WAYS[way]} ({why}): {INSTEAD[way]}."))
-    return False
+        return None
+    if said is None:
+        return None
+    plain, quick, *again = said
+    sizes = {plain.dtype.itemsize, *(p.dtype.itemsize for p in model.parameters()), *_sizes_within(model)}
+    return [(plain, quick, sum(3 * apart(other, plain) for other in again) + ROUNDING[min(4, min(sizes))])]
 
 
 def _sizes_within(model: Any) -> set[int]:
@@ -199,12 +174,6 @@ def _both_ways(model: Any, own: Any, read: Read, lengths: Sequence[int]) -> Sequ
     if not isinstance(layout, Layout) or len(layout.met) < own.config.get_text_config().num_hidden_layers:
         return None  # some layers carry a state instead of attending
     return plain, quick, alone
-
-
-def _apart(some: torch.Tensor, others: torch.Tensor) -> float:
-    """Measure how far logits are from others, as a share of these."""
-    one, other = some.cpu().double(), others.cpu().double()  # not every device has such numbers
-    return float((one - other).norm() / other.norm())
 
 
 def some_ids(own: Any, count: int) -> Ids:
