@@ -10,10 +10,10 @@ from head_side import make_encoder, make_encoder_decoder
 from sklearn.model_selection import GridSearchCV
 
 import llmfit
-from llmfit import LLMClassifier, LLMGenerator, LLMRegressor, scoring, training
+from llmfit import LLMClassifier, LLMGenerator, LLMRegressor, checkpoints, scoring, training
 from llmfit.adapters import METHODS
 from llmfit.packing import attention
-from llmfit.search import FusedGridSearchCV
+from llmfit.search import FusedGridSearchCV, FusedHalvingGridSearchCV
 
 # bitsandbytes says so of models as narrow as these
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:inner dimension")]
@@ -54,6 +54,7 @@ def test_memory_is_given_back(settings: dict, frame: pd.DataFrame) -> None:
 
 def test_a_step_that_does_not_fit_is_halved_not_failed(settings: dict, frame: pd.DataFrame) -> None:
     """A cap on the process's memory makes the allocator fail for real."""
+    LLMClassifier(**on_gpu(settings, epochs=1), features="text", target="label").fit(frame)  # cuBLAS takes its share
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     used = torch.cuda.memory_reserved()
@@ -151,3 +152,54 @@ def test_a_generator_beside_4_bits_answers_what_it_has_learned(settings, frame) 
     given = on_gpu(settings, epochs=60)
     model = LLMGenerator(**given, features="text", target="label", quantization=4).fit(frame)
     assert model.predict(frame).tolist() == frame["label"].tolist()
+
+
+@pytest.mark.parametrize("adapter", [None, "lora", "full"])
+def test_a_head_on_a_decoder_learns_behind_a_long_beginning(settings, frame, tmp_path, adapter) -> None:
+    own = on_gpu(settings, head="linear", adapter=adapter, epochs=60 if adapter else 300, max_length=None)
+    own |= {"template": {"task": "Tell fruit from vehicles. " * 20, "template": "{task}{text}"}}
+    assert LLMClassifier(**own, target="label").fit(frame).score(frame) >= (1.0 if adapter else 0.75)
+    model = LLMRegressor(**own, target="size").fit(frame)
+    assert model.score(frame) > 0.5
+    model.save(tmp_path / "model")
+    np.testing.assert_allclose(llmfit.load(tmp_path / "model").predict(frame), model.predict(frame), rtol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [{"r": 4, "dropout": 0.3}, "full"], ids=str)
+def test_a_fit_that_was_killed_goes_on_as_if_it_had_not_been(settings, frame, tmp_path, monkeypatch, adapter) -> None:
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", float("inf"))
+    seen: list[int] = []
+
+    def kill(state) -> None:
+        seen.append(state.step)
+        if seen == [1, 2, 3, 4]:
+            raise KeyboardInterrupt
+
+    own = on_gpu(settings, dtype="float32", epochs=3, batch_size=4, adapter=adapter)
+    own |= {"features": "text", "target": "label", "random_state": 0, "callbacks": kill}
+    with pytest.raises(KeyboardInterrupt):
+        LLMClassifier(**own, checkpoint_dir=tmp_path).fit(frame)
+    again = LLMClassifier(**own, checkpoint_dir=tmp_path).fit(frame)
+    assert seen == [1, 2, 3, 4, 4, 5, 6]
+    alone = LLMClassifier(**own).fit(frame)
+    np.testing.assert_allclose(again.history_["loss"], alone.history_["loss"], rtol=1e-4)
+    np.testing.assert_allclose(again.predict_proba(frame), alone.predict_proba(frame), atol=1e-4)
+
+
+def test_survivors_of_halving_end_as_if_fitted_alone(settings, frame) -> None:
+    rows = pd.concat([frame] * 2, ignore_index=True)
+    grid = {"adapter__r": [2, 4], "adapter__dropout": [0.0, 0.3], "learning_rate": [1e-3, 1e-2]}
+    own = on_gpu(settings, dtype="float32", epochs=4) | {"features": "text", "target": "label", "random_state": 0}
+    search = FusedHalvingGridSearchCV(LLMClassifier(**own), grid, cv=2, factor=2, scoring="neg_log_loss")
+    search.fit(rows, rows["label"])
+    alone = LLMClassifier(**own).set_params(**search.best_params_).fit(rows)
+    np.testing.assert_allclose(search.predict_proba(rows), alone.predict_proba(rows), atol=1e-3)
+
+
+@pytest.mark.parametrize("quantization", [None, 8, 4])
+def test_quick_ways_are_found_to_be_right(settings, frame, quantization, recwarn) -> None:
+    """Packing and LoRA in one piece are taken in bfloat16, beside few bits, too."""
+    own = on_gpu(settings, epochs=1, quantization=quantization, max_length=None)
+    own |= {"template": {"task": "Tell fruit from vehicles. " * 20, "template": "{task}{text}"}, "target": "label"}
+    LLMClassifier(**own).fit(frame).predict_proba(frame)
+    assert not [str(found.message) for found in recwarn if issubclass(found.category, llmfit.exceptions.PackingWarning)]

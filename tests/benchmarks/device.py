@@ -1,20 +1,25 @@
 """What packing gains on a device, by the rows of a step: training, scoring and a search, all in one process.
 
-Usage: python tests/benchmarks/device.py PATH/TO/sms_spam.csv [--turns N] [--batch-sizes N ...]
-       [--base-model NAME] [--device cpu|cuda]
+Usage: python tests/benchmarks/device.py PATH/TO/sms_spam.csv [--turns N] [--parts scoring training search]
+       [--training PROMPT:ROWS_OF_A_STEP ...] [--base-model NAME] [--device cpu|cuda]
 
-Ways take turns: rows packed, the same rows padded, and the plain way with transformers and peft. `peak_mb` is of a
-GPU's memory, with the model's. The first turn warms up and is dropped, but of the search, which comes last.
+Ways take turns: rows packed, the same rows padded, the plain way with transformers and peft, and TRL where it is
+installed, of which only the training counts, as of llmfit the whole `fit`. `peak_mb` is of a GPU's memory, with the
+model's; a way that runs out of it has no figures. The first turn warms up and is dropped, but of the search, which
+comes last.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent / "sides"))
 import peer_train
 from labels import label_scores
 
-STEPS = 4
+STEPS = 8
 GRID = {"adapter__r": [4, 16], "learning_rate": [1e-4, 3e-4, 5e-4, 1e-3]}
 
 
@@ -51,40 +56,57 @@ def padded() -> Iterator[None]:
             setattr(room, name, function)
 
 
-def measured(work: Callable[[], Any], device: str) -> dict[str, float]:
-    """Seconds and peak memory of a turn."""
+def measured(work: Callable[[], Any], device: str) -> dict[str, float] | None:
+    """Seconds and peak memory of a turn, which may tell its own seconds; None where memory ran out."""
+    gc.collect()
     if device == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    work()
+    try:
+        own = work()
+    except torch.OutOfMemoryError:
+        return None
     if device == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
+    seconds = own if isinstance(own, float) else time.perf_counter() - started
     return {"seconds": seconds, "peak_mb": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else 0.0}
 
 
 def compare(name: str, ways: dict[str, Callable[[], Any]], rows: int, given: Any, *, warm: bool = True) -> None:
     """Let ways take turns, and print what they took."""
-    turns: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    turns: dict[str, list[dict[str, float] | None]] = {way: [] for way in ways}
     for turn in range(-int(warm), given.turns):
         for way, work in ways.items():
             took = measured(work, given.device)
             turns[way] += [took] if turn >= 0 else []
     first = turns[next(iter(ways))]
-    records = [
-        {
-            "way": way,
-            "rows/s": round(rows / statistics.median(turn["seconds"] for turn in found), 1),
-            "times_slower": round(
-                statistics.median(b["seconds"] / a["seconds"] for a, b in zip(first, found, strict=True)), 2
-            ),
-            "peak_mb": round(max(turn["peak_mb"] for turn in found)),
-        }
-        for way, found in turns.items()
-    ]
+    records = [{"way": way, **figures(first, found, rows)} for way, found in turns.items()]
     print(json.dumps({name: records}))
     print(f"{name}\n{table(records)}", flush=True)
+
+
+def figures(first: list[Any], found: list[Any], rows: int) -> dict[str, Any]:
+    if None in found or None in first:
+        return {"rows/s": "out of memory", "times_slower": "", "peak_mb": ""}
+    return {
+        "rows/s": round(rows / statistics.median(turn["seconds"] for turn in found), 1),
+        "times_slower": round(
+            statistics.median(b["seconds"] / a["seconds"] for a, b in zip(first, found, strict=True)), 2
+        ),
+        "peak_mb": round(max(turn["peak_mb"] for turn in found)),
+    }
+
+
+def bare(model: Any) -> None:
+    """Take peft's layers out of a model."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if hasattr(child, "base_layer"):
+                setattr(parent, name, child.base_layer)
+    vars(model).pop("peft_config", None)
+    model.requires_grad_(False).eval()
 
 
 def model_of(given: Any, template: Any, **changed: Any) -> Any:
@@ -96,7 +118,7 @@ def model_of(given: Any, template: Any, **changed: Any) -> Any:
 def train(name: str, template: Any, size: int, base: Any, given: Any) -> None:
     frame = messages(given.path)[: size * STEPS]
     pairs = rendered(frame, template, given.base_model)
-    job = {"pairs": pairs, "batch_size": size, "mixed": False, **where(given)}
+    job = {"pairs": pairs, "batch_size": size, "mixed": given.device == "cuda", **where(given)}
 
     def fit() -> None:
         model_of(given, template, batch_size=size).fit(frame)
@@ -105,12 +127,17 @@ def train(name: str, template: Any, size: int, base: Any, given: Any) -> None:
         with padded():
             fit()
 
-    def loop() -> None:
-        model, *_ = peer_train.train_loop(base.model, base.tokenizer, job, 0)
-        model.unload()
-        base.model.requires_grad_(False)
+    def peer(train: Any, **changed: Any) -> float:
+        try:
+            _, _, (seconds, _) = train(base.model, base.tokenizer, {**job, **changed}, 0)
+        finally:  # memory may have run out
+            bare(base.model)
+        return seconds
 
-    ways = {"packed": fit, "padded": fit_padded, "plain loop": loop}
+    ways = {"packed": fit, "padded": fit_padded, "plain loop": partial(peer, peer_train.train_loop)}
+    if find_spec("trl"):
+        ways["TRL"] = partial(peer, peer_train.train_trl)
+        ways["TRL, padding-free"] = partial(peer, peer_train.train_trl, trl={"padding_free": True})
     compare(f"training, {name}, {size} rows a step", ways, len(frame), given)
 
 
@@ -149,18 +176,21 @@ def search(given: Any) -> None:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 128])
+    parser.add_argument("--parts", nargs="+", default=["scoring", "training", "search"])
+    parser.add_argument("--training", nargs="+", default=["long:64", "short:64", "long:16", "short:16"])
     parser.add_argument("--rows", type=int, default=256, help="that are scored")
     given = parser.parse_args()
     base = load_base_model(given.base_model, dtype="bfloat16", device=given.device)
     if base.tokenizer.pad_token_id is None:
         base.tokenizer.pad_token = base.tokenizer.eos_token
-    for size in sorted(given.batch_sizes, reverse=True):
-        for name, template in {"long prompt": LONG, "short prompt": SHORT}.items():
-            train(name, template, size, base, given)
-    score("2 classes, long prompt", LONG, ["ham", "spam"], given.rows, base, given)
-    score("20 classes", {"task": "Name the kind of this SMS message."}, TWENTY, given.rows // 4, base, given)
-    search(given)
+    if "scoring" in given.parts:
+        score("2 classes, long prompt", LONG, ["ham", "spam"], given.rows, base, given)
+        score("20 classes", {"task": "Name the kind of this SMS message."}, TWENTY, given.rows // 4, base, given)
+    for case in given.training if "training" in given.parts else ():
+        prompt, size = case.split(":")
+        train(f"{prompt} prompt", {"long": LONG, "short": SHORT}[prompt], int(size), base, given)
+    if "search" in given.parts:
+        search(given)
 
 
 if __name__ == "__main__":
