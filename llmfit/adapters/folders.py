@@ -115,7 +115,8 @@ def _settings(folder: Path, method: Any, config: Mapping[str, Any]) -> dict[str,
     given = {}
     for field in fields(method):
         value = config.get(method.names.get(field.name, field.name), MISSING)
-        empty = value is MISSING or value is None or value in ({}, [], "")
+        alone = field.name == "target_modules" and config.get("target_parameters")  # which an empty list says
+        empty = value is MISSING or value is None or (value in ({}, [], "") and not alone)
         shows = field.name == getattr(method, "size", None) and not value  # in the weights
         began = field.name in BEGINNING and value != "mica"  # which says what is trained, too
         if not (empty or shows or began or field.name in method.apart):
@@ -123,7 +124,8 @@ def _settings(folder: Path, method: Any, config: Mapping[str, Any]) -> dict[str,
     for name, (other, off) in method.idle.items():
         if name in given and given.get(other, off) == off:
             del given[name]
-    if any(isinstance(given.get(name), str) for name in ("target_modules", "exclude_modules")):
+    rules = [given.get(name) for name in ("target_modules", "exclude_modules")]
+    if any(isinstance(rule, str) and rule != "all-linear" for rule in rules):
         given |= _exact_layers(folder, method)
         given = {name: value for name, value in given.items() if name not in LESS}
     return given

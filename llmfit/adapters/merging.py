@@ -10,6 +10,7 @@ from typing import Any
 from llmfit.adapters.peft_spec import quiet
 from llmfit.adapters.spec import AdapterSpec
 from llmfit.exceptions import ParameterError, reason
+from llmfit.memory import is_out_of_memory
 
 __all__ = ["check_mergeable", "merge"]
 
@@ -52,7 +53,9 @@ def merge(model: Any) -> Any:
     try:
         with quiet():
             plain = model.merge_and_unload()
-    except (ValueError, AttributeError, NotImplementedError, TypeError) as error:  # of peft, method by method
+    except (ValueError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:  # method by method
+        if is_out_of_memory(error):
+            raise
         raise ParameterError(
             f"The adapter cannot be merged: {reason(error)}. Use merge=False, which writes a PEFT folder."
         ) from error
@@ -67,6 +70,8 @@ def _untie(model: Any) -> bool:
 
     embedding, head = (_inner(layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
     if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
+        return False
+    if hasattr(head, "modules_to_save"):  # trained in full, as one with the embedding
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     _say_tied(model.config, False)

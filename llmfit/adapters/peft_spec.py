@@ -50,6 +50,7 @@ HARMLESS = (  # what peft warns of and sets right, or what is as it shall be
     "Failed to load the CUDA extension",
     "_pattern keys did not match",  # checked here
     "Unsupported layer type",
+    "has no bias. This means that merging",
 )
 WRAPPED = "base_model.model."  # what peft puts before the names of a model's layers
 CONSTANT = ".ranknum."  # of AdaLoRA, made anew
@@ -132,8 +133,7 @@ class PeftSpec(AdapterSpec):
         with self._one_sentence(base.model):
             settings = self.fitted(base.model) if tensors is None else self.learned(tensors)
             model = self.put_in(base, self.config(base.kind, **settings), tensors, plan)
-        adapted = [n.removeprefix(WRAPPED) for n, m in model.named_modules() if hasattr(m, "get_base_layer")]
-        check_patterns(self, adapted)
+        check_patterns(self, _adapted(model))
         own_biases(base.model)
         if tensors is not None:
             self.load(model, tensors)
@@ -310,6 +310,13 @@ def largest_divisor(numbers_: list[int], most: int) -> int:
     """
     common = math.gcd(*numbers_)
     return max((n for n in range(1, min(common, most) + 1) if common % n == 0), default=1)
+
+
+def _adapted(model: Any) -> list[str]:
+    """Names of the layers of a model that peft has wrapped, and of weights that are adapted by themselves."""
+    layers = [(n.removeprefix(WRAPPED), m) for n, m in model.named_modules() if hasattr(m, "get_base_layer")]
+    weights = [(name, getattr(layer, "parameter_name", "")) for name, layer in layers]
+    return [f"{name.replace('.base_layer', '')}.{weight}" if weight else name for name, weight in weights]
 
 
 def _settle(model: Any, *, low: bool) -> None:

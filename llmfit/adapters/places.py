@@ -30,8 +30,10 @@ def check_places(spec: Any, model: Any) -> None:
                     f"The {field!r} parameter of {type(spec).__name__} must name layers of this model. "
                     f"Got {name!r} instead.{suggest(name, _leaf_names(model))}"
                 )
+    _check_parameters(spec, model)
     _check_blocks(spec, model)
     _check_tokens(spec, model)
+    _check_tying(spec, model)
 
 
 def _layers_named(name: str, model: Any) -> list[Any]:
@@ -42,6 +44,35 @@ def _leaf_names(model: Any) -> list[str]:
     """Names of layers as users write them, without the path and without the numbers of a list."""
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     return sorted(name for name in names if name and not name.isdigit())
+
+
+def _check_parameters(spec: Any, model: Any) -> None:
+    """Raise for a name that no weight of the model has."""
+    wanted = getattr(spec, "target_parameters", None) or ()
+    names = {name for name, _ in model.named_parameters()} if wanted else set()
+    for name in wanted:
+        if not any(own == name or own.endswith(f".{name}") for own in names):
+            numberless = {".".join(part for part in own.split(".")[-3:] if not part.isdigit()) for own in names}
+            raise ParameterError(
+                f"The 'target_parameters' parameter of {type(spec).__name__} must name weights of this model. "
+                f"Got {name!r} instead.{suggest(name, sorted(numberless))}"
+            )
+
+
+def _check_tying(spec: Any, model: Any) -> None:
+    """Raise where nothing that is trained in full could be shared."""
+    if not getattr(spec, "ensure_weight_tying", False):
+        return
+    owner, ends = type(spec).__name__, [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None in ends or ends[0].weight is not ends[1].weight:
+        wanted = "False for this model, whose embedding and output head share no weights"
+    elif not any(
+        m is end for name in as_names(spec.modules_to_save) for m in _layers_named(name, model) for end in ends
+    ):
+        wanted = "False where modules_to_save names neither the embedding nor the output head"
+    else:
+        return
+    raise parameter_error("ensure_weight_tying", owner, wanted, True)
 
 
 def _check_blocks(spec: Any, model: Any) -> None:
@@ -119,6 +150,11 @@ def no_target(spec: Any, model: Any, hint: str = "", said: str = "") -> Paramete
         family = model.config.model_type
         wanted = f"given for this model, as peft has no choice of its own for the family {family!r}"
         return parameter_error("target_modules", owner, wanted, None)
+    if "nn.Parameter" in said:
+        wanted = "weights outside the layers that target_modules names"
+        return ParameterError(
+            f"The 'target_parameters' parameter of {owner} must name {wanted}. Got {spec.target_parameters!r} instead."
+        )
     for field in ("exclude_modules", "modules_to_save"):
         if "exclude" in said and getattr(spec, field, None):
             return parameter_error(field, owner, "names that leave a layer to adapt", getattr(spec, field))

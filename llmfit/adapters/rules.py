@@ -31,6 +31,11 @@ def _names(name: str, owner: str, value: Any) -> None:
         raise parameter_error(name, owner, wanted, names)
 
 
+def _list(name: str, owner: str, value: Any) -> None:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(n, str) and n for n in value):
+        raise parameter_error(name, owner, "a list of names", value)
+
+
 def _number(name: str, owner: str, value: Any, *, least: float = 0, open_ends: bool = False) -> None:
     check_number(name, owner, value, least=least, open_ends=open_ends)
 
@@ -126,6 +131,7 @@ RULES: dict[str, Rule] = {
     "encoder_hidden_size": least(1),
     "encoder_num_layers": least(1),
     "encoder_reparameterization_type": one_of(["MLP", "LSTM"]),
+    "ensure_weight_tying": _flag,
     "eps": POSITIVE,
     "exclude_modules": _names,
     "feedforward_modules": _names,
@@ -136,6 +142,7 @@ RULES: dict[str, Rule] = {
     "init_vector_bank_bound": POSITIVE,
     "layers_pattern": _names,
     "layers_to_transform": _layers,
+    "lora_bias": _flag,
     "loraplus_lr_ratio": POSITIVE,
     "module_dropout": _share,
     "modules_to_save": _names,
@@ -158,6 +165,7 @@ RULES: dict[str, Rule] = {
     "scaling": POSITIVE,
     "sparse": _flag,
     "target_modules": _names,
+    "target_parameters": _list,
     "target_r": least(1),
     "tfinal": _number,
     "tinit": _number,

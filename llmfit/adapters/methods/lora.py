@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llmfit.adapters import start_settings as starts
 from llmfit.adapters.peft_spec import WRAPPED, LayerSpec
 from llmfit.adapters.places import matching
+from llmfit.adapters.rules import RULES
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import check_choice, parameter_error
 
@@ -32,7 +33,12 @@ class LoRA(LayerSpec):
     dropout : float, default=0.0
         Share of the inputs of A set to zero in training.
     target_modules : str or list of str, default="all-linear"
-        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head.
+        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. [] is
+        none beside `target_parameters`.
+    target_parameters : list of str, default=None
+        Names of weights adapted that are no layers of their own, as the experts of a mixture often are:
+        ``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``. Every expert has an A and B of its own. The choice
+        among layers (`exclude_modules`, `layers_to_transform`) is none among these. Needs a `dropout` of 0.
     exclude_modules : str or list of str, default=None
         Layers left out of those.
     layers_to_transform : int or list of int, default=None
@@ -41,10 +47,15 @@ class LoRA(LayerSpec):
         Other ranks and alphas for the layers whose names match (regular expressions of the end of a name).
     modules_to_save : str or list of str, default=None
         Layers trained in full beside, on a private copy.
+    ensure_weight_tying : bool, default=False
+        Where `modules_to_save` names the embedding or the output head of a model in which they share their weights,
+        let them share what is trained, too, instead of a copy for each.
     trainable_token_indices : list of int or dict of str to list of int, default=None
         Token ids whose embeddings are trained beside.
     bias : {"none", "all", "lora_only"}, default="none"
         Biases trained beside.
+    lora_bias : bool, default=False
+        Give every B a bias. Merged only into layers that have one.
     use_rslora, use_dora : bool, default=False
         Rank-stabilised scaling [2]_; weight decomposition [3]_.
     init_lora_weights : bool or str, default=True
@@ -91,18 +102,27 @@ class LoRA(LayerSpec):
     learning_rate: ClassVar[float] = 2e-4  # Biderman et al. 2024, LoRA Learns Less and Forgets Less: 1e-4 to 5e-4
     names: ClassVar[dict[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
     apart: ClassVar[tuple[str, ...]] = ("loraplus_lr_ratio", *starts.CONFIGS)
-    idle: ClassVar[dict[str, tuple[str, Any]]] = {"layers_pattern": ("layers_to_transform", None)}
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {
+        "layers_pattern": ("layers_to_transform", None),
+        "layers_to_transform": ("target_modules", []),
+        "exclude_modules": ("target_modules", []),
+        "ensure_weight_tying": ("modules_to_save", None),
+    }
+    unruled: ClassVar[tuple[str, ...]] = ("target_modules",)
 
     r: int = 16
     alpha: float | None = None
     dropout: float = 0.0
+    target_parameters: Any = None
     exclude_modules: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None
     rank_pattern: Any = None
     alpha_pattern: Any = None
+    ensure_weight_tying: bool = False
     trainable_token_indices: Any = None
     bias: str = "none"
+    lora_bias: bool = False
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: Any = True
@@ -125,6 +145,9 @@ class LoRA(LayerSpec):
             raise parameter_error("r", owner, "even where init_lora_weights is 'orthogonal'", self.r)
         if self.use_dora and starts.moves_base(start):
             raise parameter_error("use_dora", owner, f"False where init_lora_weights is {start!r}", self.use_dora)
+        if self.target_modules != [] or not self.target_parameters:
+            RULES["target_modules"]("target_modules", owner, self.target_modules)
+        _check_needs(self, owner)
         starts.check_configs(self, owner)
 
     def settings(self) -> dict[str, Any]:
@@ -148,6 +171,8 @@ class LoRA(LayerSpec):
             **dict.fromkeys(starts.CONFIGS),
             "loftq_config": {},
         }
+        if self.init_lora_weights != "eva" and not starts.moves_base(self.init_lora_weights):
+            return given  # ranks are as they were given, and an A may have rows for every expert
         found = {layer: len(tensors[name]) for name, layer in _layers_with_a(tensors)}
         if any(rank != self.rank_of(layer) for layer, rank in found.items()):
             root = math.sqrt if self.use_rslora else float
@@ -209,10 +234,29 @@ class DoRA(LoRA):
     use_dora: bool = True
 
 
+def _check_needs(spec: LoRA, owner: str) -> None:
+    """Raise for a setting that another one leaves no choice."""
+    for field, others in NEEDS.items():
+        for name, choices in others.items() if getattr(spec, field) else ():
+            value = getattr(spec, name)
+            if value not in choices:
+                wanted = " or ".join(map(repr, choices))
+                raise parameter_error(name, owner, f"{wanted} where {field} is given", value)
+
+
 def _layers_with_a(tensors: Tensors) -> list[tuple[str, str]]:
     """Names of every A, and of the layer that it belongs to."""
     parts = [(name, *name.removeprefix(WRAPPED).partition(".lora_")) for name in tensors]
     return [(name, layer) for name, layer, _, rest in parts if rest.startswith(("A", "embedding_A"))]
 
 
+NEEDS: dict[str, dict[str, list[Any]]] = {
+    "lora_bias": {"use_dora": [False], "init_lora_weights": [True]},
+    "target_parameters": {
+        "dropout": [0],
+        "lora_bias": [False],
+        "use_dora": [False],
+        "init_lora_weights": [True, "gaussian"],
+    },
+}
 METHODS = {"lora": LoRA, "dora": DoRA}
