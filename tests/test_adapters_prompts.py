@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from benchmarks.adapters import IDS
+from seq2seq_side import SCALED, make_pair, plain_pair
 from torch_side import classifier, generator, make_other, plain_model, plain_tokenizer, weights
 
 from llmfit.adapters import resolve_adapter
@@ -154,6 +155,24 @@ def test_text_to_begin_with(settings, frame, tiny):
     ids = plain_tokenizer(tiny)("fruit", add_special_tokens=False)["input_ids"]
     expected = plain_model(tiny).get_input_embeddings().weight[torch.tensor(ids * 2)[:N]]
     torch.testing.assert_close(weights(clf)["prompt_embeddings"], expected.detach())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma2", "falcon_h1", *SCALED])
+def test_virtual_tokens_begin_as_the_tokens_of_a_text_are_read(kind, tiny, tmp_path):
+    """Also where a model scales what it embeds: in its embedding, or outside it."""
+    make, load = (make_pair, plain_pair) if kind in SCALED else (make_other, plain_model)
+    folder = make(tmp_path / kind, tiny, kind, **({} if kind in SCALED else {"head_dim": 8}))
+    spec = resolve_adapter(adapter("prompt_tuning", init_text="fruit"))
+    text = plain_tokenizer(tiny)("fruit", add_special_tokens=False)["input_ids"][:N]
+    said = {"decoder_input_ids": torch.tensor([[2, 5, 6]])} if kind in SCALED else {}
+    whole = torch.cat([torch.tensor([text * N])[:, :N], IDS[:1]], dim=1)
+    expected = load(folder)(input_ids=whole, use_cache=False, **said).logits
+    base = load_base_model(folder, device="cpu", dtype="float32")
+    with base.attach(spec, seed=1) as model:
+        model.eval()
+        found = model(input_ids=IDS[:1], use_cache=False, **said).logits
+    torch.testing.assert_close(found, expected if said else expected[:, N:], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,8 @@ class _Covariance:
         self.chosen: torch.Tensor | None = None
 
     def __call__(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        values = inputs[0].detach().double()
+        values = inputs[0].detach()
+        values = (values.cpu() if values.device.type == "mps" else values).double()  # MPS has no such numbers
         if self.chosen is not None and self.chosen.shape == values.shape[:2]:
             values = values[self.chosen]
         values = values.reshape(-1, values.shape[-1])

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmfit.exceptions import ParameterError
+from llmfit.selfcheck import apart
+
 __all__ = ["EncodedVirtualTokens", "VirtualTokens"]
+
+SCALES = ("embed_scale", "embedding_multiplier")  # what some models multiply with where they embed ids themselves
+ALIKE = 0.05  # how far apart two readings of the same may be
 
 
 class _Hiding(nn.Module):
@@ -31,6 +37,45 @@ class _Hiding(nn.Module):
         super().__init__()
         self.peft_model, self.peft_config = peft_model, peft_model.peft_config
         self.number = peft_model.peft_config["default"].num_virtual_tokens
+        self.scale = 1.0
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embed tokens as the model itself does: (B, T) to (B, T, H)."""
+        embedded: torch.Tensor = self.peft_model.word_embeddings(input_ids)
+        return embedded if self.scale == 1 else embedded * self.scale
+
+    def _behind(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embed tokens, behind virtual ones: (B, V + T, H)."""
+        embedded = self.embed(input_ids)
+        virtual = self.peft_model.get_prompt(batch_size=len(input_ids))
+        return torch.cat([virtual.to(embedded.dtype), embedded], dim=1)
+
+    def _find_scale(self, reader: Any) -> None:
+        """See what a model multiplies the embeddings of ids with, and not embeddings that it is given.
+
+        Raises
+        ------
+        ParameterError
+            If it reads embeddings in yet another way.
+        """
+        own = [vars(module).get(name) for module in reader.modules() for name in SCALES if not _embeds(module)]
+        choices = {1.0, *(float(scale) for scale in own if isinstance(scale, int | float))}
+        if len(choices) == 1:
+            return
+        ids = torch.arange(8, device=self.device)[None]
+        training = reader.training
+        reader.eval()
+        with torch.no_grad():
+            plain = reader(input_ids=ids, use_cache=False)[0]
+            words = self.peft_model.word_embeddings(ids)
+            found = {c: apart(reader(inputs_embeds=words * c, use_cache=False)[0], plain) for c in choices}
+        reader.train(training)
+        self.scale = min(choices, key=found.__getitem__)
+        if not found[self.scale] <= ALIKE:
+            raise ParameterError(
+                "Virtual tokens cannot be put before this model: it reads embeddings that are given otherwise than "
+                "those of its own tokens."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +110,8 @@ class VirtualTokens(_Hiding):
     def __init__(self, peft_model: Any, *, prefix: bool) -> None:
         super().__init__(peft_model)
         self.prefix = prefix
+        if not prefix:
+            self._find_scale(peft_model.get_base_model())
         self.base = peft_model.get_base_model().forward
 
         @functools.wraps(self.base)  # generate looks at the signature
@@ -103,7 +150,7 @@ class VirtualTokens(_Hiding):
             inputs["past_key_values"] = self._prefix(len(input_ids), past_key_values)
         elif not filled:
             inputs["input_ids"], before = None, self.number
-            inputs["inputs_embeds"] = _embedded(self.peft_model, input_ids)
+            inputs["inputs_embeds"] = self._behind(input_ids)
         if attention_mask is not None:
             inputs["attention_mask"] = _seen(attention_mask, self.number)
         if position_ids is not None:
@@ -153,6 +200,7 @@ class EncodedVirtualTokens(_Hiding):
     def __init__(self, peft_model: Any, encoder: Any = None) -> None:
         super().__init__(peft_model)
         model = peft_model.get_base_model()
+        self._find_scale(model if encoder is None else encoder)
         if encoder is not None:
             encoder.forward = _replaced(encoder.forward, self._encode)
         model.forward = _replaced(model.forward, self._encode if encoder is None else self._answer)
@@ -169,7 +217,7 @@ class EncodedVirtualTokens(_Hiding):
 
     def _encode(self, whole: Any, input_ids: torch.Tensor, attention_mask: Any = None, **others: Any) -> Any:
         """Read a prompt behind virtual tokens; the mask may know of them already."""
-        others["inputs_embeds"] = _embedded(self.peft_model, input_ids)
+        others["inputs_embeds"] = self._behind(input_ids)
         if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
             attention_mask = _seen(attention_mask, self.number)
         return whole(attention_mask=attention_mask, **others)
@@ -190,10 +238,9 @@ def _replaced(whole: Any, by: Any) -> Any:
     return forward
 
 
-def _embedded(peft_model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    embedded: torch.Tensor = peft_model.word_embeddings(input_ids)
-    virtual = peft_model.get_prompt(batch_size=len(input_ids))
-    return torch.cat([virtual.to(embedded.dtype), embedded], dim=1)  # (B, V + T, H)
+def _embeds(module: nn.Module) -> bool:
+    """Tell an embedding, which does all that it does wherever it is called."""
+    return isinstance(module, nn.Embedding)
 
 
 def _seen(mask: torch.Tensor, number: int) -> torch.Tensor:

@@ -103,8 +103,8 @@ class PromptTuning(PromptSpec):
         model = super().put_in(base, config, tensors, plan)
         if tensors is None:
             weight = model.peft_model.prompt_encoder["default"].embedding.weight
-            words = model.peft_model.word_embeddings.weight
-            weight.data = words[self._first_ids(base.tokenizer, len(words))].detach().to(weight.device, weight.dtype)
+            ids = self._first_ids(base.tokenizer, len(model.peft_model.word_embeddings.weight))
+            weight.data = model.embed(ids.to(model.device)).detach().to(weight.device, weight.dtype)
         return model
 
     def _first_ids(self, tokenizer: Any, vocabulary: int) -> torch.Tensor:
