@@ -92,13 +92,14 @@ def score_labels(
     rows = [Encoded(prompt, said=before) for prompt, before in distinct]
     scores = np.empty((len(rows), len(labels)))
     budget = auto_budget(batch_tokens, device)
-    longest = max(labels, key=len)
+    longest, parts = max(labels, key=len), list(tries(labels))
     through = [row._replace(completion=longest) for row in rows]
-    shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids)
+    behind = max(len(trie.tokens) for trie, _ in parts)
+    shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids, behind=behind)
     if shared is not None:
         kept: dict[int, Any] = {}  # what all prompts begin with is read once for all tries
         with packed(model):
-            for trie, columns in tries(labels):
+            for trie, columns in parts:
                 passes = _score_packed(model, rows, trie, shared, kept, device, pad_id, budget)
                 for positions, values in passes:
                     scores[np.ix_(positions, columns)] = values

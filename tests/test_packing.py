@@ -250,6 +250,20 @@ def test_a_window_of_less_than_a_row_is_padded(tiny, tmp_path):
     assert packable(model, [*rows, Encoded((1, *range(5, 45)))], pad_id=0, device=CPU) is None
 
 
+def test_a_model_that_counts_the_tokens_of_a_pass_is_padded(tiny, tmp_path, settings, frame):
+    """Its queries are scaled by their place in the sequence, from far on: rows beside a row would change its answer."""
+    own = {"intermediate_size_mlp": 64, "num_local_experts": 2, "head_dim": 8, "floor_scale": 256}
+    folder = make_other(tmp_path / "llama4", tiny, "llama4_text", no_rope_layers=[0, 0], **own)
+    rows = frame.assign(text=[text * 12 for text in frame["text"]])
+    clf = classifier({**settings, "max_length": None}, adapter=None, base_model=folder).fit(rows)
+    together, apart = (clf.set_params(batch_tokens=budget).predict_proba(rows) for budget in (4096, 8))
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+    some = [Encoded((1, 5, 6)), Encoded((1, 7, 8, 9))]
+    assert packable(plain_model(folder), some, pad_id=0, device=CPU) is None
+    without = plain_model(folder, attn_temperature_tuning=False)
+    assert packable(without, some, pad_id=0, device=CPU) == 1
+
+
 def test_a_model_that_reads_packed_rows_otherwise_is_padded_with_a_warning(tiny, monkeypatch):
     model, rows = plain_model(tiny), [Encoded((1, 5, 6, 7)), Encoded((1, 7, 8, 9, 10))]
     real = checking.completion_logits
@@ -473,6 +487,19 @@ def test_long_rows_are_looked_at_before_they_are_trusted(tiny, monkeypatch):
     assert packable(model, rows, pad_id=0, device=CPU) is None  # said once
 
 
+def test_a_tree_that_makes_rows_long_is_looked_at_too(tiny, monkeypatch):
+    """Neither a prompt nor a label is as long as the kernel without scores is for, but all labels behind one are."""
+    model, looked_at = plain_model(tiny), []
+    real = checking.same_words
+    monkeypatch.setattr(checking, "same_words", lambda *given: (looked_at.append(given[3]), real(*given))[1])
+    prompts = [(1, *range(5, 205)), (1, *range(6, 230))]
+    many = [(40 + i, *range(5 + i, 12 + i)) for i in range(50)]
+    scoring.score_labels(model, prompts, many[:2], device=CPU, pad_id=0)
+    assert looked_at == ["words"]
+    scoring.score_labels(model, prompts, many, device=CPU, pad_id=0)
+    assert looked_at == ["words", "words", "words, long"]
+
+
 def test_a_beginning_is_looked_at_with_prompts_that_no_data_chooses(tiny, monkeypatch):
     looked_at: list[Any] = []
     real = generation._next_words
@@ -516,6 +543,15 @@ def test_angles_that_depend_on_the_longest_row_are_not_shared(positions, rope, t
     prompts = [(1, *range(70, 100), last) for last in (5, 6)]
     assert begin(model, prompts, pad_id=0, device=CPU, room=4) is not None
     assert begin(model, prompts, pad_id=0, device=CPU, room=40) is None
+
+
+def test_full_fine_tuning_in_few_bytes_makes_words_in_them(settings, frame, monkeypatch):
+    made: list[torch.dtype] = []
+    real = words.Words.__call__
+    monkeypatch.setattr(words.Words, "__call__", lambda *given: (made.append((out := real(*given)).dtype), out)[1])
+    model = classifier({**settings, "dtype": "bfloat16"}, adapter="full").fit(frame)
+    assert {*made} == {torch.bfloat16}
+    assert np.isfinite(model.predict_proba(frame)).all()
 
 
 def test_full_fine_tuning_in_few_bytes_is_packed_too(settings, frame):

@@ -24,6 +24,7 @@ __all__ = ["packable", "rescales", "same_words", "some_ids"]
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
 RESCALED = ("dynamic", "longrope")  # rotary angles that depend on the longest row of a pass
+COUNTING = "attn_temperature_tuning"  # of layers that do not ask for positions
 SHORT = (4, 9, 17)  # own tokens of the rows that a model is looked at with
 LONGER = (9, LONG + 1)
 
@@ -52,6 +53,7 @@ def packable(
     pad_id: int,
     device: torch.device,
     start_ids: Ids = (),
+    behind: int = 0,
     read: Read | None = None,
     kind: str = "words",
 ) -> int | None:
@@ -66,6 +68,8 @@ def packable(
     model : torch.nn.Module
     rows : sequence of Encoded
         All that are to come, with the longest answer; each has something to be predicted from.
+    behind : int, default=0
+        Tokens that stand behind each row besides, as the other answers of a tree do.
     read : callable (rows, shared) -> (Tensor, Layout or None), or None
         Lets the model read rows one way or the other, and gives what is to be alike; None takes the next words' logits.
     kind : str
@@ -80,13 +84,13 @@ def packable(
     if not rows or start_ids or own is None:
         return None
     longest = max(row.length for row in rows)
-    if _slides(own, longest) or rescales(own, longest):
+    if _slides(own, longest) or rescales(own, longest) or _counts(own):
         return None
     if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
     how = read or partial(_read_words, model, pad_id, device)
     looks = {kind: SHORT, f"{kind}, long": LONGER}
-    if longest <= LONG:
+    if longest + behind <= LONG:
         del looks[f"{kind}, long"]
     for name, lengths in looks.items():
         tokens = 6 + max(lengths) + 1  # of the longest row that it is looked at with
@@ -187,6 +191,11 @@ def _slides(model: Any, tokens: int) -> bool:
     config = model.config.get_text_config()
     windows = (getattr(config, name, None) for name in WINDOWS)
     return any(isinstance(window, int) and window <= tokens for window in windows)
+
+
+def _counts(own: Any) -> bool:
+    """Tell a model that scales queries by how many tokens stand before them in the sequence, whichever row's."""
+    return any(getattr(module, COUNTING, None) for module in own.modules())
 
 
 def rescales(own: Any, tokens: int) -> bool:

@@ -29,17 +29,22 @@ class Words:
         A model's output embeddings.
     bias : Tensor of shape (1, V) or None
         What the model adds behind them.
+    computes_in : torch.dtype or None
+        What the model itself multiplies weights in where they have more bytes.
     """
 
-    def __init__(self, layer: Any = None, bias: torch.Tensor | None = None) -> None:
-        self.layer, self.bias = layer, bias
+    def __init__(
+        self, layer: Any = None, bias: torch.Tensor | None = None, computes_in: torch.dtype | None = None
+    ) -> None:
+        self.layer, self.bias, self.computes_in = layer, bias, computes_in
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Make logits, in the dtype of the hidden states."""
         if self.layer is None:
             return hidden
         kind = self.layer.weight.dtype
-        low = next((dtype for dtype in (hidden.dtype, kind) if dtype.itemsize == 2), None)
+        chosen = (hidden.dtype, kind, self.computes_in)
+        low = next((dtype for dtype in chosen if dtype is not None and dtype.itemsize == 2), None)
         if low is None and kind.itemsize >= 4:
             hidden = hidden.to(kind)  # Mamba gives float32 whatever it is in
         with torch.autocast(hidden.device.type, dtype=low, enabled=low is not None):
@@ -72,7 +77,7 @@ def without_words(model: Any) -> Iterator[Words]:
     if bias is not None:
         setattr(own, BIAS, bias.new_zeros(1))
     try:
-        yield Words(layer, bias)
+        yield Words(layer, bias, getattr(own, "computes_in", None))
     finally:
         del layer.forward
         if before is not None:
