@@ -29,14 +29,14 @@ bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --quality
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --turns 2
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides TRL "TRL, eager"
-	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides "TRL, padding-free"
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides "TRL, padding-free" "TRL, padding-free, eager"
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides "plain loop" "plain loop, eager"
 	$(BIN)/python tests/benchmarks/scoring.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/budgets.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/growth.py $(DATA) --rows 48
 	$(BIN)/python tests/benchmarks/searching.py $(DATA)
-	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --only short --rows 48 --turns 1
+	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --rows 48 --turns 1
 
 killed: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/killed.py

@@ -9,6 +9,7 @@ of the ratios of single turns with their spread.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -96,6 +97,15 @@ def summary(found: Mapping[str, Sequence[Mapping[str, Any]]], units: str) -> lis
             }
         )
     return records
+
+
+def check_quality(accuracies: Sequence[float], *, answers: int) -> None:
+    """End where the first side's accuracy is lower than another's by more than two standard errors."""
+    first, *others = accuracies
+    for other in others:
+        noise = 2 * math.sqrt((first * (1 - first) + other * (1 - other)) / answers)
+        if first < other - noise:
+            raise SystemExit(f"Speed is not compared: accuracy {first} against {other}, noise {noise:.3f}.")
 
 
 def _tokens(turns: Sequence[Mapping[str, Any]]) -> dict[str, int]:

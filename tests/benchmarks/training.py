@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from typing import Any
 
-from alternate import Side, compare, own, peer, summary, table
+from alternate import Side, check_quality, compare, own, peer, summary, table
 from cases import LONG, SHORT, messages, options, rendered, where
 
 TEMPLATES = {"short": SHORT, "long": LONG}
@@ -63,15 +62,6 @@ def quality(given: argparse.Namespace, rows: int = 200, test: int = 200) -> list
     return records
 
 
-def check(records: list[dict[str, Any]], answers: int = 600) -> None:
-    """End where llmfit's accuracy is lower than a peer's by more than two standard errors of the difference."""
-    own, *others = (record["mean"] for record in records)
-    for other in others:
-        noise = 2 * math.sqrt((own * (1 - own) + other * (1 - other)) / answers)
-        if own < other - noise:
-            raise SystemExit(f"Speed is not compared: accuracy {own} against {other}, noise {noise:.3f}.")
-
-
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=3)
@@ -85,7 +75,7 @@ def main() -> None:
         records = quality(given)
         print(json.dumps({"training quality": records}))
         print(table(records))
-        check(records)
+        check_quality([record["mean"] for record in records], answers=600)
         return
     for name in [given.only] if given.only else TEMPLATES:
         every = sides(given, TEMPLATES[name], given.rows)

@@ -19,7 +19,8 @@ def prepare(job: dict[str, Any]) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(job["folder"])
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.bfloat16).to(job["device"])
+        how = {"dtype": torch.bfloat16, "attn_implementation": job.get("attention", "sdpa")}
+        model = AutoModelForCausalLM.from_pretrained(job["folder"], **how).to(job["device"])
         config = peer_train.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         peer_train.RATE, peer_train.lora = rate, lambda: config
         kept = [pair for i, pair in enumerate(job["pairs"]) if i not in held]
