@@ -1,4 +1,4 @@
-"""Every method on one task with a real model: accuracy, time, memory, share of the weights that is trained.
+"""Every method on one task with a real model: accuracy, time, memory, trained weights as a share of the base's.
 
 Usage: python tests/benchmarks/methods.py PATH/TO/sms_spam.csv [NAME ...] [--json OUT] [--plot OUT.png]
 

@@ -33,9 +33,8 @@ def main() -> None:
     records = summary(found, "fits")
     for record in records:
         record["accuracy"] = round(statistics.mean(turn["accuracy"] for turn in found[record["side"]]), 4)
-    check_quality(
-        [record["accuracy"] for record in records], answers=ROWS * len(list(itertools.product(*GRID.values())))
-    )
+    candidates = math.prod(map(len, GRID.values()))
+    check_quality([record["accuracy"] for record in records], answers=ROWS * candidates)
     print(json.dumps({"search": records}))
     print(table(records))
 
