@@ -10,6 +10,7 @@ accuracy is lower by more than two standard errors.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 
 from alternate import check_quality, compare, own, peer, summary, table
