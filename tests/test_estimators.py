@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import warnings
 from decimal import Decimal
 from typing import Any
 
@@ -342,6 +343,14 @@ def test_predict_and_evaluate_change_no_attribute(cls: Any) -> None:
 
 
 # Zero-shot and few-shot --------------------------------------------------------------------------------------------
+
+
+def test_every_class_may_be_said_once_where_nothing_is_trained(settings: dict[str, Any]) -> None:
+    known = pd.DataFrame({"text": ["?"] * 30, "label": [f"kind {i}" for i in range(30)]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = LLMClassifier(target="label", features="text", **(settings | {"adapter": None})).fit(known)
+    assert len(model.classes_) == 30
 
 
 def test_zero_shot_trains_nothing(frame: pd.DataFrame, settings: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ labels came. Knows no model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -72,8 +73,11 @@ def learn_classes(y: pd.Series, form: dict[str, Any] | None = None) -> np.ndarra
         kinds = sorted({type(value).__name__ for value in values})
         raise DataError(f"The labels of {y.name!r} are of kinds that cannot be sorted: {', '.join(kinds)}.") from None
     try:
-        if len(values):
-            check_classification_targets(values)
+        with warnings.catch_warnings():
+            if values.dtype.kind not in "iufb":  # words are no numbers to regress on, however many there are
+                warnings.filterwarnings("ignore", message="The number of unique classes")
+            if len(values):
+                check_classification_targets(values)
     except ValueError as error:
         raise DataError(f"The labels of {y.name!r} are no classes: {error}") from None
     return classes
