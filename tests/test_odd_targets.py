@@ -9,10 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from head_side import headed
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, KFold
 
 from llmfit import LLMClassifier, LLMEstimator, LLMRegressor
 from llmfit.estimators.fitting import split_rows
 from llmfit.exceptions import DataError
+from llmfit.search import make_search
 
 DAYS = pd.Series(pd.date_range("2020-01-01", periods=8))
 TIMES = {
@@ -95,6 +98,19 @@ def test_several_labels_a_row_are_held_out_in_proportion(of_row: Any, settings: 
     clf = headed(settings, adapter=None, validation_fraction=0.2, target=None)
     clf.fit(pd.DataFrame({"text": [f"t{row}" for row in range(20)]}), y)
     assert clf.history_["validation_loss"].notna().any()
+
+
+def test_lists_of_labels_are_searched_where_scikit_learn_does_not_look_at_them(settings: Any) -> None:
+    X = pd.DataFrame({"text": [f"t{row}" for row in range(12)]})
+    y = pd.Series([["a"], ["a", "b"], []] * 4, name="mood")
+    clf = headed(settings, adapter=None, target=None)
+    grid: dict[str, Any] = {"param_grid": {"epochs": [1, 2]}, "error_score": "raise"}
+    with pytest.raises(ValueError, match=r"^You appear to be using a legacy multi-label data representation\."):
+        GridSearchCV(clf, cv=2, **grid).fit(X, y)
+    found = GridSearchCV(clf, cv=KFold(2), **grid).fit(X, y).cv_results_["mean_test_score"]
+    named = clone(clf).set_params(target="mood")
+    assert (GridSearchCV(named, cv=2, **grid).fit(X.assign(mood=y)).cv_results_["mean_test_score"] == found).all()
+    assert make_search(clf, grid["param_grid"], cv=2).fit(X, y).cv_results_["mean_test_score"].shape == (2,)
 
 
 def test_sets_that_are_all_of_their_own_are_held_out_by_chance() -> None:
