@@ -76,10 +76,10 @@ def test_every_method_has_defaults_that_it_takes(name):
 
 
 KEYS = (
-    "'alpha', 'alpha_pattern', 'bias', 'corda_config', 'dropout', 'eva_config', 'exclude_modules', "
-    "'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'loftq_config', 'lora_ga_config', "
-    "'loraplus_lr_ratio', 'modules_to_save', 'r', "
-    "'rank_pattern', 'target_modules', 'trainable_token_indices', 'use_dora', 'use_rslora'"
+    "'alpha', 'alpha_pattern', 'bias', 'corda_config', 'dropout', 'ensure_weight_tying', 'eva_config', "
+    "'exclude_modules', 'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'loftq_config', 'lora_bias', "
+    "'lora_ga_config', 'loraplus_lr_ratio', 'modules_to_save', 'r', "
+    "'rank_pattern', 'target_modules', 'target_parameters', 'trainable_token_indices', 'use_dora', 'use_rslora'"
 )
 NAMES = ", ".join(map(repr, METHODS))
 WRONG: dict[str, tuple[Any, str]] = {

@@ -44,6 +44,15 @@ def test_mica_trains_a_alone_however_it_goes_on(way: str, settings: Any, frame: 
     assert again._adapter.init_lora_weights == "mica"
 
 
+def test_mica_has_no_rate_of_its_own_for_what_it_does_not_train(settings: Any, frame: Any) -> None:
+    with pytest.raises(ParameterError) as error:
+        classifier(settings, adapter={**MICA, "loraplus_lr_ratio": 16}).fit(frame)
+    assert str(error.value) == (
+        "The 'loraplus_lr_ratio' parameter of LoRA must be None where init_lora_weights is 'mica', which does not "
+        "train B. Got 16 instead."
+    )
+
+
 # LoftQ ----------------------------------------------------------------------------------------------
 
 LOFTQ = {"type": "lora", "r": 4, "init_lora_weights": "loftq"}

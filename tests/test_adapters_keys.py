@@ -22,10 +22,10 @@ VALUES: dict[str, Any] = {
     "alpha": 3,
     "alpha_pattern": {"q_proj": 3},
     "apply_GS": True,
-    "bias": "all",
     "block_share": True,
     "block_size": 4,
     "block_size_pattern": {"q_proj": 4},
+    "boft_block_num": 4,
     "boft_block_size": 2,
     "coft": True,
     "d_initial": 0.3,
@@ -41,6 +41,7 @@ VALUES: dict[str, Any] = {
     "init_vector_bank_bound": 0.2,
     "init_weights": "uniform",
     "layers_to_transform": 1,
+    "lora_bias": True,
     "module_dropout": 0.5,
     "modules_to_save": ["lm_head"],
     "n_frequency": 20,
@@ -140,7 +141,11 @@ CASES: dict[tuple[str, str], Case] = {
 }
 LEFT_OUT = {("boft", "boft_n_butterfly_factor")}  # where peft has no kernel; see test_adapters_other.py
 LEFT_OUT |= {("dora", key) for key in ("corda_config", "loftq_config", "lora_ga_config")}  # starts that move W
-LEFT_OUT |= {(name, "bias") for name in ("lora", "dora")}  # this model has none; see test_adapters_lora.py
+LEFT_OUT |= {  # they need experts, or ends that share their weights; see test_adapters_weights.py
+    (name, key) for name in ("lora", "dora") for key in ("target_parameters", "ensure_weight_tying")
+}
+LEFT_OUT |= {("dora", "lora_bias")}  # refused beside use_dora
+LEFT_OUT |= {(name, "bias") for name in METHODS}  # this model has none; see test_adapters.py, test_adapters_biases.py
 PAIRS = [(name, key) for name in METHODS for key in adapter_defaults({"type": name}) if key != "type"]
 FIRST = {key: name for name, key in reversed(PAIRS) if (name, key) not in LEFT_OUT}
 KEYS = [  # each in the first method that has it, and in every other one where there is more time

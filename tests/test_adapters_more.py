@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.adapters import IDS, RATES
 from conftest import make_model
-from head_side import headed
+from head_side import MODELS, headed
 from sklearn.model_selection import GridSearchCV
 from test_adapters_other import OTHERS, SETTINGS
 from torch_side import classifier, make_other, plain_model, weights
@@ -144,10 +144,52 @@ def test_what_is_trained_beside_lora_is_exported(
 # Heads ----------------------------------------------------------------------------------------------
 
 
+REFUSED = {  # beside a head as without one; docs/contributing.md has the reasons
+    ("encoder", "prefix_tuning"): "is for decoder models. Got an encoder model instead.",
+    ("encoder-decoder", "prefix_tuning"): "is for decoder models. Got an encoder-decoder model instead.",
+    **{
+        (kind, "adaption_prompt"): "is for models of the families 'gpt2', 'llama', 'mistral'. Got a model of the "
+        f"family {family!r} instead."
+        for kind, family in (("encoder", "bert"), ("encoder-decoder", "t5"))
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    place = tmp_path_factory.mktemp("kinds")
+    return {"decoder": tiny} | {kind: make(place / kind) for kind, make in MODELS.items()}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_a_head_and_any_adapter_are_kept(name: str, settings: Any, frame: Any, tmp_path: Path) -> None:
-    clf = headed(settings, adapter=name, epochs=2, learning_rate=5e-3).fit(frame)
-    clf.save(tmp_path / "saved")
+@pytest.mark.parametrize("kind", ["decoder", *MODELS])
+def test_a_head_and_any_adapter_are_kept(
+    kind: str, name: str, kinds: Any, settings: Any, frame: Any, tmp_path: Path
+) -> None:
+    given = {"base_model": kinds[kind], "adapter": name, "learning_rate": 5e-3}
+    clf = headed(settings, **given, epochs=3)
+    if (kind, name) in REFUSED:
+        with pytest.raises(ParameterError) as error:
+            clf.fit(frame)
+        assert str(error.value) == f"The adapter {name!r} {REFUSED[kind, name]}"
+        return
+    clf.fit(frame).save(tmp_path / "saved")
     again = llmfit.load(tmp_path / "saved")
     np.testing.assert_array_equal(again.predict_proba(frame), clf.predict_proba(frame))
     assert clf.history_["loss"].iloc[-1] < clf.history_["loss"].iloc[0]
+    begun = weights(headed(settings, **given, epochs=1).fit(frame))  # one step: a head of zeros sends no gradient back
+    own = {key: tensor for key, tensor in weights(clf).items() if not key.startswith("head/")}
+    assert any(key not in begun or not torch.equal(tensor, begun[key]) for key, tensor in own.items())
+
+
+def test_lora_ga_has_no_gradient_through_a_head_of_zeros(settings: Any, frame: Any) -> None:
+    adapter = {"type": "lora", "r": 4}
+    one, none = (headed(settings, adapter=adapter, epochs=n, learning_rate=0.1).fit(frame) for n in (1, 2))
+    assert all(not tensor.any() for key, tensor in weights(one).items() if ".lora_B." in key)
+    assert any(tensor.any() for key, tensor in weights(none).items() if ".lora_B." in key)
+    with pytest.raises(ParameterError) as error:
+        headed(settings, adapter={**adapter, "init_lora_weights": "lora_ga"}).fit(frame)
+    assert str(error.value) == (
+        "init_lora_weights='lora_ga' begins along the gradient of the loss in the base model's weights, which is zero "
+        "where a new linear head, whose weights are zeros, answers. Choose another start, or set head='lm'."
+    )

@@ -20,7 +20,8 @@ from llmfit.adapters.methods.changes import BOFT, HRA, IA3, OFT, AdaptionPrompt,
 from llmfit.adapters.methods.full import Full
 from llmfit.adapters.methods.lora import DoRA, LoRA
 from llmfit.adapters.methods.prompts import PrefixTuning, PromptTuning, PTuning
-from llmfit.adapters.methods.updates import C3A, FourierFT, LoHa, LoKr, RandLoRA, TinyLoRA, VBLoRA, VeRA, WaveFT
+from llmfit.adapters.methods.updates import C3A, FourierFT, LoHa, LoKr, VBLoRA, WaveFT
+from llmfit.adapters.methods.vectors import RandLoRA, TinyLoRA, VeRA
 from llmfit.adapters.other import other_method, other_names
 from llmfit.adapters.spec import AdapterSpec, Plan, Planned, Tensors, adapter_from_folder, count_parameters
 from llmfit.exceptions import ParameterError, check_keys, parameter_error, quoted, suggest

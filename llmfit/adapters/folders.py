@@ -41,7 +41,6 @@ BEGINNING = {  # how weights began, or were trained, that are there now
     "tokenizer_name_or_path",
 }
 DERIVED = {  # what peft finds by itself in a model, or what shows in the weights
-    "boft_block_num",
     "fan_in_fan_out",
     "num_attention_heads",
     "num_layers",

@@ -32,8 +32,8 @@ __all__ = [
     "config_class",
     "is_packed",
     "largest_divisor",
+    "named_sizes",
     "size_of",
-    "sizes",
     "target_layers",
 ]
 
@@ -290,9 +290,9 @@ def size_of(layer: Any) -> tuple[int, int]:
     return inputs, outputs
 
 
-def sizes(model: Any, config: Any) -> list[tuple[int, int]]:
-    """Count inputs and outputs of the layers that a configuration names."""
-    return [size_of(layer) for layer in target_layers(model, config).values() if layer.weight.dim() == 2]
+def named_sizes(model: Any, config: Any) -> dict[str, tuple[int, int]]:
+    """Count inputs and outputs of the layers that a configuration names, by their names."""
+    return {name: size_of(layer) for name, layer in target_layers(model, config).items() if layer.weight.dim() == 2}
 
 
 def is_packed(layer: Any) -> bool:

@@ -1,16 +1,16 @@
-"""What many methods of peft can do alike: leave layers out by name or by number, find a size that goes with a model."""
+"""What many methods of peft can do alike: leave layers out by name or number, train biases, find a size that fits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmfit.adapters.peft_spec import LayerSpec, largest_divisor, size_of, target_layers
+from llmfit.adapters.peft_spec import LayerSpec, largest_divisor, named_sizes
 from llmfit.adapters.places import matching
 from llmfit.adapters.spec import Tensors
-from llmfit.exceptions import parameter_error
+from llmfit.exceptions import check_choice, parameter_error
 
-__all__ = ["Blocked", "SomeBlocks", "SomeLayers", "width_of"]
+__all__ = ["Biased", "Blocked", "SomeBlocks", "SomeLayers", "width_of"]
 
 IDLE = {"layers_pattern": ("layers_to_transform", None)}
 
@@ -49,6 +49,27 @@ class SomeBlocks(LayerSpec):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Biased(LayerSpec):
+    """Base of the methods that can train the model's biases beside.
+
+    Parameters
+    ----------
+    bias : str, default="none"
+        Biases trained beside: "none", "all", or those of the adapted layers alone, in the method's own word.
+    """
+
+    alone: ClassVar[str] = ""  # that word, where it is not the method's name
+    unruled: ClassVar[tuple[str, ...]] = ("bias",)
+
+    bias: str = "none"
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        check_choice("bias", type(self).__name__, self.bias, ["none", "all", self.alone or f"{self.type}_only"])
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Blocked(LayerSpec):
     """Base of the methods with a size that must divide those of every adapted layer; one is found where none is given.
 
@@ -72,8 +93,8 @@ class Blocked(LayerSpec):
     def fitted(self, model: Any) -> dict[str, Any]:
         """Find a size that divides every layer, or raise a ParameterError where one that is given does not."""
         given, chosen = super().fitted(model), getattr(self, self.size)
-        found = target_layers(model, self.config("decoder", **{**given, self.size: chosen or self.most}))
-        sides = {name: size_of(layer)[: 1 + self.both] for name, layer in found.items() if layer.weight.dim() == 2}
+        found = named_sizes(model, self.config("decoder", **{**given, self.size: chosen or self.most}))
+        sides = {name: size[: 1 + self.both] for name, size in found.items()}
         field = f"{self.size}_pattern"
         free: list[int] = []
         for layer, numbers in sides.items():

@@ -252,7 +252,8 @@ validation_fraction, early_stopping, device, dtype, random_state, warm_start, ch
             if parameter not in chosen._get_param_names() and getattr(self, parameter) is not None:
                 raise ParameterError(f"The {parameter!r} parameter has no meaning here: the target is {WORDS[chosen]}.")
         own = self._own_params(chosen, auto_head([kind]))
-        return chosen(**own | {"target": {name: kind} if name and kind == "set" else name})
+        declared = name and (named[name] or kind == "set")  # "binary" is a promise, which the chosen one checks
+        return chosen(**own | {"target": {name: kind} if declared else name})
 
     def predict(self, X: Any) -> Any:
         """Answer every row. See :meth:`LLMClassifier.predict` and :meth:`LLMGenerator.predict`.

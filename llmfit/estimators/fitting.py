@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,6 +25,7 @@ from llmfit.encoding import Encoded
 from llmfit.estimators.checks import Checked
 from llmfit.estimators.heads import embed
 from llmfit.exceptions import DataError, ParameterError
+from llmfit.features import is_set, label_text
 from llmfit.forward import collate, look
 from llmfit.heads import LinearHead, OnVectors, WithHead, check_outputs
 from llmfit.objectives import loss_mass, objective_of
@@ -105,12 +107,18 @@ def split_rows(n_rows: int, fraction: float, y: pd.Series | None, seed: int) -> 
             f"validation_fraction {fraction:g} of {n_rows} row(s) leaves no row to "
             f"{'validate' if not held else 'train'} on."
         )
-    if y is not None:
-        counts = y.astype(str).value_counts()
-        if counts.min() < 2 or min(held, n_rows - held) < len(counts):
-            y = None
-    kept, out = train_test_split(np.arange(n_rows), test_size=held, stratify=y, random_state=seed)
+    strata = None if y is None else list(map(_stratum, y))
+    if strata is not None:
+        counts = Counter(strata)
+        if min(counts.values()) < 2 or min(held, n_rows - held) < len(counts):
+            strata = None
+    kept, out = train_test_split(np.arange(n_rows), test_size=held, stratify=strata, random_state=seed)
     return np.sort(kept).tolist(), np.sort(out).tolist()
+
+
+def _stratum(label: Any) -> str:
+    """Write a row's label, or its several ones in any order, as one text: sets have no order to be sorted by."""
+    return repr(sorted({*map(label_text, label)})) if is_set(label) else label_text(label)
 
 
 def fit_adapter(

@@ -12,6 +12,7 @@ from sklearn.base import RegressorMixin
 
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_target, read_weights
+from llmfit.estimators.targets import holds_times
 from llmfit.exceptions import DataError, DataWarning, ParameterError, quoted, warn
 from llmfit.features import label_text, row_name
 from llmfit.heads import resolve_head
@@ -271,8 +272,14 @@ def _numbers(y: pd.Series) -> np.ndarray:
     Raises
     ------
     DataError
-        If one is no number, or infinite; the row is named.
+        If one is no number, or infinite; the row is named. If they are dates or times, which pandas would count in
+        units that depend on their dtype.
     """
+    if holds_times(y):
+        raise DataError(
+            f"The target {y.name!r} holds dates or times ({y.dtype}), which are no numbers. Make them numbers first, "
+            "for example the days since the first of them."
+        )
     values = pd.to_numeric(y, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
     bad = ~np.isfinite(values)
     if bad.any():

@@ -19,6 +19,8 @@ from llmfit.exceptions import DataError, ParameterError, check_number, parameter
 from llmfit.features import is_set, label_text, row_name
 from llmfit.frames import Table
 
+TIMES = (date, timedelta, np.datetime64, np.timedelta64, pd.Period)
+
 __all__ = [
     "answer_sets",
     "check_apart",
@@ -27,6 +29,7 @@ __all__ = [
     "check_known",
     "chosen_sets",
     "class_weights",
+    "holds_times",
     "indicator_form",
     "join_classes",
     "label_values",
@@ -51,6 +54,11 @@ def label_values(y: pd.Series) -> np.ndarray:
     return np.asarray(y.infer_objects().to_numpy())
 
 
+def holds_times(y: pd.Series) -> bool:
+    """Tell a target with dates, times of a day or spans of time in it, whatever its dtype."""
+    return not pd.api.types.is_numeric_dtype(y.dtype) and any(isinstance(cell, TIMES) for cell in y.astype(object))
+
+
 def learn_classes(y: pd.Series, form: dict[str, Any] | None = None) -> np.ndarray:
     """Find the classes of a target, sorted; of an indicator, its columns.
 
@@ -61,12 +69,13 @@ def learn_classes(y: pd.Series, form: dict[str, Any] | None = None) -> np.ndarra
     """
     if form is not None and "columns" in form:
         return np.array(form["columns"])
-    values = label_values(y if form is None else pd.Series([label for labels in set_values(y) for label in labels]))
-    if values.dtype.kind in "mM" or (len(values) and isinstance(values[0], date | timedelta)):
+    labels = y if form is None else pd.Series([label for labels in set_values(y) for label in labels])
+    if holds_times(labels):
         raise DataError(
             f"The labels of {y.name!r} are dates or times ({y.dtype}). Make them text first, for example with "
             f"df[{y.name!r}].astype(str)."
         )
+    values = label_values(labels)
     try:
         classes = np.unique(values)
     except TypeError:

@@ -316,8 +316,8 @@ def check_use(head: LinearHead | None, adapter: Any) -> None:
     """Refuse settings of a head and an adapter that have no meaning beside each other."""
     if head is not None and getattr(adapter, "init_lora_weights", None) == "lora_ga":
         raise ParameterError(
-            "init_lora_weights='lora_ga' begins from the gradient of a loss in words, which a linear head has not. "
-            "Choose another start, or set head='lm'."
+            "init_lora_weights='lora_ga' begins along the gradient of the loss in the base model's weights, which is "
+            "zero where a new linear head, whose weights are zeros, answers. Choose another start, or set head='lm'."
         )
     if head is not None and head.cache is not None and adapter is not None:
         raise ParameterError(

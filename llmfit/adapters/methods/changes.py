@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters.peft_spec import LayerSpec, PeftSpec
+from llmfit.adapters.peft_spec import LayerSpec, PeftSpec, named_sizes
 from llmfit.adapters.rules import as_names
-from llmfit.adapters.some import Blocked, SomeLayers, width_of
+from llmfit.adapters.some import Biased, Blocked, SomeLayers, width_of
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import ParameterError, parameter_error, quoted
 
@@ -118,7 +118,7 @@ class BitFit(LayerSpec):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class OFT(Blocked, SomeLayers):
+class OFT(Blocked, Biased, SomeLayers):
     """OFT: each layer's weight is turned by a block-diagonal orthogonal matrix.
 
     Parameters
@@ -133,6 +133,8 @@ class OFT(Blocked, SomeLayers):
     use_cayley_neumann : bool, default=True
         Approximate the matrix by a series of `num_cayley_neumann_terms` terms.
     num_cayley_neumann_terms : int, default=5
+    bias : {"none", "all", "oft_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------
@@ -167,16 +169,20 @@ class OFT(Blocked, SomeLayers):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class BOFT(Blocked, SomeLayers):
+class BOFT(Blocked, Biased, SomeLayers):
     """BOFT: each layer's weight is turned by a product of sparse orthogonal matrices, like a butterfly.
 
     Parameters
     ----------
     boft_block_size : int or None, default=None
         Size of a block. None is 4, or the next smaller size that divides the inputs of every layer.
+    boft_block_num : int, default=0
+        Number of blocks of every layer, whatever its size, in place of `boft_block_size`; 0 is as many as there are.
     boft_n_butterfly_factor : int, default=1
         Number of the matrices.
     dropout : float, default=0.0
+    bias : {"none", "all", "boft_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------
@@ -193,8 +199,28 @@ class BOFT(Blocked, SomeLayers):
     fewest: ClassVar[int] = 2  # a block of one has nothing to turn
 
     boft_block_size: int | None = None
+    boft_block_num: int = 0
     boft_n_butterfly_factor: int = 1
     dropout: float = 0.0
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        if self.boft_block_num and self.boft_block_size is not None:
+            raise parameter_error("boft_block_num", "BOFT", "0 where boft_block_size is given", self.boft_block_num)
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """Find a size, or check that the number of blocks, where it is given, goes with every layer."""
+        if not self.boft_block_num:
+            return super().fitted(model)
+        given = {**LayerSpec.fitted(self, model), "boft_block_size": 0}
+        for layer, (inputs, _) in named_sizes(model, self.config("decoder", **given)).items():
+            if inputs % self.boft_block_num or inputs < self.fewest * self.boft_block_num:
+                wanted = (
+                    f"a divisor of the inputs of every layer adapted and less than them, and {layer!r} has {inputs}"
+                )
+                raise parameter_error("boft_block_num", "BOFT", wanted, self.boft_block_num)
+        return given
 
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Let peft wrap the layers; without a kernel of its own it takes one matrix, whatever it is told."""
@@ -208,12 +234,13 @@ class BOFT(Blocked, SomeLayers):
         return model
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
-        """Read the block off its b by b weights."""
-        return {**super().learned(tensors), "boft_block_size": width_of(tensors, ".boft_R", None)}
+        """Read the block off its b by b weights, unless their number is given."""
+        size = 0 if self.boft_block_num else width_of(tensors, ".boft_R", None)
+        return {**super().learned(tensors), "boft_block_size": size}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class HRA(SomeLayers):
+class HRA(Biased, SomeLayers):
     """HRA: each layer's weight is turned by a product of r Householder reflections.
 
     Parameters
@@ -222,6 +249,8 @@ class HRA(SomeLayers):
         Number of reflections, an even one: pairs begin as the identity.
     apply_GS : bool, default=False
         Make their directions orthogonal to each other.
+    bias : {"none", "all", "hra_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------

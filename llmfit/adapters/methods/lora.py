@@ -75,7 +75,7 @@ class LoRA(LayerSpec):
     lora_ga_config : dict, default=None
         For "lora_ga": ``direction``, ``scale``, ``stable_gamma``, as in peft.
     loraplus_lr_ratio : float or None, default=None
-        LoRA+ [10]_: learning rate of B over that of A.
+        LoRA+ [10]_: learning rate of B over that of A. Not with the start "mica".
 
     References
     ----------
@@ -143,6 +143,9 @@ class LoRA(LayerSpec):
             check_choice("init_lora_weights", owner, start, [True, *starts.STARTS])
         if start == "orthogonal" and self.r % 2:
             raise parameter_error("r", owner, "even where init_lora_weights is 'orthogonal'", self.r)
+        if start == "mica" and self.loraplus_lr_ratio is not None:
+            wanted = "None where init_lora_weights is 'mica', which does not train B"
+            raise parameter_error("loraplus_lr_ratio", owner, wanted, self.loraplus_lr_ratio)
         if self.use_dora and starts.moves_base(start):
             raise parameter_error("use_dora", owner, f"False where init_lora_weights is {start!r}", self.use_dora)
         if self.target_modules != [] or not self.target_parameters:

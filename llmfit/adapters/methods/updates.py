@@ -9,42 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmfit.adapters.peft_spec import WRAPPED, sizes
-from llmfit.adapters.some import Blocked, SomeBlocks, SomeLayers, width_of
+from llmfit.adapters.peft_spec import WRAPPED, named_sizes
+from llmfit.adapters.some import Biased, Blocked, SomeBlocks, SomeLayers, width_of
 from llmfit.adapters.spec import Tensors
 from llmfit.exceptions import check_choice, parameter_error
 
-__all__ = ["C3A", "METHODS", "FourierFT", "LoHa", "LoKr", "RandLoRA", "TinyLoRA", "VBLoRA", "VeRA", "WaveFT"]
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class VeRA(SomeBlocks):
-    """VeRA: two random matrices that all layers share, and learned vectors that scale them.
-
-    Parameters
-    ----------
-    r : int, default=256
-        Rank of the shared matrices.
-    d_initial : float, default=0.1
-        How the inner vector begins; the outer begins at zero.
-    dropout : float, default=0.0
-    projection_prng_key : int, default=0
-        Seed of the shared matrices.
-
-    References
-    ----------
-    .. [1] Kopiczko et al. 2023, VeRA: Vector-based Random Matrix Adaptation. arXiv:2310.11454.
-    """
-
-    type: ClassVar[str] = "vera"
-    peft_type: ClassVar[str] = "VERA"
-    learning_rate: ClassVar[float] = 5e-3  # the paper: 2e-3 to 1e-2
-    names: ClassVar[dict[str, str]] = {"dropout": "vera_dropout"}
-
-    r: int = 256
-    d_initial: float = 0.1
-    dropout: float = 0.0
-    projection_prng_key: int = 0
+__all__ = ["C3A", "METHODS", "FourierFT", "LoHa", "LoKr", "VBLoRA", "WaveFT"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -115,7 +85,7 @@ class LoKr(LoHa):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FourierFT(SomeLayers):
+class FourierFT(Biased, SomeLayers):
     """FourierFT: an update whose spectrum has few coefficients, at places drawn once, that are learned.
 
     Parameters
@@ -127,6 +97,8 @@ class FourierFT(SomeLayers):
         Seed of the places.
     n_frequency_pattern : dict of str to int, default=None
         Other numbers for the layers whose names match.
+    bias : {"none", "all", "fourier_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------
@@ -136,6 +108,7 @@ class FourierFT(SomeLayers):
     type: ClassVar[str] = "fourierft"
     peft_type: ClassVar[str] = "FOURIERFT"
     learning_rate: ClassVar[float] = 5e-2  # the paper, for instruction tuning: 3e-2 to 1e-1
+    alone: ClassVar[str] = "fourier_only"
     many: ClassVar[int] = 1000
     weight: ClassVar[str] = ".fourierft_spectrum"
     fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # zeros, so that the adapter begins as nothing
@@ -150,7 +123,7 @@ class FourierFT(SomeLayers):
         given = super().fitted(model)
         if self.n_frequency is not None:
             return given
-        fewest = min((a * b for a, b in sizes(model, self.config("decoder", **given))), default=1)
+        fewest = min((a * b for a, b in named_sizes(model, self.config("decoder", **given)).values()), default=1)
         return {**given, "n_frequency": min(self.many, fewest)}
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
@@ -176,6 +149,8 @@ class WaveFT(FourierFT):
         Transform the coefficients back; without it they are the update.
     proportional_parameters : bool, default=False
         Share the coefficients out by the layers' sizes.
+    bias : {"none", "all", "waveft_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------
@@ -185,6 +160,7 @@ class WaveFT(FourierFT):
     type: ClassVar[str] = "waveft"
     peft_type: ClassVar[str] = "WAVEFT"
     learning_rate: ClassVar[float] = 5e-3
+    alone: ClassVar[str] = "waveft_only"
     many: ClassVar[int] = 2592
     weight: ClassVar[str] = ".waveft_spectrum"
     idle: ClassVar[dict[str, tuple[str, Any]]] = {
@@ -211,7 +187,7 @@ class WaveFT(FourierFT):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class VBLoRA(Blocked, SomeLayers):
+class VBLoRA(Blocked, Biased, SomeLayers):
     """VB-LoRA: low-rank updates put together from the vectors of one bank that all layers share.
 
     Parameters
@@ -226,6 +202,8 @@ class VBLoRA(Blocked, SomeLayers):
     dropout : float, default=0.0
     init_vector_bank_bound : float, default=0.02
     init_logits_std : float, default=0.1
+    bias : {"none", "all", "vblora_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------
@@ -261,7 +239,7 @@ class VBLoRA(Blocked, SomeLayers):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class C3A(Blocked, SomeBlocks):
+class C3A(Blocked, Biased, SomeBlocks):
     """C3A: an update made of blocks that are circulant, one learned row each.
 
     Parameters
@@ -272,6 +250,8 @@ class C3A(Blocked, SomeBlocks):
         Other sizes for the layers whose names match.
     init_weights : bool or {"gaussian", "kaiming_uniform", "xavier_uniform"}, default="xavier_uniform"
         How the rows begin; True is zero.
+    bias : {"none", "all", "c3a_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------
@@ -302,98 +282,11 @@ class C3A(Blocked, SomeBlocks):
         return {**given, "block_size": found} if self.block_size is None and found else given
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class TinyLoRA(SomeBlocks):
-    """TinyLoRA: a few learned numbers, spread over the largest directions of each weight by fixed random matrices.
-
-    Parameters
-    ----------
-    r : int, default=2
-        Directions of a weight.
-    u : int, default=64
-        Learned numbers of each group of layers.
-    weight_tying : float, default=0.0
-        Share of the layers that learn their numbers together.
-    projection_seed : int, default=42
-    init_weights : True or "uniform", default=True
-        How the learned numbers begin; True is zero.
-    init_v_bound : float, default=0.02
-        Bound of those that are drawn, for "uniform".
-    dropout : float, default=0.0
-    """
-
-    type: ClassVar[str] = "tinylora"
-    quantizable: ClassVar[tuple[int, ...]] = ()
-    peft_type: ClassVar[str] = "TINYLORA"
-    learning_rate: ClassVar[float] = 1e-2
-    names: ClassVar[dict[str, str]] = {"dropout": "tinylora_dropout"}
-    idle: ClassVar[dict[str, tuple[str, Any]]] = {**SomeBlocks.idle, "init_v_bound": ("init_weights", True)}
-
-    r: int = 2
-    u: int = 64
-    weight_tying: float = 0.0
-    projection_seed: int = 42
-    init_weights: Any = True
-    init_v_bound: float = 0.02
-    dropout: float = 0.0
-
-    def check(self) -> None:
-        """Raise a ParameterError for the first setting that cannot be used."""
-        check_choice("init_weights", "TinyLoRA", self.init_weights, [True, "uniform"])
-        super().check()
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class RandLoRA(SomeBlocks):
-    """RandLoRA: an update of full rank, a sum of random low-rank matrices that are scaled by learned vectors.
-
-    Parameters
-    ----------
-    r : int, default=32
-        Rank of each of the matrices; fewer ranks are more matrices.
-    alpha : float or None, default=None
-        The update is scaled by ``alpha / r``. None is ``20 * r``.
-    dropout : float, default=0.0
-    sparse, very_sparse : bool, default=False
-        Draw matrices that are mostly zero.
-    projection_prng_key : int, default=0
-
-    References
-    ----------
-    .. [1] Albert et al. 2025, RandLoRA: Full-rank Parameter-Efficient Fine-Tuning of Large Models. arXiv:2502.00987.
-    """
-
-    type: ClassVar[str] = "randlora"
-    peft_type: ClassVar[str] = "RANDLORA"
-    learning_rate: ClassVar[float] = 1e-3
-    names: ClassVar[dict[str, str]] = {"alpha": "randlora_alpha", "dropout": "randlora_dropout"}
-
-    r: int = 32
-    alpha: float | None = None
-    dropout: float = 0.0
-    sparse: bool = False
-    very_sparse: bool = False
-    projection_prng_key: int = 0
-
-    def check(self) -> None:
-        """Raise a ParameterError for the first setting that cannot be used."""
-        super().check()
-        if self.sparse and self.very_sparse:
-            raise parameter_error("sparse", "RandLoRA", "False where very_sparse is True", self.sparse)
-
-    def settings(self) -> dict[str, Any]:
-        """Spell out alpha."""
-        return {"randlora_alpha": 20 * int(self.r), **super().settings()}
-
-
 METHODS = {
-    "vera": VeRA,
     "loha": LoHa,
     "lokr": LoKr,
     "fourierft": FourierFT,
     "waveft": WaveFT,
     "vblora": VBLoRA,
     "c3a": C3A,
-    "tinylora": TinyLoRA,
-    "randlora": RandLoRA,
 }

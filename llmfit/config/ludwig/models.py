@@ -254,7 +254,7 @@ ADAPTERS: dict[str, Table] = {
     "c3a": table(
         mapped("block_size", "adapter.block_size", "int", 256),
         _TARGETS,
-        refused("bias_type", "PEFT's C3A trains no biases.", "none"),
+        mapped("bias_type", "adapter.bias", "text", "none"),
     ),
     "oft": table(
         refused("r", "the number of blocks follows from oft_block_size.", 0),
