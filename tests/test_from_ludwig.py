@@ -207,6 +207,7 @@ MAPS: dict[tuple[str, str], Any] = {
     ("trainer", "regularization_type"): ("l2", {}),
     ("trainer", "gradient_clipping"): ({"clipglobalnorm": 2.0}, {"max_grad_norm": 2.0}),
     ("trainer", "early_stop"): (3, {"early_stopping": 3, "validation_fraction": 0.125}),
+    ("trainer", "skip_all_evaluation"): (True, {"early_stopping": None, "validation_fraction": None}),
     ("trainer", "enable_gradient_checkpointing"): (True, {"gradient_checkpointing": True}),
     ("trainer.learning_rate_scheduler", "decay"): ("linear", {"schedule": "linear"}),
     ("trainer.learning_rate_scheduler", "warmup_fraction"): (0.3, {"warmup": 0.3}),
@@ -517,6 +518,27 @@ GENERATED: dict[str, tuple[dict[str, Any], Any]] = {
 def test_how_texts_are_generated(name: str) -> None:
     given, expected = GENERATED[name]
     assert from_config({**WORDS, "generation": given}).generation == (expected or {"do_sample": False})
+
+
+SKIPPED: dict[str, tuple[dict[str, Any], tuple[Any, Any]]] = {
+    "nothing is stopped": ({"trainer": {"early_stop": 3, "skip_all_evaluation": True}}, (None, 0.0)),
+    "what a split holds out stays so": (
+        {
+            "trainer": {"early_stop": 3, "skip_all_evaluation": True},
+            "preprocessing": {"split": {"type": "random", "probabilities": [0.6, 0.2, 0.2]}},
+        },
+        (None, 0.25),
+    ),
+    "false": ({"trainer": {"early_stop": 3, "skip_all_evaluation": False}}, (3, 0.125)),
+    "null": ({"trainer": {"early_stop": 3, "skip_all_evaluation": None}}, (3, 0.125)),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_what_is_not_validated_stops_nothing(name: str) -> None:
+    config, expected = SKIPPED[name]
+    found = from_config({**BASE, **config})
+    assert (found.early_stopping, found.validation_fraction) == expected
 
 
 def test_a_template_names_the_features_unless_it_shows_the_sample() -> None:
