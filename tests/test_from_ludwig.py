@@ -909,7 +909,7 @@ def test_what_a_search_measures(name: str) -> None:
     assert from_config({**BASE, "hyperopt": {"trainer.epochs": [1, 2], **said}}).scoring == scoring
 
 
-OF_CLASSES = [name for name, (scorer, _) in SCORINGS.items() if "error" not in scorer and scorer != "r2"]
+OF_CLASSES = [name for name, (_, _, of) in SCORINGS.items() if of == "classes"]
 
 
 @pytest.mark.filterwarnings("ignore:Precision is ill-defined")  # where a tiny model's answers are all of one class
@@ -963,8 +963,6 @@ SEARCH_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "a metric": (
         {"epochs": [1], "metric": "jaccard"},
         "The config's 'hyperopt.metric' must be one of 'accuracy', 'accuracy_micro', 'precision', 'recall', 'roc_auc', "
-        "'r2', 'mean_squared_error', 'mean_absolute_error', 'mean_absolute_percentage_error', "
-        "'root_mean_squared_error', "
         "'softmax_cross_entropy', 'binary_weighted_cross_entropy', 'loss', or 'scoring' a name of scikit-learn's. "
         "Got 'jaccard' instead.",
     ),
