@@ -207,6 +207,7 @@ MAPS: dict[tuple[str, str], Any] = {
     ("trainer", "regularization_type"): ("l2", {}),
     ("trainer", "gradient_clipping"): ({"clipglobalnorm": 2.0}, {"max_grad_norm": 2.0}),
     ("trainer", "early_stop"): (3, {"early_stopping": 3, "validation_fraction": 0.125}),
+    ("trainer", "skip_all_evaluation"): (True, {"early_stopping": None, "validation_fraction": None}),
     ("trainer", "enable_gradient_checkpointing"): (True, {"gradient_checkpointing": True}),
     ("trainer.learning_rate_scheduler", "decay"): ("linear", {"schedule": "linear"}),
     ("trainer.learning_rate_scheduler", "warmup_fraction"): (0.3, {"warmup": 0.3}),
@@ -517,6 +518,27 @@ GENERATED: dict[str, tuple[dict[str, Any], Any]] = {
 def test_how_texts_are_generated(name: str) -> None:
     given, expected = GENERATED[name]
     assert from_config({**WORDS, "generation": given}).generation == (expected or {"do_sample": False})
+
+
+SKIPPED: dict[str, tuple[dict[str, Any], tuple[Any, Any]]] = {
+    "nothing is stopped": ({"trainer": {"early_stop": 3, "skip_all_evaluation": True}}, (None, 0.0)),
+    "what a split holds out stays so": (
+        {
+            "trainer": {"early_stop": 3, "skip_all_evaluation": True},
+            "preprocessing": {"split": {"type": "random", "probabilities": [0.6, 0.2, 0.2]}},
+        },
+        (None, 0.25),
+    ),
+    "false": ({"trainer": {"early_stop": 3, "skip_all_evaluation": False}}, (3, 0.125)),
+    "null": ({"trainer": {"early_stop": 3, "skip_all_evaluation": None}}, (3, 0.125)),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_what_is_not_validated_stops_nothing(name: str) -> None:
+    config, expected = SKIPPED[name]
+    found = from_config({**BASE, **config})
+    assert (found.early_stopping, found.validation_fraction) == expected
 
 
 def test_a_template_names_the_features_unless_it_shows_the_sample() -> None:
@@ -887,7 +909,7 @@ def test_what_a_search_measures(name: str) -> None:
     assert from_config({**BASE, "hyperopt": {"trainer.epochs": [1, 2], **said}}).scoring == scoring
 
 
-OF_CLASSES = [name for name, (scorer, _) in SCORINGS.items() if "error" not in scorer and scorer != "r2"]
+OF_CLASSES = [name for name, (_, _, of) in SCORINGS.items() if of == "classes"]
 
 
 @pytest.mark.filterwarnings("ignore:Precision is ill-defined")  # where a tiny model's answers are all of one class
@@ -941,8 +963,6 @@ SEARCH_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "a metric": (
         {"epochs": [1], "metric": "jaccard"},
         "The config's 'hyperopt.metric' must be one of 'accuracy', 'accuracy_micro', 'precision', 'recall', 'roc_auc', "
-        "'r2', 'mean_squared_error', 'mean_absolute_error', 'mean_absolute_percentage_error', "
-        "'root_mean_squared_error', "
         "'softmax_cross_entropy', 'binary_weighted_cross_entropy', 'loss', or 'scoring' a name of scikit-learn's. "
         "Got 'jaccard' instead.",
     ),

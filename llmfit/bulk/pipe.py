@@ -28,6 +28,7 @@ class Pipe:
         self._place = errors
         self._errors: IO[bytes] | None = None
         if errors is not None:
+            errors.path.parent.mkdir(parents=True, exist_ok=True)
             errors.path.unlink(missing_ok=True)  # of a run before; it is there only if there are such rows
 
     def append(self, content: bytes, errors: bytes = b"", *, rows: int = 0, bad: int = 0, whole: bool = True) -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 from llmfit.bulk.journal import Journal, State
 from llmfit.bulk.pipe import Pipe
 from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, quoted, warn
-from llmfit.files import Bad, Chunk, Place, Source, Writer, is_binary, make_writer, plain_values
+from llmfit.files import Bad, Chunk, Place, Source, Writer, is_binary, is_infinite, make_writer, plain_values
 from llmfit.files.paths import STANDARD
 
 __all__ = ["Answering", "Scored", "check_free", "score_files"]
@@ -310,7 +310,13 @@ def _answered(
     columns: dict[str, list[Any]] = {ROW: [int(rows[place]) for place in good]} if numbered else {}
     for name in kept:
         typed = frame if _is_text(name, answering) else chunk.frame
-        cells = plain_values(typed[name]) if chunk.textual and not writer.textual else chunk.cells[name]
+        cells = chunk.cells[name]
+        if chunk.textual and not writer.textual:
+            # Of inf as of 1e999, for which there is no other form, the text stands.
+            cells = [
+                cell if is_infinite(value) and not writer.infinite else value
+                for cell, value in zip(cells, plain_values(typed[name]), strict=True)
+            ]
         columns[name] = [cells[place] for place in good]
     bad = [Bad(int(rows[place]), *chunk.spots[place], reason) for place, reason in reasons.items()]
     return {**columns, **answers}, sorted([*chunk.bad, *bad])
@@ -357,6 +363,9 @@ def _writing(output: Place) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if output.name == STANDARD:  # of which nothing is kept; a file of errors has its own name
+            what = f"{str(error.filename)!r}" if error.filename else "The output"
+            raise DataError(f"{what} cannot be written: {error.strerror or error}.") from error
         raise DataError(
             f"{output.name!r} cannot be written: {error.strerror or error}. The rows that are done are kept: run it "
             "again with resume=True."

@@ -10,12 +10,14 @@ import math
 import numbers
 import os
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from llmfit.config.ludwig import TABLES
 from llmfit.config.ludwig.rows import read_section
 from llmfit.config.ludwig.search_rows import LOSS_OF, SCORINGS, SEARCHES
 from llmfit.exceptions import ParameterError, check_choice, quoted
+from llmfit.features import resolve_targets
 from llmfit.search.describing import KEYS as OWN
 
 __all__ = ["OWN", "SETTINGS", "read_settings"]
@@ -26,7 +28,9 @@ SEEDS = ("random_state", "seed", "random_state_seed")
 Said = Mapping[str, Any]
 
 
-def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(
+    said: Said, estimator: Any, space: Mapping[str, Any], grids: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Read how a search goes.
 
     Parameters
@@ -37,6 +41,8 @@ def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[
         What is searched.
     space : dict of str to list or dict
         Its axes.
+    grids : dict of str to str, default={}
+        Those of them that are a grid_search, and where each stands.
 
     Returns
     -------
@@ -56,7 +62,14 @@ def read_settings(said: Said, estimator: Any, space: Mapping[str, Any]) -> dict[
     executor = read_section(TABLES["hyperopt.executor"], said.get("executor"), "hyperopt.executor")
     ranges = [name for name, values in space.items() if not isinstance(values, list)]
     place, draws = _agreeing(_given("hyperopt", said, "n_iter"), _given("hyperopt.executor", executor, "num_samples"))
-    kind = _kind(said.get("kind"), algorithm.get("type"), executor.get("type"), listed=not ranges and draws is None)
+    whole = bool(space) and set(space) <= set(grids)
+    if whole and place == "hyperopt.executor.num_samples":
+        _check("n_iter", place, draws)
+        draws = None  # which would repeat the grid
+    listed = not ranges and (draws is None or whole)
+    kind = _kind(said.get("kind"), algorithm.get("type"), executor.get("type"), listed=listed)
+    if grids and kind not in LISTED and (kind != "halving" or ranges):
+        _refuse_grid(kind, grids, [name for name in space if name not in grids])
     settings: dict[str, Any] = {"kind": kind, **_more(said.get("settings"))}
     if draws is not None:
         _check("n_iter", place, draws)
@@ -115,6 +128,17 @@ def _check_drawn(place: str, kind: str, *, none: bool) -> None:
         )
 
 
+def _refuse_grid(kind: str, grids: Mapping[str, str], others: list[str]) -> NoReturn:
+    """Refuse to draw from what is to be tried as a whole."""
+    first = next(iter(grids.values()))
+    beside = f", and {quoted(others)} beside it" if others else ""
+    raise ParameterError(
+        f"The config's {first!r} is a grid_search, of which every value is tried, but a search of the kind {kind!r} "
+        f"draws from it{beside}. Say space: choice there, or list the values of all axes and leave the number of draws "
+        "out."
+    )
+
+
 def _more(given: Any) -> dict[str, Any]:
     """Read settings of the library's own class; those with a key of their own have their place there."""
     for key in given or {}:
@@ -170,7 +194,7 @@ def _scoring(said: Said, estimator: Any) -> Any:
         if goal is not None:
             raise ParameterError(f"The config's 'hyperopt.goal' needs a 'metric' beside it. Got goal={goal!r} alone.")
         return None
-    return _scorer_of(metric, goal, LOSS_OF.get(type(estimator).__name__))
+    return _scorer_of(metric, goal, _answers(estimator), several=_is_several(estimator.target))
 
 
 def _check_output(name: Any, target: Any) -> None:
@@ -185,11 +209,31 @@ def _check_output(name: Any, target: Any) -> None:
         )
 
 
-def _scorer_of(metric: str, goal: Any, loss: str | None) -> str:
-    """Name scikit-learn's scorer of a metric of Ludwig's."""
-    scorer, direction = (loss, "minimize") if metric == "loss" else SCORINGS.get(metric, (None, ""))
-    if scorer is None:
-        known = [*SCORINGS, *(["loss"] if loss else [])]
+def _answers(estimator: Any) -> str:
+    """Say what is answered: classes, numbers, texts, sets, or several of them; "" where nobody knows yet."""
+    kinds = set(resolve_targets(estimator.target, type(estimator).__name__).values())
+    if "set" in kinds:
+        return "sets"
+    if len(kinds) > 1 or (_is_several(estimator.target) and kinds - {"number"}):
+        return "several targets"
+    return OF_ESTIMATOR.get(type(estimator).__name__) or OF_KIND.get(next(iter(kinds), None) or "", "")
+
+
+def _is_several(target: Any) -> bool:
+    return isinstance(target, dict | list | tuple) and len(target) > 1
+
+
+def _scorer_of(metric: str, goal: Any, of: str, *, several: bool) -> str:
+    """Name scikit-learn's scorer of a metric of Ludwig's, of one that measures what is answered."""
+    loss = None if several else LOSS_OF.get(of)
+    known = [name for name in SCORINGS if of in ("", SCORINGS[name][2])] + (["loss"] if loss else [])
+    if not known:
+        raise ParameterError(
+            f"The config's 'hyperopt.metric' has no meaning with {of}: candidates are measured by the estimator's own "
+            f"score. Leave it out. Got {metric!r} instead."
+        )
+    scorer, direction, _ = (loss, "minimize", of) if metric == "loss" else SCORINGS.get(metric, (None, "", ""))
+    if metric not in known or scorer is None:
         raise ParameterError(
             f"The config's 'hyperopt.metric' must be one of {quoted(known, most=99)}, or 'scoring' a name of "
             f"scikit-learn's. Got {metric!r} instead."
@@ -221,6 +265,8 @@ def _whole(least: int, most: float = math.inf) -> Any:
     return within
 
 
+OF_ESTIMATOR = {"LLMClassifier": "classes", "LLMRegressor": "numbers", "LLMGenerator": "texts"}
+OF_KIND = {"category": "classes", "binary": "classes", "number": "numbers", "text": "texts"}
 _NAME, _SEED = {"type": "string"}, 2**32 - 1  # numpy's greatest
 # llmfit's own keys: what each may be in words, as a test, and as JSON Schema has it; beside null, which all may be.
 SETTINGS: dict[str, tuple[str, Any, dict[str, Any]]] = {

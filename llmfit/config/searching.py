@@ -79,7 +79,8 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
         raise ParameterError(f"The config's 'hyperopt' must be a mapping. Got {given!r} instead.")
     axes = {key: value for key, value in given.items() if key not in HYPEROPT and key not in OWN}
     said = read_section(HYPEROPT, {key: given[key] for key in given if key not in axes}, "hyperopt", more=OWN)
-    axes = _all_axes(said.pop("parameters", None), axes)
+    whole = [name for name, value in {**axes, **(said.get(LISTED) or {})}.items() if _is_grid(value)]
+    axes = _all_axes(said.pop(LISTED, None), axes)
     if not axes:
         raise ParameterError(
             "The config's 'hyperopt' needs at least one axis, such as parameters: {adapter.r: [4, 16]}."
@@ -87,6 +88,7 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
     places = {name: _paths(name, config, where) for name, (where, _) in axes.items()}
     start = _started(config, axes, places, list(axes))
     space: dict[str, Any] = {}
+    grids: dict[str, str] = {}
     for name, (where, values) in axes.items():
         found = [make(_set(start, places[name], value), {}) for value in _probes(values)]
         if len(found) == 1:
@@ -101,10 +103,17 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
                 f"The config's {where!r} is the parameter {parameter!r}, which another axis is already."
             )
         space[parameter] = candidates
+        if name in whole:
+            grids[parameter] = where
     space = _without(space, overrides)
     estimator = make(start, overrides)  # each axis at its first value
     _set_first(estimator, space)
-    return make_search(estimator, space, **read_settings(said, estimator, space))
+    grids = {parameter: where for parameter, where in grids.items() if parameter in space}
+    return make_search(estimator, space, **read_settings(said, estimator, space, grids))
+
+
+def _is_grid(axis: Any) -> bool:
+    return isinstance(axis, Mapping) and axis.get("space") == "grid_search"
 
 
 def _without(space: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ whole file, so that no chunk reads a cell otherwise than another. Knows no estim
 from llmfit.files.paths import FORMATS, Place, check_writable, find_inputs, find_output
 from llmfit.files.tables import Bad, Chunk, Source, open_source, read_table
 from llmfit.files.types import KINDS, kinds_of
-from llmfit.files.writing import Writer, cell_text, is_binary, make_writer, plain_values
+from llmfit.files.writing import Writer, cell_text, is_binary, is_infinite, make_writer, plain_values
 
 __all__ = [
     "FORMATS",
@@ -22,6 +22,7 @@ __all__ = [
     "find_inputs",
     "find_output",
     "is_binary",
+    "is_infinite",
     "kinds_of",
     "make_writer",
     "open_source",

@@ -157,7 +157,7 @@ class _Records(Source):
             records = RECORDS[place.format](place)
             while some := list(islice(records, SCANNED)):
                 self._learn(place, some)
-        self.kinds = {name: column.kind for name, column in self._columns.items()}
+        self.kinds = {name: column.stored for name, column in self._columns.items()}
 
     def _learn(self, place: Place, records: list[Record]) -> None:
         if records[0].line is None:  # names of the columns

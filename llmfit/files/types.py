@@ -50,6 +50,7 @@ TRUTH = {"true": True, "false": False, "True": True, "False": False, "TRUE": Tru
 # No zero before other digits: 007 is a name that is made of digits, and loses itself as a number.
 INTEGER = re.compile(r"\s*[+-]?(?:0|[1-9][0-9]*)\s*")
 REAL = re.compile(r"\s*[+-]?(?:(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))\s*")
+MANTISSA = 53  # bits of a float of 64
 LIMITS = (-(2**63), 2**63 - 1)
 DIGITS = 4000  # of a whole number; Python reads no more than 4300
 # Where numbers are known to stand, 007 is one.
@@ -70,6 +71,7 @@ class Column:
         self.textual = textual
         self.gaps = False
         self._seen: set[str] = set()
+        self._exact = True  # whole numbers are so as floats
 
     def see(self, cells: Iterable[Any]) -> None:
         """Learn from cells."""
@@ -79,6 +81,8 @@ class Column:
         kinds = set(map(kind_of, cells))
         self.gaps |= "gap" in kinds
         self._seen |= kinds - {"gap"}
+        if not self.textual and "int" in kinds:
+            self._exact &= all(map(_is_exact, cells))
 
     @property
     def kind(self) -> str:
@@ -88,6 +92,11 @@ class Column:
         if self._seen == {"int", "float"} or not self._seen:
             return "float"
         return "text" if self.textual else "object"
+
+    @property
+    def stored(self) -> str:
+        """Kind of a column that holds these cells to their last digit: one of KINDS."""
+        return "object" if self.kind == "float" and not self._exact else self.kind
 
     def array(self, cells: Sequence[Any]) -> Any:
         """Give cells as an array of the column's kind.
@@ -102,6 +111,13 @@ class Column:
 
     def _is_gap(self, cell: Any) -> bool:
         return cell in MISSING if self.textual and cell is not None else _kind_of_value(cell) == "gap"
+
+
+def _is_exact(cell: Any) -> bool:
+    """Tell what a float of 64 bits holds to its last digit, of whole numbers."""
+    if type(cell) is not int or cell.bit_length() <= MANTISSA:
+        return True
+    return LIMITS[0] <= cell <= LIMITS[1] and float(cell) == cell
 
 
 def _kind_of_text(cell: str | None) -> str:

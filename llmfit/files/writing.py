@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llmfit.exceptions import DataError, reason
 from llmfit.files.paths import Place
 
-__all__ = ["Writer", "cell_text", "is_binary", "make_writer", "plain_values"]
+__all__ = ["Writer", "cell_text", "is_binary", "is_infinite", "make_writer", "plain_values"]
 
 GROUP = 2**16  # rows of a row group, in a Parquet file
 
@@ -39,6 +40,7 @@ class Writer(ABC):
     """
 
     textual = True  # cells that are texts in the input stay as they are
+    infinite = True  # there is a form for infinite numbers
 
     def __init__(self, kinds: Mapping[str, Any], *, packed: bool = False) -> None:
         self.kinds = dict(kinds)
@@ -81,7 +83,7 @@ class _Tabbed(_Delimited):
 
 
 class _JsonLines(Writer):
-    textual = False
+    textual, infinite = False, False
 
     def rows(self, columns: Mapping[str, Sequence[Any]]) -> bytes:
         rows = zip(*(columns[name] for name in self.kinds), strict=True)
@@ -105,19 +107,29 @@ class _Parquet(Writer):
         import pyarrow as pa
 
         schema = self._schema()
-        arrays = [
-            pa.array([self._value(field.name, value) for value in columns[field.name]], type=field.type)
-            for field in schema
-        ]
+        arrays = [self._array(field.name, field.type, columns[field.name]) for field in schema]
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, schema) as stream:  # each chunk is a stream of its own
             stream.write_table(pa.table(arrays, schema=schema))
         return sink.getvalue()
 
+    def _array(self, name: str, type_: Any, cells: Sequence[Any]) -> Any:
+        import pyarrow as pa
+
+        try:
+            return pa.array([self._value(name, value) for value in cells], type=type_)
+        except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own are such
+            raise DataError(
+                f"The column {name!r} holds what a Parquet column of the type {type_} cannot: {reason(error)}. Leave "
+                "it out with keep, or write JSONL."
+            ) from error
+
     def _value(self, name: str, value: Any) -> Any:
         kind = self.kinds[name]
         if isinstance(kind, str):
             value = None if is_missing(value) else value
+            if kind == "float" and type(value) is int:  # pyarrow takes those of 53 bits alone, also where all are kept
+                return float(value)
             return cell_text(value) if kind in ("object", "text") and value is not None else value
         return value
 
@@ -163,6 +175,11 @@ def is_missing(value: Any) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
 
 
+def is_infinite(value: Any) -> bool:
+    """Tell an infinite number."""
+    return isinstance(value, float) and math.isinf(value)
+
+
 def cell_text(value: Any) -> str:
     """Write a value as the cell of a CSV file: nothing for a gap, numbers to their last digit, lists as JSON."""
     if isinstance(value, str):
@@ -175,13 +192,13 @@ def cell_text(value: Any) -> str:
 
 
 def json_value(value: Any) -> Any:
-    """Write a value as JSON can hold it; what it has no form for, a date for example, as text."""
+    """Write a value as JSON can hold it; what it has no form for, a date or Infinity for example, as text."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return INFINITE.get(value, value) if value == value else None
     if isinstance(value, dict):
         return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -197,5 +214,6 @@ def plain_values(column: Any) -> list[Any]:
     return [None if is_missing(value) else value for value in values]
 
 
+INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}  # as JavaScript and Python write them where JSON ends
 ARROW = {"int": "int64", "float": "float64", "bool": "bool_", "text": "string", "object": "string"}
 WRITERS: dict[str, type[Writer]] = {"csv": _Delimited, "tsv": _Tabbed, "jsonl": _JsonLines, "parquet": _Parquet}

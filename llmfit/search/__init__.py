@@ -108,6 +108,8 @@ def make_search(
     spaces = read_space(space)
     _check_names(estimator, spaces)
     _check_scoring(scoring, kind)
+    if isinstance(scoring, set):  # which scikit-learn does not take
+        scoring = sorted(scoring, key=str)
     if n_iter is not None:
         check_int("n_iter", OWNER, n_iter, least=1, other="None or ")
     chosen, own = KINDS[kind](spaces, n_iter, random_state)

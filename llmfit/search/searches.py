@@ -93,11 +93,27 @@ class Search:
         if self._one_score and isinstance(self.scoring, list | tuple | dict | set):
             raise ParameterError(f"{type(self).__name__} ranks by one score. Got {self.scoring!r} for 'scoring'.")
         y, classes = read_rows(self.estimator, X, y)
+        self._check_measurable(y)
         with self._standing_in(X, y, classes):
             check_folds(self.cv, y, classes)
             super().fit(X, y, **params)  # type: ignore[misc]
         self._check_scored()
         return self
+
+    def _check_measurable(self, y: Any) -> None:
+        """Raise, before anything is fitted, where scorers by name would find nothing to compare answers with."""
+        from llmfit.estimators.base import BaseLLM
+
+        given = list(self.scoring.values()) if isinstance(self.scoring, dict) else self.scoring
+        names = [
+            name for name in (given if isinstance(given, list | tuple | set) else [given]) if isinstance(name, str)
+        ]
+        if names and isinstance(self.estimator, BaseLLM) and (y is None or not folds_by(y)):
+            raise ParameterError(
+                f"The 'scoring' parameter of {type(self).__name__} cannot be {names[0]!r} here: scikit-learn's scorers "
+                "read one column of labels or numbers, not lists in cells or several targets. Leave it out, and the "
+                "estimator's own score is taken, or pass a callable (estimator, X, y=None)."
+            )
 
     def _check_scored(self) -> None:
         """Raise where no candidate has a score: the first one would be called the best."""

@@ -12,7 +12,7 @@ from typing import Any
 from llmfit.config.ludwig import TABLES
 from llmfit.config.ludwig.feature_rows import ENCODERS, INPUT_KINDS, OUTPUT_KINDS
 from llmfit.config.ludwig.rows import REFUSED, Row
-from llmfit.config.ludwig.search_rows import SCORINGS
+from llmfit.config.ludwig.search_rows import LOSS_OF, SCORINGS
 
 __all__ = ["BEGIN", "END", "tables", "with_tables"]
 
@@ -62,14 +62,18 @@ def _names() -> str:
     for name in dict.fromkeys([*INPUT_KINDS, *OUTPUT_KINDS]):
         read, answered = INPUT_KINDS.get(name) or "refused", OUTPUT_KINDS.get(name) or "refused"
         kinds.append(f"| `{name}` | {read} | {answered} |")
-    metrics = [f"| `{name}` | `{scorer}` | {goal} |" for name, (scorer, goal) in SCORINGS.items()]
+    losses = {f"loss ({of})": (scorer, "minimize", of) for of, scorer in LOSS_OF.items()}
+    metrics = [
+        f"| `{name.split()[0]}` | {of} | `{scorer}` | {goal} |"
+        for name, (scorer, goal, of) in {**losses, **SCORINGS}.items()
+    ]
     return "\n".join(
         [
             "### Names of encoders\n\n| encoder | base_model |\n|---|---|",
             *encoders,
             "\n### Types of features\n\n| type | as an input | as an output |\n|---|---|---|",
             *kinds,
-            "\n### Metrics of a search\n\n| metric | scoring | goal |\n|---|---|---|",
+            "\n### Metrics of a search\n\n| metric | of | scoring | goal |\n|---|---|---|---|",
             *metrics,
         ]
     )

@@ -6,22 +6,23 @@ from llmfit.config.ludwig.rows import Table, idle, many, mapped, refused, table
 
 __all__ = ["SCORINGS", "SEARCHES", "SECTIONS"]
 
-# scikit-learn's name of Ludwig's metric, and whether more is better; None is the estimator's own score or loss.
-SCORINGS: dict[str, tuple[str, str]] = {
-    "accuracy": ("accuracy", "maximize"),
-    "accuracy_micro": ("accuracy", "maximize"),
-    "precision": ("precision_macro", "maximize"),  # of one class, scorers must be told which: none asks the label "1"
-    "recall": ("recall_macro", "maximize"),
-    "roc_auc": ("roc_auc_ovr", "maximize"),  # with two classes the same as roc_auc
-    "r2": ("r2", "maximize"),
-    "mean_squared_error": ("neg_mean_squared_error", "minimize"),
-    "mean_absolute_error": ("neg_mean_absolute_error", "minimize"),
-    "mean_absolute_percentage_error": ("neg_mean_absolute_percentage_error", "minimize"),
-    "root_mean_squared_error": ("neg_root_mean_squared_error", "minimize"),
-    "softmax_cross_entropy": ("neg_log_loss", "minimize"),
-    "binary_weighted_cross_entropy": ("neg_log_loss", "minimize"),
+# scikit-learn's name of Ludwig's metric, whether more is better, and what it measures.
+SCORINGS: dict[str, tuple[str, str, str]] = {
+    "accuracy": ("accuracy", "maximize", "classes"),
+    "accuracy_micro": ("accuracy", "maximize", "classes"),
+    # Of one class, scorers must be told which: none asks the label "1".
+    "precision": ("precision_macro", "maximize", "classes"),
+    "recall": ("recall_macro", "maximize", "classes"),
+    "roc_auc": ("roc_auc_ovr", "maximize", "classes"),  # with two classes the same as roc_auc
+    "r2": ("r2", "maximize", "numbers"),
+    "mean_squared_error": ("neg_mean_squared_error", "minimize", "numbers"),
+    "mean_absolute_error": ("neg_mean_absolute_error", "minimize", "numbers"),
+    "mean_absolute_percentage_error": ("neg_mean_absolute_percentage_error", "minimize", "numbers"),
+    "root_mean_squared_error": ("neg_root_mean_squared_error", "minimize", "numbers"),
+    "softmax_cross_entropy": ("neg_log_loss", "minimize", "classes"),
+    "binary_weighted_cross_entropy": ("neg_log_loss", "minimize", "classes"),
 }
-LOSS_OF = {"LLMClassifier": "neg_log_loss", "LLMRegressor": "neg_mean_squared_error"}
+LOSS_OF = {"classes": "neg_log_loss", "numbers": "neg_mean_squared_error"}  # of one target
 # Kind of search of Ludwig's algorithm; None is a grid where every axis lists its values, else so many draws.
 SEARCHES: dict[str, str | None] = {"variant_generator": None, "random": None, "optuna": "optuna"}
 
@@ -31,8 +32,10 @@ HYPEROPT: Table = table(
     mapped("parameters", "axes of the search, by Ludwig's paths or llmfit's names", "mapping"),
     mapped(
         "metric",
-        "scoring, by scikit-learn's names; 'loss' is the loss of the kind of target. Precision and recall are the mean "
-        "over all classes, where Ludwig has those of the positive class of a binary target; see metrics of a search",
+        "scoring, by scikit-learn's names; 'loss' is the loss of the kind of target. Refused where it measures another "
+        "kind of target than there is, and for sets, texts and several targets but numbers alone: there the "
+        "estimator's own score is what is measured. Precision and recall are the mean over all classes, where Ludwig "
+        "has those of the positive class of a binary target; see metrics of a search",
         "text",
         "loss",
     ),
@@ -67,7 +70,13 @@ SEARCH_ALG: Table = table(
 )
 EXECUTOR: Table = table(
     mapped("type", "'ray' runs here as it is; 'optuna' is kind 'optuna'", "text", "ray"),
-    mapped("num_samples", "n_iter; refused with kind: grid", "int"),
+    mapped(
+        "num_samples",
+        "n_iter. Beside axes that are all a grid_search it repeats the grid in Ludwig, with the same seed; here each "
+        "candidate is tried once, on every fold. Refused with kind: grid over other lists",
+        "int",
+        10,
+    ),
     refused("time_budget_s", "a search runs until its candidates are done.", 3600),
     refused(
         "scheduler",
@@ -82,7 +91,8 @@ EXECUTOR: Table = table(
 PARAMETER: Table = table(
     mapped(
         "space",
-        "choice and grid_search list values; uniform, loguniform and randint are ranges; others are refused. The upper "
+        "choice and grid_search list values, of which a grid_search has every one tried: beside it nothing is drawn; "
+        "uniform, loguniform and randint are ranges; others are refused. The upper "
         "end of randint is never drawn, as in Ray Tune; Ludwig's executor 'optuna' draws it: add 1 for that",
     ),
     mapped("categories", "values", "list"),

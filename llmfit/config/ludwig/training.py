@@ -36,6 +36,8 @@ def read_trainer(given: Any, *, llm: bool) -> dict[str, Any]:
         params["gradient_checkpointing"] = said["enable_gradient_checkpointing"]
     if said.get("early_stop") is not None:
         params["early_stopping"] = said["early_stop"] if said["early_stop"] > 0 else None
+    if said.get("skip_all_evaluation"):
+        params["early_stopping"] = None
     return {
         **params,
         **_rows_of_a_step(said, llm=llm),
@@ -217,6 +219,13 @@ TRAINER: Table = table(
         "int",
         5,
     ),
+    mapped(
+        "skip_all_evaluation",
+        "true is early_stopping None, whatever early_stop says: what is not validated stops nothing. Rows are held out "
+        "only where preprocessing.split is given; else evaluate(rows) is a step of its own",
+        "bool",
+        False,
+    ),
     mapped("enable_gradient_checkpointing", "gradient_checkpointing", "bool", False),
     refused("train_steps", _NO_STEPS),
     refused("eval_steps", _PER_EPOCH),
@@ -233,7 +242,6 @@ TRAINER: Table = table(
     idle("max_batch_size", "a limit of memory, which batch_tokens keeps", 2**40),
     idle("eval_batch_size", "a matter of memory and speed alone; see batch_tokens", 2),
     idle("evaluate_training_set", "evaluate(rows) measures whatever rows it is given", False),
-    idle("skip_all_evaluation", "evaluate is a step of its own", False),
     idle("learning_rate_scaling", "there is one worker, by whose number rates would be scaled", "linear"),
     idle("bucketing_field", "rows of like length go through the model together anyway"),
     idle(
