@@ -129,7 +129,8 @@ def test_biases_are_trained_beside_few_bits_or_refused(
             clf.fit(frame)
         assert str(error.value) == (
             "The adapter 'c3a' does not go with quantized layers that have a bias, as "
-            "'model.layers.0.self_attn.q_proj' has. Name others in target_modules, choose another adapter, or set quantization=None."
+            "'model.layers.0.self_attn.q_proj' has. Name others in target_modules, choose another adapter, or "
+            "set quantization=None."
         )
         clf.set_params(adapter={"type": name, "target_modules": ["up_proj"]})
     before = {key: t.clone() for key, t in load_quantized(wide, bits).items()}
