@@ -34,6 +34,12 @@ def biased(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def wide(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    return make_other(tmp_path_factory.mktemp("wide") / "llama", tiny, "llama", attention_bias=True, **sizes)
+
+
+@pytest.fixture(scope="module")
 def fits(tiny: str, biased: str) -> Any:
     """Fit a method, with some of the biases or none, each pair once."""
     texts = ["red apple", "green pear", "old car", "fast train"]
@@ -109,6 +115,34 @@ def test_a_bias_that_a_method_does_not_know_is_one_sentence(name: str, settings:
     assert str(error.value).startswith(
         f"The 'bias' parameter of {owner} must be one of 'none', 'all', {own!r}. Got 'lora_only' instead."
     )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].quantizable])
+def test_biases_are_trained_beside_few_bits_or_refused(
+    name: str, bits: int, settings: Any, frame: Any, wide: str, tmp_path: Path
+) -> None:
+    given = {**settings, "base_model": wide, "quantization": bits, "epochs": 2}
+    clf = classifier(given, adapter={"type": name, "bias": "all"})
+    if name == "c3a":  # peft adds in place to what such a layer gives
+        with pytest.raises(ParameterError) as error:
+            clf.fit(frame)
+        assert str(error.value) == (
+            "The adapter 'c3a' does not go with quantized layers that have a bias, as "
+            "'model.layers.0.self_attn.q_proj' has. Name others in target_modules, choose another adapter, or "
+            "set quantization=None."
+        )
+        clf.set_params(adapter={"type": name, "target_modules": ["up_proj"]})
+    before = {key: t.clone() for key, t in load_quantized(wide, bits).items()}
+    clf.fit(frame).save(tmp_path / "saved")
+    assert [key for key, tensor in load_quantized(wide, bits).items() if not torch.equal(tensor, before[key])] == []
+    assert {tensor.dtype for tensor in weights(clf).values()} == {torch.float32}
+    np.testing.assert_array_equal(llmfit.load(tmp_path / "saved").predict_proba(frame), clf.predict_proba(frame))
+
+
+def load_quantized(folder: str, bits: int) -> dict[str, torch.Tensor]:
+    base = load_base_model(folder, device="cpu", dtype="float32", quantization=bits)
+    return dict(base.model.state_dict())
 
 
 # Blocks of BOFT -------------------------------------------------------------------------------------

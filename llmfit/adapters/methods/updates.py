@@ -7,12 +7,15 @@ in the shapes of the weights again (:meth:`PeftSpec.learned`), where peft needs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters.peft_spec import WRAPPED, named_sizes
+from llmfit.adapters.peft_spec import WRAPPED, is_packed, named_sizes, target_layers
 from llmfit.adapters.some import Biased, Blocked, SomeBlocks, SomeLayers, width_of
-from llmfit.adapters.spec import Tensors
-from llmfit.exceptions import check_choice, parameter_error
+from llmfit.adapters.spec import Plan, Tensors
+from llmfit.exceptions import ParameterError, check_choice, parameter_error
+
+if TYPE_CHECKING:
+    from llmfit.base_model import BaseModel
 
 __all__ = ["C3A", "METHODS", "FourierFT", "LoHa", "LoKr", "VBLoRA", "WaveFT"]
 
@@ -274,6 +277,16 @@ class C3A(Blocked, Biased, SomeBlocks):
         super().check()
         choices = [True, "gaussian", "kaiming_uniform", "xavier_uniform"]
         check_choice("init_weights", "C3A", self.init_weights, choices)
+
+    def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
+        """Let peft wrap the layers, unless it would add to what a layer gives in place where torch forbids it."""
+        for name, layer in target_layers(base.model, config).items():
+            if is_packed(layer) and getattr(layer, "bias", None) is not None:
+                raise ParameterError(
+                    f"The adapter 'c3a' does not go with quantized layers that have a bias, as {name!r} has. Name "
+                    "others in target_modules, choose another adapter, or set quantization=None."
+                )
+        return super().put_in(base, config, tensors, plan)
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read the block off a layer that no pattern names."""
