@@ -10,6 +10,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -40,12 +41,14 @@ class Feature:
     """A column by name, and the kind of value that it holds.
 
     `whole` says that its numbers are whole, and are written so where a gap in the column makes them floats; or that its
-    dates are days, and are written without a time where that is midnight.
+    dates are days, and are written without a time where that is midnight. `timed` says that all of it was dates, with
+    times: one without a time gets it, whatever the kind.
     """
 
     name: str
     kind: str
     whole: bool = False
+    timed: bool = False
 
     def format(self, column: pd.Series, na_rep: str) -> list[str]:
         """Write every value of a column as text.
@@ -82,7 +85,7 @@ class Feature:
             return partial(date_text, days=self.whole)
         if self.kind == "number" and not self.whole:
             return _float_text
-        return _text_of_set if self.kind == "set" else label_text if self.whole else _text
+        return _text_of_set if self.kind == "set" else label_text if self.whole else partial(_text, timed=self.timed)
 
 
 def _values(column: pd.Series) -> np.ndarray:
@@ -93,10 +96,13 @@ def _values(column: pd.Series) -> np.ndarray:
     return np.asarray(column.astype(object).to_numpy())
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, *, timed: bool = False) -> str:
     if isinstance(value, str):
         return value
-    return date_text(value, days=False) if is_date(value) else str(value)
+    if not is_date(value):
+        return str(value)
+    # Beside words a date stands in a file without a time, and is read there as the text that it is.
+    return date_text(value, days=not timed and not isinstance(value, datetime | np.datetime64))
 
 
 def _float_text(value: Any) -> str:
@@ -235,7 +241,8 @@ def resolve_features(
 
 
 def _learn_feature(name: str, kind: str, column: pd.Series) -> Feature:
-    return Feature(name, kind, is_whole(column) or are_days(column, texts=kind == "date"))
+    whole = is_whole(column) or are_days(column, texts=kind == "date")
+    return Feature(name, kind, whole, timed=not whole and holds_dates(column))
 
 
 def _check_binary(names: Sequence[str], frame: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def refused(capsys: Any, *arguments: object) -> str:
     assert out == ""
     assert err.count("\n") == 1, err
     return str(err.removeprefix("llmfit: ").removesuffix("\n"))
+
+
+def test_a_report_without_matplotlib_is_refused_before_a_model_is_loaded(
+    place: Path, saved: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llmfit, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    assert refused(capsys, "evaluate", saved, "rows.csv", "-o", "r.html") == (
+        "A report in HTML needs matplotlib. Install it with: pip install 'llmfit[plots]'."
+    )
 
 
 class TestPlaces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import llmfit
 from llmfit.estimators.answering import answered
 from llmfit.estimators.filing import read_as
 from llmfit.exceptions import DataError, ParameterError, TemplateError, TruncationWarning
+from llmfit.files import read_table
 
 EAST = timezone(timedelta(hours=1))
 # Columns, and how each of their values reads.
@@ -167,6 +168,45 @@ class TestPrompts:
             column, texts = COLUMNS[name]
             clf = make(column, features={"day": kind})
             assert prompts(clf, rows(column))[:2] == texts
+
+    @pytest.mark.parametrize("kind", ["text", "category", "date"])
+    def test_one_without_a_time_has_one_in_a_column_of_times(self, make: Any, kind: str, tmp_path: Path) -> None:
+        clf, days = make(COLUMNS["times"][0], features={"day": kind}), rows([date(2024, 1, 31), date(2024, 2, 1)])
+        clf.save(tmp_path / "model")
+        for model in (clf, llmfit.load(tmp_path / "model")):
+            assert prompts(model, days)[:2] == ["2024-01-31 00:00:00", "2024-02-01 00:00:00"]
+            assert prompts(model, read_as(model, write(days, tmp_path / "rows.csv"))) == prompts(model, days)
+
+    MIXED: ClassVar[dict[str, tuple[list[Any], list[str]]]] = {
+        "a word": ([date(2024, 1, 31), "soon"], ["2024-01-31", "soon"]),
+        "a number": ([date(2024, 1, 31), 5], ["2024-01-31", "5"]),
+        "a gap": ([date(2024, 1, 31), None, "soon"], ["2024-01-31", "", "soon"]),
+        "times": (
+            [datetime(2024, 1, 31), date(2024, 2, 1), datetime(2024, 2, 1, 5, 30), "soon"],
+            ["2024-01-31 00:00:00", "2024-02-01", "2024-02-01 05:30:00", "soon"],
+        ),
+    }
+
+    @pytest.mark.parametrize("name", MIXED)
+    @pytest.mark.parametrize("way", ["csv", "tsv"])
+    def test_a_date_beside_other_values_reads_as_from_a_file(
+        self, settings: Any, name: str, way: str, tmp_path: Path
+    ) -> None:
+        column, texts = self.MIXED[name]
+        frame = pd.DataFrame({"day": pd.Series(column, dtype=object), "label": [*"abab"][: len(column)]})
+        frame = pd.concat([frame] * 2, ignore_index=True)
+        own = {**settings, "target": "label", "template": "{day}", "adapter": None}
+        clf = llmfit.LLMClassifier(**own).fit(frame)
+        assert prompts(clf, frame)[: len(texts)] == texts
+        path = write(frame, tmp_path / f"rows.{way}")
+        assert prompts(clf, read_as(clf, path)) == prompts(clf, frame)
+        of_file = llmfit.LLMClassifier(**own).fit(read_table(path))
+        assert prompts(of_file, frame) == prompts(clf, frame)
+
+    def test_a_day_reads_as_the_text_of_one_where_words_were_learned(self, make: Any, tmp_path: Path) -> None:
+        clf, days = make(["soon", "later"]), rows([date(2024, 1, 31), date(2024, 2, 1)])
+        assert prompts(clf, days)[:2] == ["2024-01-31", "2024-02-01"]
+        assert prompts(clf, read_as(clf, write(days, tmp_path / "rows.csv"))) == prompts(clf, days)
 
     def test_dates_read_as_the_texts_that_were_learned(self, make: Any) -> None:
         clf = make(["2024-01-31 12:30:00", "2024-02-01 00:00:00"])

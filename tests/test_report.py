@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,35 @@ def test_what_cannot_be_reported_is_refused_in_a_sentence(
     with pytest.raises(error) as caught:
         write_report(**given)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "matplotlib.pyplot"])
+def test_without_matplotlib_no_row_is_answered(
+    missing: str, frame: pd.DataFrame, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zero_shot(frame, settings)
+    monkeypatch.setattr(LLMClassifier, "_respond", lambda *_: pytest.fail("rows were answered"))
+    for name in [name for name in sys.modules if name.startswith(f"{missing}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ParameterError) as caught:
+        write_report(model, frame, tmp_path / "r.html")
+    assert str(caught.value) == "write_report needs matplotlib. Install it with: pip install 'llmfit[plots]'."
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_columns_of_the_rows_take_no_place_of_others(
+    frame: pd.DataFrame, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    own = ["row (column)", "row", "true", "true (column)"]
+    rows = frame.assign(**{name: f"its {name}" for name in own})
+    model = classifier(settings, features=["text", *own], adapter=None).fit(rows)
+    page = read(write_report(model, rows, tmp_path / "r.html"))
+    names = [value for tag, name, value in page.attributes if (tag, name) == ("td", "data-name")]
+    for name in ["row (column)", "row (column) (column)", "true (column)", "true (column) (column)"]:
+        assert name in names
+    for name in own:
+        assert f"its {name}" in page.text
 
 
 def test_a_place_that_cannot_be_written_is_named(frame: pd.DataFrame, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Worked examples chosen for each row: out of the fitted rows, never the row itself in a fit, never its answer."""
+"""Worked examples chosen for each row: out of the fitted rows, never the row itself, never its answer."""
 
 from __future__ import annotations
 
@@ -133,10 +133,31 @@ def test_the_seed_draws_and_each_row_has_its_own(frame, settings) -> None:
     assert len(set(prompts[0])) > 4
 
 
-def test_a_fitted_row_may_find_itself_once_it_is_new(frame, settings) -> None:
-    clf = LLMClassifier(target="label", features="text", template=few("semantic", 1), **settings | {"adapter": None})
+@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("head", ["lm", "linear"])
+def test_a_fitted_row_does_not_find_its_answer_afterwards(kind: Any, head: str, frame, settings) -> None:
+    twice = pd.concat([frame, frame.assign(label=frame["label"].to_numpy()[::-1])])
+    clf = LLMClassifier(
+        target="label", features="text", template=few(kind, 3), head=head, **settings | {"adapter": None}
+    )
+    before = clf.preview(twice, n=16)["prompt"].tolist()
+    clf.fit(twice)
+    after = clf.preview(twice[["text"]], n=16)["prompt"].tolist()
+    assert after == before
+    for own, prompt in zip(twice["text"], after, strict=True):
+        *others, last = shown(prompt)
+        assert (last, len(others)) == (own, 3)
+        assert own not in others
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_whose_examples_are_all_but_itself_has_the_others(kind: str, frame, settings) -> None:
+    clf = LLMClassifier(target="label", features="text", template=few(kind, 7), **settings | {"adapter": None})
     clf.fit(frame)
-    assert [shown(prompt) for prompt in clf.preview(frame, n=8)["prompt"]] == [[text, text] for text in frame["text"]]
+    for own, prompt in zip(frame["text"], clf.preview(frame, n=8)["prompt"], strict=True):
+        assert sorted(shown(prompt)[:-1]) == sorted(set(frame["text"]) - {own})
+    (new,) = clf.preview(pd.DataFrame({"text": ["a boat"]}))["prompt"]
+    assert len(shown(new)) == 8
 
 
 @pytest.mark.filterwarnings("ignore::llmfit.exceptions.TruncationWarning")  # a random model does not end its answers
@@ -172,7 +193,7 @@ def test_several_targets_are_shown_with_all_their_answers(frame, settings) -> No
         **settings | {"adapter": None},
     ).fit(frame.assign(size=frame["size"] % 2))
     prompt = model.preview(frame[["text"]], n=1)["prompt"].iloc[0]
-    assert re.search(r"Text: red apple\nLabel: fruit\s+size:\s*0", prompt)
+    assert re.search(r"Text: green pear\nLabel: fruit\s+size:\s*1\s+Text: red apple", prompt)
     assert list(model.predict(frame[["text"]]).columns) == ["label", "size"]
 
 

@@ -119,6 +119,55 @@ def test_a_key_within_that_there_is_not_is_in_neither(name: str) -> None:
         assert list(validator().iter_errors(wrong)) != []
 
 
+SHARED = [
+    (section, row)
+    for section in TABLES
+    for row in TABLES[section].values()
+    if section.partition(" ")[0] in ("adapter", "quantization", "generation")
+]
+# What stands beside such a section, and whether the config is one of Ludwig's with it.
+BESIDE_SHARED: dict[str, tuple[dict[str, Any], bool]] = {
+    "nothing": ({}, False),
+    "an own path": ({"head.bias": False}, False),
+    "an own axis": ({"hyperopt": {"parameters": {"epochs": [1, 2]}}}, False),
+    "a key of Ludwig's": ({"trainer": {"epochs": 2}}, True),
+    "a path of Ludwig's": ({"trainer.epochs": 2}, True),
+    "an axis of Ludwig's": ({"hyperopt": {"trainer.epochs": [1, 2]}}, True),
+    "one among parameters": ({"hyperopt": {"parameters": {"trainer.epochs": [1, 2]}}}, True),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_SHARED)
+def test_keys_of_both_languages_are_those_of_the_config(name: str) -> None:
+    """In one of llmfit's own keys alone, what only Ludwig says within them is in neither."""
+    beside, ludwigs = BESIDE_SHARED[name]
+    taken = 0
+    for section, row in SHARED:
+        head, _, kind = section.partition(" (")
+        said = {"type": kind[:-1]} if kind else {"type": "lora"} if head == "adapter" else {}
+        estimator = "LLMGenerator" if head == "generation" else "LLMClassifier"
+        for value in (row.default, True, 2, "all") if row.verdict == MAPPED else (None,):
+            config = {"estimator": estimator, "target": "label", **beside, head: {**said, row.key: value}}
+            if accepted(config):
+                assert (config, validator().is_valid(config)) == (config, True)
+                taken += row.key not in OWN[head]
+            elif not ludwigs and row.key not in OWN[head]:
+                assert (config, validator().is_valid(config)) == (config, False)
+    assert bool(taken) == ludwigs
+
+
+OWN = {
+    head: {field.name for spec, _ in SPECS[head][1] for field in fields(spec)} | {"type"}
+    for head in ("adapter", "quantization", "generation")
+}
+
+
+def test_null_stands_for_a_default_in_a_config_of_ludwigs_alone() -> None:
+    own: dict[str, Any] = {"target": "label", "adapter": {"type": "lora", "r": None}}
+    for config, there in ((own, False), ({**own, "trainer": {"epochs": 2}}, True)):
+        assert (accepted(config), validator().is_valid(config)) == (there, there)
+
+
 # Of the settings of a search: what beside them makes each mean something, and values that only the rest can judge.
 BESIDE: dict[str, dict[str, Any]] = {
     "n_iter": {"kind": "random"},

@@ -32,6 +32,10 @@ def check_report(path: str) -> str:
     if suffix not in (".html", ".json"):
         raise ParameterError(f"The report {path!r} must end in .html or .json.")
     check_writable(path)
+    if suffix == ".html":
+        from llmfit.plots.drawing import check_installed
+
+        check_installed("A report in HTML")
     return suffix
 
 

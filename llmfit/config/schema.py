@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any
 
 from llmfit.config.keys import ESTIMATORS, Key, documented, own_keys
-from llmfit.config.ludwig import TABLES, TOP
+from llmfit.config.ludwig import SHARED, TABLES, TOP
 from llmfit.config.ludwig.rows import IDLE, KINDS, REFUSED, Row
 from llmfit.config.search_settings import SETTINGS
 
@@ -47,8 +47,29 @@ def json_schema() -> dict[str, Any]:
         "properties": {"estimator": estimator, **own, **ludwig},
         "patternProperties": {r"\.": {"description": "A path: adapter.r is the key r within adapter."}},
         "additionalProperties": False,
+        "if": {"not": _of_ludwig()},
+        "then": {"properties": {name: _bare({"anyOf": [SHORT, *FORMS[name](both=False)]}) for name in LANGUAGES}},
         "$defs": {path: make(path) for path, make in SECTIONS.items()},
     }
+
+
+def _of_ludwig() -> dict[str, Any]:
+    """Describe a config that has a key which only Ludwig has: those of both languages have both languages in them."""
+    heads = [name for name in TOP if name not in SHARED]
+    named = {"not": {"propertyNames": {"not": {"pattern": rf"^(?:{'|'.join(heads)})(?:\.|__|$)"}}}}
+    axes = {"anyOf": [named, {"properties": {"parameters": named}, "required": ["parameters"]}]}
+    return {"anyOf": [named, {"properties": {"hyperopt": axes}, "required": ["hyperopt"]}]}
+
+
+def _bare(form: Any) -> Any:
+    """Take what a form allows, without the words that stand at the key already."""
+    if isinstance(form, list):
+        return [_bare(item) for item in form]
+    if not isinstance(form, dict):
+        return form
+    named = form.get("properties", {})
+    kept = {key: _bare(item) for key, item in form.items() if key not in ("description", "default", "properties")}
+    return {**kept, "properties": {name: _bare(item) for name, item in named.items()}} if named else kept
 
 
 # Own keys ---------------------------------------------------------------------------------------
@@ -75,7 +96,7 @@ def _of_annotation(annotation: str, words: str) -> dict[str, Any]:
 
 def _nested(key: Key) -> dict[str, Any]:
     """Describe a value that is off, a shorthand, or a dict with keys of its own, one form for each of its types."""
-    return {"anyOf": [{"type": ["null", "boolean", "string", "integer"]}, *FORMS[key.name]()]}
+    return {"anyOf": [SHORT, *FORMS[key.name]()]}
 
 
 def _object(properties: Mapping[str, Any], required: list[str] | None = None) -> dict[str, Any]:
@@ -97,13 +118,15 @@ def _of_fields(spec: type[Any]) -> dict[str, Any]:
     return found
 
 
-def _in_both(ludwigs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _in_both(ludwigs: Mapping[str, Any], own: dict[str, Any], both: bool) -> dict[str, Any]:
     """Join keys of both languages: of those that both have, Ludwig's may be null, which leaves the default."""
+    if not both:
+        return own
     joined = {name: {"anyOf": [form, {"type": "null"}]} if name in ludwigs else form for name, form in own.items()}
     return {**ludwigs, **joined}
 
 
-def _adapters() -> list[dict[str, Any]]:
+def _adapters(*, both: bool = True) -> list[dict[str, Any]]:
     """List one form a method, in both languages; LoRA may go without type, what only PEFT has is not looked into."""
     from llmfit.adapters import METHODS
 
@@ -112,17 +135,17 @@ def _adapters() -> list[dict[str, Any]]:
     for name, method in METHODS.items():
         rows = TABLES.get(f"adapter ({name})", {})
         ludwigs = {key: _of_row(row, "") for key, row in rows.items()} | (common if rows else {})
-        properties = {"type": {"const": name}, **_in_both(ludwigs, _of_fields(method))}
+        properties = {"type": {"const": name}, **_in_both(ludwigs, _of_fields(method), both)}
         forms.append(_object(properties, [] if name == "lora" else ["type"]))
     other = {"type": {"type": "string", "not": {"enum": list(METHODS)}}}
     return [*forms, {"type": "object", "properties": other, "required": ["type"]}]
 
 
-def _quantizations() -> list[dict[str, Any]]:
+def _quantizations(*, both: bool = True) -> list[dict[str, Any]]:
     from llmfit.quantization import Quantization
 
     ludwigs = {name: _of_row(row, "") for name, row in TABLES["quantization"].items()}
-    return [_object(_in_both(ludwigs, _of_fields(Quantization)))]
+    return [_object(_in_both(ludwigs, _of_fields(Quantization), both))]
 
 
 def _heads() -> list[dict[str, Any]]:
@@ -145,13 +168,15 @@ def _early_stoppings() -> list[dict[str, Any]]:
     return [_object(_of_fields(EarlyStopping))]
 
 
-def _generations() -> list[dict[str, Any]]:
+def _generations(*, both: bool = True) -> list[dict[str, Any]]:
     from llmfit.inference import Generation
 
     ludwigs = {name: _of_row(row, "") for name, row in TABLES["generation"].items()}
-    return [_object(_in_both(ludwigs, _of_fields(Generation)))]
+    return [_object(_in_both(ludwigs, _of_fields(Generation), both))]
 
 
+SHORT = {"type": ["null", "boolean", "string", "integer"]}  # off, or a shorthand
+LANGUAGES = ("adapter", "quantization", "generation")  # of which Ludwig has sections as well
 FORMS: dict[str, Any] = {
     "adapter": _adapters,
     "quantization": _quantizations,

@@ -153,7 +153,7 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
         self._learn(checked, base, table, target, kept)
         weights = self._all_weights(target, sample_weight, kept)
         checked = self._with_task(checked, target.iloc[list(kept)], weights[list(kept)])
-        rows = self._encode_known(base, table, target, weights, learning=True)
+        rows = self._encode_known(base, table, target, weights)
         validation = [rows[i] for i in held]
         if eval_set is not None:
             held_table, truth = read_eval_set(self, eval_set)
@@ -274,15 +274,13 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
             weights[list(kept)] *= own
         return weights
 
-    def _encode_known(
-        self, base: Any, table: Table, target: Any, weights: Any = None, *, learning: bool = False
-    ) -> list[Any]:
-        """Encode rows with their answers; those of the fit itself are never among their own examples."""
+    def _encode_known(self, base: Any, table: Table, target: Any, weights: Any = None) -> list[Any]:
+        """Encode rows with their answers."""
         frame = self._prompts.select(table.frame, type(self).__name__)
         weights = None if weights is None else weights.tolist()
         if self._head is None:
-            return self._prompts.encode(base, frame, self._answer_texts(target), weights, learning=learning)
-        rows = self._prompts.encode(base, frame, None, weights, learning=learning)
+            return self._prompts.encode(base, frame, self._answer_texts(target), weights)
+        rows = self._prompts.encode(base, frame, None, weights)
         return [row._replace(target=own) for row, own in zip(rows, self._head_targets(target), strict=True)]
 
     # prediction ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
     from llmfit.estimators.checks import check_parameters
 
     check_int("n", "preview", n, least=0)
-    base, learning = estimator._load_base(), not estimator.__sklearn_is_fitted__()
+    base = estimator._load_base()
     if not estimator.__sklearn_is_fitted__():
         targets = estimator._targets
         estimator = clone(estimator).set_params(early_stopping=None)
@@ -42,7 +42,7 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
     frame = prompts.select(table.frame, type(estimator).__name__).iloc[:n]
     known = target is not None and estimator._head is None  # a head's answer is no text
     answers = estimator._answer_texts(target.iloc[:n]) if known else None
-    rows = prompts.encode(base, frame, answers, learning=learning)
+    rows = prompts.encode(base, frame, answers)
     decode = base.tokenizer.decode
     values = [
         (
@@ -53,6 +53,6 @@ def preview(estimator: Any, X: Any, n: int, y: Any) -> pd.DataFrame:
             [decode([token]) for i, token in enumerate(row.completion) if row.shares is None or row.shares[i]],
             row.cut,
         )
-        for segments, row in zip(prompts.segments(base, frame, learning=learning), rows, strict=True)
+        for segments, row in zip(prompts.segments(base, frame), rows, strict=True)
     ]
     return pd.DataFrame(values, columns=COLUMNS, index=frame.index)

@@ -79,12 +79,12 @@ class Prompts:
         check_columns(names, frame, owner)
         return frame[names]
 
-    def segments(self, base: BaseModel, frame: pd.DataFrame, *, learning: bool = False) -> list[tuple[Segment, ...]]:
-        """Render the prompt of every row; a row to learn from is never among its own examples."""
+    def segments(self, base: BaseModel, frame: pd.DataFrame) -> list[tuple[Segment, ...]]:
+        """Render the prompt of every row, which is never among its own examples."""
         contents = self.template.contents(frame, self.features)
         if self.retrieval is None:
             return [self.template.prompt(row) for row in contents]
-        shown = self.retrieval.choose(base, self.template.examples, contents, learning=learning)
+        shown = self.retrieval.choose(base, self.template.examples, contents)
         return [self.template.prompt(row, own) for row, own in zip(contents, shown, strict=True)]
 
     def encoder(self, base: BaseModel) -> Encoder:
@@ -98,12 +98,10 @@ class Prompts:
         frame: pd.DataFrame,
         answers: Sequence[Any] | None = None,
         weights: Sequence[float] | None = None,
-        *,
-        learning: bool = False,
     ) -> list[Encoded]:
         """Encode the rows of a frame, and warn once where prompts were cut.
 
-        An answer is a text, or a tuple of texts where a row has several. With `learning`, they are rows of a fit.
+        An answer is a text, or a tuple of texts where a row has several.
         """
         encoder = self.encoder(base)
         completions: Any = None
@@ -111,7 +109,7 @@ class Prompts:
             completions = [self._in_turn(pieces) for pieces in self.pieces(encoder, answers)]
         elif answers is not None:
             completions = [self.template.completion(text) for text in answers]
-        prompts = self.segments(base, frame, learning=learning)
+        prompts = self.segments(base, frame)
         rows = encoder.encode(prompts, completions, self.limit, weights=weights, names=list(frame.index))
         cut = [row for row in rows if row.cut]
         if cut:

@@ -1,8 +1,9 @@
 """Worked examples chosen for each row out of the fitted ones: drawn at random, or those most like it.
 
-Takes rendered rows; gives, for each, the examples that stand before it. A row to learn from never sees itself, nor a
-row that reads alike. Rows are compared by the values of their features alone, through vectors of the base model or of
-another one, as they are before any training; no answer has a part in it.
+Takes rendered rows; gives, for each, the examples that stand before it. No row sees itself, nor one that reads alike,
+with its answer: in a fit as afterwards, so that fitted rows can be measured. Rows are compared by the values of their
+features alone, through vectors of the base model or of another one, as they are before any training; no answer has a
+part in it.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ class Retrieval:
     model: str | None = None
     fingerprint: str | None = None
 
-    def choose(
-        self, base: BaseModel, pool: Sequence[Example], contents: Contents, *, learning: bool
-    ) -> list[tuple[Example, ...]]:
+    def choose(self, base: BaseModel, pool: Sequence[Example], contents: Contents) -> list[tuple[Example, ...]]:
         """Choose the examples of every row, the most alike last.
 
         Parameters
@@ -58,8 +57,6 @@ class Retrieval:
             Of the fitted rows.
         contents : sequence of tuple of Segment, length n
             The rows, rendered by themselves.
-        learning : bool
-            They are rows to learn from: none sees a row that reads as it does.
 
         Returns
         -------
@@ -69,7 +66,7 @@ class Retrieval:
         alike: dict[str, list[int]] = {}
         for place, example in enumerate(pool):
             alike.setdefault(segments_text(example.content), []).append(place)
-        hidden = [alike.get(text, []) if learning else [] for text in texts]
+        hidden = [alike.get(text, []) for text in texts]
         places = CHOICES[self.kind](self, base, pool, contents, hidden)
         return [tuple(pool[place] for place in own) for own in places]
 

@@ -12,19 +12,26 @@ from typing import Any
 
 from llmfit.exceptions import DataError, missing_package, parameter_error
 
-__all__ = ["BLUE", "GREY", "ORANGE", "axes_of", "check_lengths", "named", "tidy"]
+__all__ = ["BLUE", "GREY", "ORANGE", "axes_of", "check_installed", "check_lengths", "named", "tidy"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B6B6B"
 LONGEST_NAME = 24  # characters
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn")  # Unicode's categories of characters that show nothing, or move others
 
 
+def check_installed(what: str) -> None:
+    """Raise where there is no matplotlib, which `what` needs."""
+    try:
+        import matplotlib.pyplot  # noqa: F401 - whatever draws needs it
+    except ImportError:
+        raise missing_package(what, "matplotlib", "plots") from None
+
+
 def axes_of(ax: Any, size: tuple[float, float] = (6.4, 4.0)) -> Any:
     """Take the Axes to draw in, or make one in the figure that was given, or in a new one."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise missing_package("llmfit.plots", "matplotlib", "plots") from None
+    check_installed("llmfit.plots")
+    import matplotlib.pyplot as plt
+
     if ax is None:
         return plt.subplots(figsize=size, layout="constrained")[1]
     if hasattr(ax, "add_axes") and not ax.axes:

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from llmfit.estimators.answering import answered
 from llmfit.estimators.base import BaseLLM
 from llmfit.exceptions import DataError, ParameterError, check_int, parameter_error, reason
+from llmfit.plots.drawing import check_installed
 from llmfit.report.html import page
 from llmfit.report.sections import answer_section, fit_section, heading, search_section
 
@@ -70,6 +71,7 @@ def write_report(estimator: Any, X: Any, path: Any, *, y: Any = None, metrics: A
         wanted = "a fitted estimator of llmfit, or a fitted search over one"
         raise parameter_error("estimator", "write_report", wanted, type(model).__name__)
     check_is_fitted(model)
+    check_installed("write_report")  # before rows are answered
     frame, answers = answered(model, X, y, metrics=metrics)
     sections = [answer_section(one, frame, n_worst, alone=len(answers) == 1) for one in answers]
     if model is not estimator:

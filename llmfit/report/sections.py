@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,18 @@ def _worst(one: Answered, frame: pd.DataFrame, n_worst: int) -> str:
         columns["its probability"] = one.proba[order].max(axis=1).round(4)
     own = frame.iloc[order, :COLUMNS]
     for place, name in enumerate(own.columns):
-        columns[name if name not in columns else f"{name} (column)"] = own.iloc[:, place].tolist()
+        columns[_free(name, columns, own.columns)] = own.iloc[:, place].tolist()
     more = frame.shape[1] - COLUMNS
     note = f' <span class="note">{more} more columns are not shown.</span>' if more > 0 else ""
     return f'<h3>Worst rows</h3><p class="note">{WORST[one.kind]}{note}</p>{table(columns, kind="rows")}'
+
+
+def _free(name: str, taken: Container[str], own: Container[str]) -> str:
+    """Name a column of the rows' own so that it takes the place of no other."""
+    free = name
+    while free in taken or (free != name and free in own):
+        free += " (column)"
+    return free
 
 
 def search_section(search: Any) -> str:
