@@ -25,6 +25,8 @@ LORA = {
     "dropout": 0.0,
     "target_modules": "all-linear",
     "bias": "none",
+    "lora_bias": False,
+    "ensure_weight_tying": False,
     "use_rslora": False,
     "use_dora": False,
     "init_lora_weights": True,
@@ -41,6 +43,7 @@ LORA = {
             "loraplus_lr_ratio",
             "modules_to_save",
             "rank_pattern",
+            "target_parameters",
             "trainable_token_indices",
         )
     ),
