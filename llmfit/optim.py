@@ -119,8 +119,26 @@ def _try_step(name: str, settings: dict[str, Any]) -> None:
             optimizer.step()
 
 
-def _of_torch(name: str, **fixed: Any) -> Callable[..., torch.optim.Optimizer]:
-    return lambda parameters, **settings: getattr(torch.optim, name)(parameters, **{**fixed, **settings})
+def _of_torch(name: str, *, whole: bool = False, **fixed: Any) -> Callable[..., torch.optim.Optimizer]:
+    """Make optimisers of torch; with `whole`, by its one kernel for all of a step's operations where that can be."""
+
+    def make(parameters: list[Any], **settings: Any) -> torch.optim.Optimizer:
+        chosen = {**fixed, **settings}
+        if whole and WAYS.isdisjoint(settings) and all(_is_plain(weight) for weight in _weights(parameters)):
+            chosen["fused"] = True
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(parameters, **chosen)
+        return optimizer
+
+    return make
+
+
+def _weights(parameters: list[Any]) -> Iterator[torch.nn.Parameter]:
+    for one in parameters:
+        yield from one["params"] if isinstance(one, dict) else [one]
+
+
+def _is_plain(weight: torch.nn.Parameter) -> bool:
+    return weight.device.type in ("cpu", "cuda") and weight.is_floating_point()
 
 
 def _of_bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -184,9 +202,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": _constant,
 }
 
+WAYS = {"fused", "foreach", "capturable", "differentiable"}  # of computing a step, which a user may have chosen
+
 OF_TORCH: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": _of_torch("AdamW"),
-    "adam": _of_torch("Adam"),
+    "adamw": _of_torch("AdamW", whole=True),
+    "adam": _of_torch("Adam", whole=True),
     "sgd": _of_torch("SGD"),
     "adafactor": _of_torch("Adafactor"),
     "adagrad": _of_torch("Adagrad"),
