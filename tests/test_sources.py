@@ -133,21 +133,27 @@ def test_what_changes_behind_an_old_date_is_seen(tmp_path, monkeypatch):
     assert sources._digest_file(one) != first
 
 
-def test_a_large_file_is_read_once_for_all_processes(tmp_path, monkeypatch):
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that counts as large, and as settled for long."""
     path = tmp_path / "weights"
     path.write_bytes(bytes(1000))
     now = time.time_ns
     monkeypatch.setattr(sources.time, "time_ns", lambda: now() + int(1e10))
     monkeypatch.setattr(sources, "LARGE", 1000)
-    first = sources._digest_file(path)
+    return path
+
+
+def test_a_large_file_is_read_once_for_all_processes(large, monkeypatch):
+    first = sources._digest_file(large)
     sources.forget_sources()
     with monkeypatch.context() as patch:
         patch.setattr(sources.hashlib, "file_digest", None)
-        assert sources._digest_file(path) == first
+        assert sources._digest_file(large) == first
     (kept,) = (cache_folder() / "digests").iterdir()
     kept.write_text("damaged")
     sources.forget_sources()
-    assert sources._digest_file(path) == first
+    assert sources._digest_file(large) == first
 
 
 def test_a_path_an_object_of_a_path_and_the_home_are_one_name(tiny, monkeypatch):
@@ -384,18 +390,12 @@ def test_a_date_to_come_does_not_make_a_file_read_each_time(tmp_path, monkeypatc
     assert sources._digest_file(path) == first
 
 
-def test_without_a_home_a_large_file_is_read(tmp_path, monkeypatch):
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(1000))
-    now = time.time_ns
-    monkeypatch.setattr(sources.time, "time_ns", lambda: now() + int(1e10))
-    monkeypatch.setattr(sources, "LARGE", 1000)
-
+def test_without_a_home_a_large_file_is_read(large, monkeypatch):
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(sources, "cache_folder", homeless)
-    assert sources._digest_file(path) == hashlib.sha256(bytes(1000)).hexdigest()[:32]
+    assert sources._digest_file(large) == hashlib.sha256(bytes(1000)).hexdigest()[:32]
 
 
 def test_the_words_of_sentencepiece_belong_to_a_model(tiny, tmp_path):
