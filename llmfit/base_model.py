@@ -20,7 +20,7 @@ from llmfit.batching import PAD_STEP
 from llmfit.embeddings import forget_embeddings
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
-from llmfit.keeping import Kept
+from llmfit.keeping import Kept, Standing
 from llmfit.memory import is_out_of_memory, one_memory_error
 from llmfit.quantization import (
     Quantization,
@@ -82,7 +82,7 @@ class BaseModel:
         else:
             settle(self.model)
         self.memory_footprint = memory_footprint(self.model)
-        self._lent = False
+        self._lent, self._standing = False, Standing()
 
     @property
     def context_length(self) -> int:
@@ -189,7 +189,11 @@ class BaseModel:
                 if self.device.type == "cpu" and short and self.dtype != torch.float64:  # NaN behind padding there
                     self.model.set_attn_implementation("eager")
                 with one_memory_error("the adapter's weights"):
-                    model = adapter.install(self, tensors, training=training) if adapter else self.model
+                    model = self.model
+                    if adapter is not None:
+                        model = self._standing.put_in(self, adapter, tensors, seed=seed, training=training)
+                if tensors is not None:
+                    torch.manual_seed(seed)  # whether layers were drawn anew or not
                 if training and gradient_checkpointing:
                     _recompute(self.model)
                 yield model.train(training)

@@ -1,16 +1,21 @@
-"""What a model is made of, kept before it is lent and put back afterwards.
+"""What a model is made of, kept before it is lent and put back afterwards; and the adapter that stood in it last.
 
 Takes a module tree; puts back its submodules, hooks, flags, parameters and configurations, and the objects in which
-bitsandbytes keeps the scales of quantized layers. Knows no adapter: whatever one has put in is gone.
+bitsandbytes keeps the scales of quantized layers. Knows no kind of adapter: whatever one has put in is gone, or there
+again.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "Standing"]
+
+MOST_BYTES = 2**26  # of an adapter's weights that are held between two uses
 
 STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
 
@@ -47,6 +52,70 @@ class Kept:
         for config, state in self.configs:
             vars(config).clear()
             vars(config).update(state)
+
+
+@dataclass
+class _Installed:
+    """An adapter as it was right after it was put in, and what was drawn for it, where it was to be trained."""
+
+    form: Any
+    seed: int
+    module: nn.Module
+    kept: Kept
+    drawn: dict[str, torch.Tensor]
+
+
+class Standing:
+    """The adapter that a model had in it last, as it stood there: to be put back with other weights.
+
+    Wrapping a model's layers takes as long as reading a few dozen rows, and leaves garbage that takes Python as long
+    again to find. A prediction after a fit needs none of it, nor does the next fit of a search whose rank is the same.
+    """
+
+    def __init__(self) -> None:
+        self._last: _Installed | None = None
+
+    def put_in(self, base: Any, adapter: Any, tensors: Any, *, seed: int, training: bool) -> Any:
+        """Install an adapter in a base model; or put back the last one, if it is the same, and write its weights.
+
+        Parameters
+        ----------
+        base : BaseModel
+        adapter : Adapter
+        tensors : dict of str to Tensor or None
+            None begins with what is drawn from `seed`, which torch has been given.
+        training : bool
+
+        Returns
+        -------
+        torch.nn.Module
+        """
+        spec = getattr(adapter, "spec", adapter)
+        form = (spec, getattr(base.model.config, "_attn_implementation", None))
+        last = self._last if self._last is not None and self._last.form == form else None
+        if last is not None and not training and tensors is not None:
+            last.kept.restore()
+            spec.load(last.module, tensors)
+            return last.module.requires_grad_(False)
+        if last is not None and training and tensors is None and last.drawn and last.seed == seed:
+            last.kept.restore()
+            with torch.no_grad():
+                for name, parameter in _trained(last.module).items():
+                    parameter.copy_(last.drawn[name])
+            return last.module
+        self._last = None
+        before = {id(p) for p in base.model.parameters()}
+        module = adapter.install(base, tensors, training=training)
+        added = sum(p.nbytes for p in module.parameters() if id(p) not in before)
+        if getattr(adapter, "refillable", False) and added <= MOST_BYTES:
+            new = training and tensors is None
+            drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
+            self._last = _Installed(form, seed, module, Kept(base.model), drawn)
+        return module
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _shallow(state: dict[str, Any]) -> dict[str, Any]:

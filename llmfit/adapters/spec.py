@@ -101,6 +101,11 @@ class AdapterSpec:
         """Copy the adapter's weights to the CPU."""
         raise AttributeError(f"{self.type} has no tensors")  # pragma: no cover
 
+    @property
+    def refillable(self) -> bool:
+        """Whether `load` makes of an adapter as it was put in whatever its weights say: those are all that differs."""
+        return False
+
     def rate(self, parameter: str) -> float:
         """Factor on the learning rate of the weight of that name."""
         return 1.0

@@ -222,6 +222,12 @@ class LoRA(LayerSpec):
 
         return kept(self, model, super().tensors(model))
 
+    @property
+    def refillable(self) -> bool:
+        """Where nothing but A, B and magnitudes is added, and nothing of the base model's is changed."""
+        others = (self.modules_to_save, self.trainable_token_indices, self.target_parameters)
+        return self.init_lora_weights is True and self.bias == "none" and not self.lora_bias and not any(others)
+
     def rate(self, parameter: str) -> float:
         """With LoRA+, the ratio for every B."""
         is_b = ".lora_B." in parameter or ".lora_embedding_B" in parameter

@@ -1,0 +1,140 @@
+"""An adapter that stands in its base model is put back with other weights, and nothing shows but the time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import peft
+import pytest
+import torch
+from sklearn.model_selection import GridSearchCV
+from torch_side import classifier, generator, weights
+
+from llmfit import keeping
+from llmfit.adapters.methods import lora
+from llmfit.base_model import load_base_model
+
+ADAPTERS: dict[str, Any] = {
+    "lora": {"type": "lora", "r": 4},
+    "ranks by layer": {"type": "lora", "r": 4, "rank_pattern": {"q_proj": 2}, "dropout": 0.1, "use_rslora": True},
+    "dora": {"type": "dora", "r": 2, "target_modules": ["q_proj", "v_proj"]},
+    "biases": {"type": "lora", "r": 2, "bias": "lora_only"},
+    "a head to save": {"type": "lora", "r": 2, "modules_to_save": ["lm_head"]},
+    "from the weights": {"type": "lora", "r": 2, "init_lora_weights": "pissa"},
+    "another method": {"type": "vera", "r": 4},
+}
+
+
+@pytest.fixture
+def wraps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Count how often layers are wrapped."""
+    found: list[Any] = []
+    wrap = peft.get_peft_model
+    monkeypatch.setattr(peft, "get_peft_model", lambda *args, **kwargs: found.append(args) or wrap(*args, **kwargs))
+    return found
+
+
+def always_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora.LoRA, "refillable", False)
+
+
+def answers(settings: Any, frame: pd.DataFrame, adapter: Any, **changed: Any) -> list[Any]:
+    """What comes out of fits, predictions and a continued fit in turn, over one base model."""
+    found: list[Any] = []
+    rows, long = frame.head(8), frame.assign(text=frame["text"] * 60)
+    one = classifier(settings, adapter=adapter, **changed)
+    other = classifier(settings, adapter=adapter, learning_rate=1e-2, **changed)
+    for model in (one, other, one):
+        model.fit(rows)
+        found += [weights(model), model.history_["loss"].to_numpy(), model.predict_proba(rows)]
+    found += [other.predict_proba(rows), one.predict_proba(long), one.predict_proba(rows)]
+    found += [weights(one.set_params(warm_start=True).fit(rows)), one.predict_proba(rows)]
+    return found
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_results_are_those_of_layers_that_are_wrapped_anew(
+    name: str, settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = answers(settings, frame, ADAPTERS[name])
+    always_anew(monkeypatch)
+    for mine, plain in zip(found, answers(settings, frame, ADAPTERS[name]), strict=True):
+        if isinstance(mine, dict):
+            assert mine.keys() == plain.keys()
+            assert all(torch.equal(mine[key], plain[key]) for key in mine)
+        else:
+            np.testing.assert_array_equal(mine, plain)
+
+
+@pytest.mark.parametrize("changed", [{"gradient_checkpointing": True}, {"quantization": 8}, {"dtype": "bfloat16"}])
+def test_the_results_are_the_same_however_the_base_is_lent(
+    changed: Any, settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = answers(settings, frame, {"r": 4}, **changed)
+    always_anew(monkeypatch)
+    for mine, plain in zip(found, answers(settings, frame, {"r": 4}, **changed), strict=True):
+        if not isinstance(mine, dict):
+            np.testing.assert_array_equal(mine, plain)
+
+
+def test_predictions_wrap_nothing_and_a_search_as_often_as_the_rank_changes(
+    settings: Any, frame: pd.DataFrame, wraps: list[Any]
+) -> None:
+    model = classifier(settings, adapter={"r": 4}).fit(frame)
+    model.predict_proba(frame)
+    model.predict(frame)
+    assert len(wraps) == 1
+    grid = {"adapter__r": [2, 8], "learning_rate": [1e-3, 1e-2]}
+    GridSearchCV(classifier(settings), grid, cv=2, refit=False).fit(frame[["text"]], frame["label"])
+    assert len(wraps) == 1 + 2
+    model.predict(frame)
+    assert len(wraps) == 1 + 2 + 1
+
+
+def test_another_seed_draws_anew(settings: Any, frame: pd.DataFrame, wraps: list[Any]) -> None:
+    first, second = (weights(classifier({**settings, "random_state": seed}).fit(frame)) for seed in (0, 1))
+    assert len(wraps) == 2
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_base_model_is_as_it_was_and_large_adapters_are_not_held(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, wraps: list[Any]
+) -> None:
+    base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    modules = [type(module) for module in base.model.modules()]
+    monkeypatch.setattr(keeping, "MOST_BYTES", 1000)
+    classifier(settings, dtype="float32").fit(frame).predict(frame)
+    assert len(wraps) == 2
+    monkeypatch.undo()
+    classifier(settings, dtype="float32").fit(frame).predict(frame)
+    after = base.model.state_dict()
+    assert [type(module) for module in base.model.modules()] == modules
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_a_fit_that_failed_leaves_nothing_behind(settings: Any, frame: pd.DataFrame) -> None:
+    def stop(state: Any) -> None:
+        if state.step == 1:
+            raise KeyError("stop")
+
+    plain = classifier(settings).fit(frame).predict_proba(frame)
+    with pytest.raises(KeyError):
+        classifier(settings, callbacks=[stop]).fit(frame)
+    np.testing.assert_array_equal(classifier(settings).fit(frame).predict_proba(frame), plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*reached max_new_tokens")
+def test_what_is_drawn_in_a_prediction_is_the_same_with_layers_wrapped_anew(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = {"generation": {"do_sample": True, "temperature": 2.0, "max_new_tokens": 8}}
+    model = generator(settings, **drawing).fit(frame)
+    first, second = model.predict(frame), model.predict(frame)
+    always_anew(monkeypatch)
+    assert first.tolist() == second.tolist() == model.predict(frame).tolist()
+    assert first.nunique() > 1
