@@ -22,7 +22,16 @@ from typing import Any
 
 from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, reason, suggest
 
-__all__ = ["ALIASES", "Source", "cache_folder", "find_source", "forget_sources", "public_name", "quiet_loading"]
+__all__ = [
+    "ALIASES",
+    "Source",
+    "cache_folder",
+    "digest_folder",
+    "find_source",
+    "forget_sources",
+    "public_name",
+    "quiet_loading",
+]
 
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 LARGE = 2**30  # bytes; what the digest of a file of so many is, other processes need not find out: it takes a second
@@ -232,6 +241,20 @@ def _fingerprint(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         if path.suffix in {".safetensors", ".bin", ".model"} or path.name in TOKENIZER:  # .model: of SentencePiece
             digest.update(path.name.encode() + _digest_file(path).encode())
+    return digest.hexdigest()[:32]
+
+
+def digest_folder(folder: Path) -> str:
+    """Digest the files of a folder, whatever they are.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode("utf-8", "surrogatepass") + _digest_file(path).encode())
     return digest.hexdigest()[:32]
 
 

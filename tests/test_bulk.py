@@ -332,6 +332,36 @@ class TestVectors:
             clf.predict_files(table, out, **options, resume=True)
             assert files_of(out.parent) == files_of(tmp_path / "plain"), at
 
+    def test_examples_are_chosen_as_by_a_run_that_was_not_stopped(
+        self, settings: Any, frame: pd.DataFrame, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        from llmfit.estimators import heads, retrieval
+
+        outputs, likeness = scoring.head_outputs, []
+
+        def beside(model: Any, prompts: Any, **options: Any) -> torch.Tensor:
+            vectors = outputs(model, prompts, **options)
+            likeness.append(len(dict.fromkeys(prompts)))
+            return vectors + torch.randn(vectors.shape, generator=torch.manual_seed(sum(map(len, set(prompts)))))
+
+        monkeypatch.setattr(heads.scoring, "head_outputs", beside)
+        monkeypatch.setattr(retrieval, "DIGITS", 12)
+        template = {"few_shot": {"k": 1, "retrieval": "semantic"}}
+        clf = llmfit.LLMClassifier(
+            **{**settings, "adapter": None}, target="label", features="text", template=template
+        ).fit(frame)
+        table, options = self.write(frame, tmp_path), {"proba": True, "chunk_rows": 6}
+        clf.predict_files(table, tmp_path / "plain" / "out.csv", **options)
+        chunks, likeness[:] = likeness[:], []
+        out = stopped(clf, table, monkeypatch, "again/out.csv", at=4, **options)
+        forget_embeddings()  # the next process knows none
+        clf.predict_files(table, out, **options, resume=True)
+        assert files_of(out.parent) == files_of(tmp_path / "plain")
+        assert len([rows for rows in chunks if rows == len(frame)]) <= 2  # the examples: of the fit, and of the run
+        clf.save(tmp_path / "saved")
+        manifest = json.loads((tmp_path / "saved" / "llmfit.json").read_text(encoding="utf-8"))
+        assert manifest["fitted"]["prompts"]["retrieval"].keys() == {"kind", "k", "seed", "model", "fingerprint"}
+
     def test_vectors_are_kept_for_other_answers(
         self, settings: Any, frame: pd.DataFrame, tmp_path: Path, monkeypatch: Any
     ) -> None:

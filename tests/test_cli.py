@@ -379,3 +379,20 @@ class TestProcess:
             "141",
         ]
         assert done.stderr == ""
+
+    @pytest.mark.parametrize(
+        ("target", "code", "said"),
+        [
+            ("| true; echo ${PIPESTATUS[0]} >&2", "141\n", ""),
+            ("> /dev/full; echo $? >&2", "1\n", "Standard output cannot be written: No space left on device."),
+        ],
+    )
+    def test_what_cannot_be_written_at_the_end_is_said_once(
+        self, saved: Path, place: Path, target: str, code: str, said: str
+    ) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(llmfit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        command = f"{sys.executable} -m llmfit show {saved} {target}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+        lines = done.stderr.splitlines(keepends=True)
+        assert lines[-1] == code
+        assert [line.rstrip("\n").partition(": ")[2] for line in lines[:-1]] == ([said] if said else [])

@@ -201,7 +201,7 @@ def test_other_keys_are_merged_into_the_config() -> None:
 def test_a_parameter_given_takes_the_place_of_the_axis_over_it() -> None:
     config = {"hyperopt": {"adapter.r": [4, 8], "learning_rate": [1e-4, 1e-3]}}
     assert from_config(config, learning_rate=0.5).param_grid == {"adapter__r": [4, 8]}
-    assert from_config(config, adapter__r=2).estimator.adapter == {"r": 2}
+    assert from_config(config, adapter__r=2).estimator.adapter == {"type": "lora", "r": 2}
 
 
 # Checks -----------------------------------------------------------------------------------------

@@ -198,6 +198,20 @@ class TestBadRows:
                 (7, "t.csv", 10, "it has 3 value(s), the header has 2."),
             ]
 
+    def test_a_long_cell_is_one_cell(self, tmp_path: Path) -> None:
+        document = "a line, with a comma\n" * 2**16
+        pd.DataFrame({"id": [7, 8], "text": [document, "short"]}).to_csv(tmp_path / "t.csv", index=False)
+        (chunk,) = open_source(tmp_path / "t.csv").chunks(100)
+        assert (chunk.frame["text"].tolist(), list(chunk.bad)) == ([document, "short"], [])
+
+    def test_a_cell_without_end_costs_its_row_and_says_how_long_one_may_be(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text('id,text\n1,"' + "x" * (2**24 + 1) + '"\n2,y\n')
+        (chunk,) = open_source(tmp_path / "t.csv").chunks(100)
+        assert chunk.frame["text"].tolist() == ["y"]
+        assert [(row.row, row.reason) for row in chunk.bad] == [
+            (0, "a value in it has more than 16,777,216 characters, or a quote that is not closed.")
+        ]
+
     def test_lines_of_json(self, tmp_path: Path) -> None:
         lines = [b'{"a": 1}', b'{"a": ', b"[1]", b"\xff", b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100_000, b'{"a": 7}']
         (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 
 import llmfit
@@ -18,7 +19,9 @@ from llmfit.config.ludwig import TABLES
 from llmfit.config.ludwig.page import with_tables
 from llmfit.config.ludwig.rows import IDLE, MAPPED, REFUSED, Row
 from llmfit.config.ludwig.search_rows import SCORINGS
-from llmfit.exceptions import ParameterError
+from llmfit.config.ludwig.training import COUPLED
+from llmfit.exceptions import ParameterError, TruncationWarning
+from llmfit.optim import make_optimizer
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs"
@@ -139,21 +142,21 @@ MAPS: dict[tuple[str, str], Any] = {
     ("", "quantization"): ({"bits": 8}, {"quantization": {"bits": 8}}),
     ("", "generation"): ({"max_new_tokens": 8}, {}),  # classes are scored; see the section
     ("", "trainer"): ({"epochs": 2}, {"epochs": 2}),
-    ("", "preprocessing"): ({"global_max_sequence_length": 64}, {"max_length": 64}),
+    ("", "preprocessing"): ({"global_max_sequence_length": 64}, {"max_length": 64, "truncation": "prompt"}),
     ("", "defaults"): (
         {"text": {"encoder": "bert"}},
         {"base_model": "bert-base-uncased", "head": "linear", "adapter": None},
     ),
-    ("", "hyperopt"): ({"parameters": {"trainer.epochs": [2, 4]}}, {"epochs": 2}),
+    ("", "hyperopt"): ({"parameters": {"trainer.epochs": [2, 4]}}, {}),
     ("", "model_parameters"): ({"neftune_noise_alpha": 0}, {}),
     ("", "backend"): ("local", {}),
     ("", "combiner"): ({"type": "concat"}, {}),
     ("input_features", "name"): ("a", {"features": {"a": "text"}}),
     ("input_features", "column"): ("a", {"features": {"a": "text"}}),
     ("input_features", "type"): ("date", {"features": {"text": "text"}}),
-    ("input_features", "preprocessing"): ({"max_sequence_length": 9}, {"max_length": 9}),
+    ("input_features", "preprocessing"): ({"max_sequence_length": 9}, {"max_length": 9, "truncation": "prompt"}),
     ("input_features", "encoder"): ("gpt2", {"base_model": "gpt2", "head": "linear", "adapter": None}),
-    ("input_features.preprocessing", "max_sequence_length"): (9, {"max_length": 9}),
+    ("input_features.preprocessing", "max_sequence_length"): (9, {"max_length": 9, "truncation": "prompt"}),
     ("input_features.preprocessing", "cache_encoder_embeddings"): (True, {"adapter": None, "head": "linear"}),
     ("input_features.preprocessing", "prompt"): ({"task": "Do."}, {"template": {"task": "Do."}}),
     ("input_features.preprocessing", "fill_value"): ("none", {"template": {"na_rep": "none"}}),
@@ -166,7 +169,7 @@ MAPS: dict[tuple[str, str], Any] = {
         {"adapter": {"type": "lora", "r": 3}, "head": "linear"},
     ),
     ("input_features.encoder", "quantization"): ({"bits": 8}, {"quantization": {"bits": 8}}),
-    ("input_features.encoder", "max_sequence_length"): (9, {"max_length": 9}),
+    ("input_features.encoder", "max_sequence_length"): (9, {"max_length": 9, "truncation": "prompt"}),
     ("input_features.encoder", "reduce_output"): ("cls_pooled", {"head": {"type": "linear", "pooling": "first"}}),
     ("input_features.encoder", "preprocessing"): ({"cache_encoder_embeddings": True}, {"adapter": None}),
     ("input_features.encoder.preprocessing", "cache_encoder_embeddings"): (True, {"adapter": None, "head": "linear"}),
@@ -203,7 +206,7 @@ MAPS: dict[tuple[str, str], Any] = {
     ("trainer", "gradient_accumulation_steps"): (1, {}),
     ("trainer", "effective_batch_size"): (5, {"batch_size": 5}),
     ("trainer", "optimizer"): ("sgd", {"optimizer": "sgd"}),
-    ("trainer", "regularization_lambda"): (0.1, {"weight_decay": 0.1}),
+    ("trainer", "regularization_lambda"): (0.1, {"weight_decay": 0.2, "optimizer": "adam"}),
     ("trainer", "regularization_type"): ("l2", {}),
     ("trainer", "gradient_clipping"): ({"clipglobalnorm": 2.0}, {"max_grad_norm": 2.0}),
     ("trainer", "early_stop"): (3, {"early_stopping": 3, "validation_fraction": 0.125}),
@@ -215,13 +218,13 @@ MAPS: dict[tuple[str, str], Any] = {
     ("trainer.optimizer", "weight_decay"): (0.1, {"optimizer": "sgd", "weight_decay": 0.1}),
     ("trainer.gradient_clipping", "clipglobalnorm"): (2.0, {"max_grad_norm": 2.0}),
     ("preprocessing", "split"): ({"type": "random"}, {"validation_fraction": 0.125}),
-    ("preprocessing", "global_max_sequence_length"): (64, {"max_length": 64}),
+    ("preprocessing", "global_max_sequence_length"): (64, {"max_length": 64, "truncation": "prompt"}),
     ("preprocessing.split", "type"): ("stratify", {"validation_fraction": 0.125}),
     ("preprocessing.split", "probabilities"): ([0.6, 0.2, 0.2], {"validation_fraction": 0.25}),
     ("preprocessing.split", "column"): ("label", {"validation_fraction": 0.125}),
     ("backend", "type"): ("local", {}),
     ("combiner", "type"): ("concat", {}),
-    ("defaults.<type>", "preprocessing"): ({"max_sequence_length": 9}, {"max_length": 9}),
+    ("defaults.<type>", "preprocessing"): ({"max_sequence_length": 9}, {"max_length": 9, "truncation": "prompt"}),
     ("defaults.<type>", "encoder"): ("gpt2", {"base_model": "gpt2"}),
     ("defaults.<type>", "decoder"): ({"type": "text_extractor"}, {}),  # of texts, and the target here is a class
     ("defaults.<type>", "loss"): ({"class_weights": {"a": 1}}, {}),
@@ -630,7 +633,114 @@ def test_a_rendered_config_of_ludwig_is_read() -> None:
     assert found["generation"]["temperature"] == 0.1
 
 
+RENDERED_TEXT = {  # what Ludwig writes of a text, whatever the features of a config are
+    "preprocessing": {
+        "max_sequence_length": 64, "missing_value_strategy": "fill_with_const", "fill_value": "<UNK>",
+        "lowercase": False, "prompt": {"retrieval": {"type": None, "k": 0}, "task": None, "template": None},
+    },
+    "encoder": {"type": "parallel_cnn", "num_filters": 256, "skip": False},
+    "decoder": {"type": "generator", "num_fc_layers": 0, "beam_width": 1},
+    "loss": {"type": "sequence_softmax_cross_entropy", "weight": 1.0},
+}  # fmt: skip
+
+
+def test_defaults_of_preprocessing_are_those_of_inputs_alone() -> None:
+    """Of an output Ludwig takes the decoder's and the loss's."""
+    text = {**RENDERED_TEXT, "encoder": {"type": "passthrough", "skip": False}}
+    found = params({**WORDS, "input_features": [TEXT_IN], "defaults": {"text": text}})
+    assert (found["max_length"], found["truncation"]) == (64, "prompt")
+    assert "generation" not in found
+
+
+def test_defaults_of_types_that_no_feature_has_are_let_pass() -> None:
+    config = {
+        **BASE,
+        "defaults": {
+            "text": {"preprocessing": {"max_sequence_length": 64}},
+            "audio": {"preprocessing": {"audio_file_length_limit_in_s": 7.5}, "encoder": {"type": "parallel_cnn"}},
+            "category_distribution": {"loss": {"type": "softmax_cross_entropy"}},
+            "number": {"encoder": {"type": "dense", "fc_size": 256}, "preprocessing": {"normalization": "zscore"}},
+        },
+    }
+    assert params(config) == params({**BASE, "defaults": {"text": {"preprocessing": {"max_sequence_length": 64}}}})
+
+
+def test_the_length_of_a_config_cuts_as_in_ludwig_unless_it_says_otherwise(
+    settings: dict[str, Any], frame: pd.DataFrame
+) -> None:
+    config = {**BASE, "preprocessing": {"global_max_sequence_length": 256}}
+    assert from_config({**config, "truncation": "error"}).truncation == "error"
+    long = frame.assign(text=frame["text"] + " and so on" * 99)
+    settings = {**settings, "adapter": None}
+    with pytest.warns(TruncationWarning):
+        from_config(config, **settings).fit(long).predict(long)
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_term_of_the_loss_pulls_as_in_ludwig(name: str) -> None:
+    """Lambda times the squares of the weights, against the weight_decay that it becomes."""
+    found = params({**BASE, "trainer": {"optimizer": {"type": name}, "regularization_lambda": 0.05}})
+    mine, ludwigs = (torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5])) for _ in range(2))
+    settings = {"learning_rate": 0.1, "weight_decay": found["weight_decay"]}
+    stepping = make_optimizer(found["optimizer"], [mine], **settings)
+    plain = {"nadam": "NAdam", "radam": "RAdam", "rmsprop": "RMSprop", "sgd": "SGD"}.get(name, name.title())
+    in_ludwig = getattr(torch.optim, plain)([ludwigs], lr=0.1)
+    for _ in range(8):
+        for weight, optimizer, term in ((mine, stepping, 0.0), (ludwigs, in_ludwig, 0.05)):
+            optimizer.zero_grad()
+            (torch.sin(weight).sum() + term * weight.square().sum()).backward()
+            optimizer.step()
+    torch.testing.assert_close(mine, ludwigs)
+
+
+@pytest.mark.parametrize("name", ["nadam", "radam"])
+def test_decay_of_an_optimizer_is_in_the_gradient_as_in_ludwig(name: str) -> None:
+    found = params({**BASE, "trainer": {"optimizer": {"type": name, "weight_decay": 0.1}}})
+    assert found["optimizer"] == {"type": name, "decoupled_weight_decay": False}
+    assert params({**BASE, "trainer": {"optimizer": name}})["optimizer"] == name
+
+
+def test_accuracy_is_ludwigs_of_the_kind_of_target() -> None:
+    """torchmetrics' of several classes is the mean over the classes; that of a binary target counts rows."""
+    asked = {"epochs": [1, 2], "metric": "accuracy"}
+    assert from_config({**BASE, "hyperopt": asked}).scoring == "balanced_accuracy"
+    binary = {**BASE, "output_features": [{"name": "label", "type": "binary"}], "hyperopt": asked}
+    assert from_config(binary).scoring == "accuracy"
+
+
 SENTENCES: dict[str, tuple[Any, str]] = {
+    "a key that no default has": (
+        {**BASE, "defaults": {"number": {"preprocessing": {"lower_case": True}}}},
+        "The config has no key 'defaults.number.preprocessing.lower_case'. Did you mean "
+        "'defaults.number.preprocessing.lowercase'?",
+    ),
+    "a key of a loss that no default has": (
+        {**BASE, "defaults": {"text": {"loss": {"wieght": 1}}}},
+        "The config has no key 'defaults.text.loss.wieght'. Did you mean 'defaults.text.loss.weight'?",
+    ),
+    "defaults of no type": (
+        {**BASE, "defaults": {"txt": {}}},
+        "The config has no key 'defaults.txt'. Did you mean 'defaults.text'?",
+    ),
+    "two prompts": (
+        {
+            "input_features": [{**TEXT_IN, "preprocessing": {"prompt": {"task": "A"}}}],
+            "output_features": [CLASS_OUT],
+            "prompt": {"task": "B"},
+        },
+        "The config's 'prompt' says task='B', but that of a feature says 'A'. Leave one out.",
+    ),
+    "a warm-up of all steps": (
+        {**BASE, "trainer": {"learning_rate_scheduler": {"warmup_fraction": 1.0}}},
+        "The config's 'trainer.learning_rate_scheduler.warmup_fraction' must be a share of all steps, from 0 to below "
+        "1. Got 1.0 instead.",
+    ),
+    "a term of the loss that an optimizer cannot have": (
+        {**BASE, "trainer": {"regularization_lambda": 0.1, "optimizer": "adamw"}},
+        "The config's 'trainer.regularization_lambda' cannot be used with the optimizer 'adamw', which pulls weights "
+        "past its moments: its 'weight_decay' does. Optimizers with such a term: 'adam', 'sgd', 'adagrad', 'rmsprop', "
+        "'nadam', 'radam'.",
+    ),
     "an unknown key": (
         {**BASE, "trainer": {"learning_rat": 1}},
         "The config has no key 'trainer.learning_rat'. Did you mean 'trainer.learning_rate'?",
@@ -896,7 +1006,8 @@ def test_ranges_are_drawn_from() -> None:
 
 SCORED: dict[str, tuple[dict[str, Any], Any]] = {
     "nothing said": ({}, None),
-    "accuracy": ({"metric": "accuracy", "goal": "maximize"}, "accuracy"),
+    "accuracy": ({"metric": "accuracy", "goal": "maximize"}, "balanced_accuracy"),
+    "accuracy of all rows": ({"metric": "accuracy_micro", "goal": "maximize"}, "accuracy"),
     "loss": ({"metric": "loss", "goal": "minimize"}, "neg_log_loss"),
     "of the target": ({"metric": "roc_auc", "output_feature": "label"}, "roc_auc_ovr"),
     "own word": ({"scoring": "f1_macro"}, "f1_macro"),

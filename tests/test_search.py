@@ -39,6 +39,7 @@ from llmfit import LLMClassifier, LLMEstimator, LLMGenerator, LLMRegressor
 from llmfit.exceptions import DataError, ParameterError
 from llmfit.search import KINDS, leaderboard, make_search, results
 from llmfit.search.digests import digest_of
+from llmfit.search.records import Records
 from llmfit.search.spaces import SPACES, Range, read_space
 
 HAS_OPTUNA = importlib.util.find_spec("optuna_integration") is not None
@@ -551,6 +552,21 @@ def test_records_of_another_search_are_not_taken(
     fits.clear()
     make_search(space={"epochs": [1]}, checkpoint_dir=tmp_path, **settings).fit(changed)
     assert len(fits) == settings["cv"] + 1
+
+
+@pytest.mark.parametrize("part", ["adapter", "few_shot"])
+def test_other_weights_in_the_same_place_are_another_search(part: str, gaps: pd.DataFrame, tmp_path: Path) -> None:
+    """An adapter to begin from, and the model whose vectors choose examples."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / ("config.json" if part == "few_shot" else "adapter_config.json")).write_text("{}")
+    few_shot = {"k": 1, "retrieval": "semantic", "model": str(folder)}
+    own = {"adapter": folder} if part == "adapter" else {"template": {"few_shot": few_shot}}
+    records, keys = Records(tmp_path / "records", None), set()
+    for content in (b"one", b"two", b"two"):
+        (folder / "adapter_model.safetensors").write_bytes(content)
+        keys.add(records.key(LLMClassifier(**{**FAKE, **own}), gaps, None, {}))
+    assert len(keys) == 2
 
 
 @pytest.mark.usefixtures("fake")

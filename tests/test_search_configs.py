@@ -340,8 +340,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 def test_a_search_is_written_as_it_was_read(name: str) -> None:
     if SEARCHES[name]["kind"] == "optuna":
         pytest.importorskip("optuna_integration")  # imported before the search asks for it
-    start = {key: from_first(values) for key, values in SEARCHES[name]["parameters"].items()}
-    config = {**BASE, **start, "hyperopt": SEARCHES[name]}
+    config = {**BASE, "hyperopt": SEARCHES[name]}
     search = from_config(config)
     assert to_config(search) == search.to_config() == config
     assert list(to_config(search)["hyperopt"]["parameters"]) == list(SEARCHES[name]["parameters"])
@@ -368,8 +367,28 @@ def test_a_step_that_does_not_meet_the_upper_end_is_said_and_written_as_optuna_h
     assert to_config(from_config(written)) == written
 
 
-def from_first(values: Any) -> Any:
-    return values[0] if isinstance(values, list) else values["low"]
+WRITTEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "another value": ({"epochs": 5}, {"epochs": [1, 2]}),
+    "a method by its name": ({"adapter": "dora"}, {"adapter.r": [4, 8]}),
+    "a method with settings": ({"adapter": {"type": "lora", "alpha": 8}}, {"adapter.r": [4, 8]}),
+    "nothing": ({}, {"adapter.r": [4, 8], "epochs": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_config_says_beside_its_axes_is_kept(name: str) -> None:
+    beside, axes = WRITTEN[name]
+    config = {**BASE, **beside, "hyperopt": {"kind": "grid", "parameters": axes}}
+    assert to_config(from_config(config)) == config
+
+
+def test_an_axis_that_a_config_cannot_be_without_has_its_first_value() -> None:
+    """Without an adapter, nothing has a rank."""
+    search = from_config({**BASE, "adapter": None, "hyperopt": {"parameters": {"adapter": ["lora", "ia3"]}}})
+    assert search.estimator.adapter is None
+    zero_shot = {"model_type": "llm", "output_features": [{"name": "label", "type": "category"}]}
+    search = from_config({**zero_shot, "hyperopt": {"parameters": {"adapter.r": [4, 8]}}})
+    assert search.estimator.adapter == {"r": 4}
 
 
 def test_what_is_named_otherwise_in_ludwig_is_written_by_its_own_name() -> None:
@@ -384,7 +403,6 @@ def test_what_is_named_otherwise_in_ludwig_is_written_by_its_own_name() -> None:
     assert written == {
         "estimator": "LLMClassifier",
         "target": {"label": "category"},
-        "learning_rate": 1e-4,
         "hyperopt": {
             "kind": "random",
             "parameters": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},

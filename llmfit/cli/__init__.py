@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmfit.cli.parsing import make_parser
-from llmfit.cli.saying import in_words_of_options, say
+from llmfit.cli.saying import finish, in_words_of_options, say
 from llmfit.exceptions import LLMFitError, reason
 
 __all__ = ["main"]
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = make_parser().parse_args(arguments)
     with _warnings_in_a_line(whole=given.debug):
         try:
-            return int(given.run(given) or 0)
+            code = int(given.run(given) or 0)
+            finish()
+            return code
         except KeyboardInterrupt:
             say("interrupted.")
             return INTERRUPTED
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.debug:
                 raise
             say(_sentence(error))
+            _drop_output()
             return FAILED
 
 
@@ -71,6 +74,14 @@ def _first_line(said: BaseException) -> str:
     """Take the first line of what a library says; where it tells of fits that failed, with what stopped the last."""
     causes = CAUSE.findall(str(said))
     return f"{reason(said)}: {causes[-1].rstrip('.')}" if causes else reason(said)
+
+
+def _drop_output() -> None:
+    """Let go of what is held back where it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _let_go_of_output()
 
 
 def _let_go_of_output() -> None:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["in_words_of_options", "put", "put_measures", "put_pairs", "say"]
+from llmfit.exceptions import DataError
+
+__all__ = ["finish", "in_words_of_options", "put", "put_measures", "put_pairs", "say"]
 
 # Words of the Python interface that errors advise, and those of the command line.
 OPTIONS = {
@@ -47,7 +50,24 @@ def say(sentence: str) -> None:
 
 def put(text: str = "") -> None:
     """Write a line of data to standard output."""
-    print(text)
+    with _writing():
+        print(text)
+
+
+def finish() -> None:
+    """Write what is still held back: what cannot be written is met here, and not as the process ends."""
+    with _writing():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DataError(f"Standard output cannot be written: {error.strerror}.") from error
 
 
 def put_pairs(pairs: Iterable[tuple[str, Any]]) -> None:

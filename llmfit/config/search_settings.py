@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from llmfit.config.ludwig import TABLES
 from llmfit.config.ludwig.rows import read_section
-from llmfit.config.ludwig.search_rows import LOSS_OF, SCORINGS, SEARCHES
+from llmfit.config.ludwig.search_rows import BINARY, LOSS_OF, SCORINGS, SEARCHES
 from llmfit.exceptions import ParameterError, check_choice, quoted
 from llmfit.features import resolve_targets
 from llmfit.search.describing import KEYS as OWN
@@ -194,7 +194,8 @@ def _scoring(said: Said, estimator: Any) -> Any:
         if goal is not None:
             raise ParameterError(f"The config's 'hyperopt.goal' needs a 'metric' beside it. Got goal={goal!r} alone.")
         return None
-    return _scorer_of(metric, goal, _answers(estimator), several=_is_several(estimator.target))
+    scorer = _scorer_of(metric, goal, _answers(estimator), several=_is_several(estimator.target))
+    return BINARY.get(metric, scorer) if _kinds(estimator) == {"binary"} else scorer
 
 
 def _check_output(name: Any, target: Any) -> None:
@@ -211,12 +212,17 @@ def _check_output(name: Any, target: Any) -> None:
 
 def _answers(estimator: Any) -> str:
     """Say what is answered: classes, numbers, texts, sets, or several of them; "" where nobody knows yet."""
-    kinds = set(resolve_targets(estimator.target, type(estimator).__name__).values())
+    kinds = _kinds(estimator)
     if "set" in kinds:
         return "sets"
     if len(kinds) > 1 or (_is_several(estimator.target) and kinds - {"number"}):
         return "several targets"
     return OF_ESTIMATOR.get(type(estimator).__name__) or OF_KIND.get(next(iter(kinds), None) or "", "")
+
+
+def _kinds(estimator: Any) -> set[str | None]:
+    """Gather the declared kinds of the targets."""
+    return set(resolve_targets(estimator.target, type(estimator).__name__).values())
 
 
 def _is_several(target: Any) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sklearn.base import clone
+
 from llmfit.config.keys import own_keys
 from llmfit.config.ludwig import TOP
 from llmfit.config.ludwig.features import as_list
@@ -106,8 +108,9 @@ def search_of(config: Mapping[str, Any], given: Any, overrides: Mapping[str, Any
         if name in whole:
             grids[parameter] = where
     space = _without(space, overrides)
-    estimator = make(start, overrides)  # each axis at its first value
-    _set_first(estimator, space)
+    first = make(start, overrides)  # each axis at its first value
+    _set_first(first, space)
+    estimator = _as_written(config, overrides, make, space, first)
     grids = {parameter: where for parameter, where in grids.items() if parameter in space}
     return make_search(estimator, space, **read_settings(said, estimator, space, grids))
 
@@ -134,6 +137,23 @@ def _without(space: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
             else "The config's 'hyperopt' has no axis left to search: none differs from the config. List more values."
         )
     return left
+
+
+def _as_written(config: Mapping[str, Any], overrides: Mapping[str, Any], make: Any, space: Any, first: Any) -> Any:
+    """Make the estimator of a config as it stands, where its axes can be set on that; else with each at its first."""
+    try:
+        estimator = make(config, overrides)
+        tried = clone(estimator).set_params(**{name: _probes(values)[0] for name, values in space.items()})
+    except ParameterError:
+        return first
+    return estimator if type(tried) is type(first) and _leaves(tried) == _leaves(first) else first
+
+
+def _leaves(estimator: Any) -> dict[str, Any]:
+    """Parameters with the keys of nested ones in their place, so that two spellings of one spec are equal."""
+    params = estimator.get_params()
+    whole = {name.partition("__")[0] for name in params if "__" in name}
+    return {name: value for name, value in params.items() if name not in whole}
 
 
 def _set_first(estimator: Any, space: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +256,8 @@ def _quiet(estimator: Any) -> Any:
     """
     copy = object.__new__(type(estimator))
     vars(copy).update({**vars(estimator), "verbose": 0, "_keeps_vectors": False})
+    if copy._prompts.retrieval is not None:
+        copy._prompts = replace(copy._prompts, retrieval=replace(copy._prompts.retrieval, apart={}))
     if "estimators_" in vars(copy):
         copy.estimators_ = {name: _quiet(own) for name, own in copy.estimators_.items()}
     return copy

@@ -9,7 +9,7 @@ part in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
@@ -39,6 +39,9 @@ class Retrieval:
         Whose vectors are compared; None is the base model.
     fingerprint : str or None
         Of that model.
+    apart : dict or None
+        Where the vectors of the examples are kept, by a run that shares none with others: the last digits of a vector
+        depend on the rows that it was computed beside. None keeps all vectors in the process.
     """
 
     kind: str
@@ -46,6 +49,7 @@ class Retrieval:
     seed: int
     model: str | None = None
     fingerprint: str | None = None
+    apart: dict[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def choose(self, base: BaseModel, pool: Sequence[Example], contents: Contents) -> list[tuple[Example, ...]]:
         """Choose the examples of every row, the most alike last.
@@ -120,9 +124,10 @@ def _most_alike(
 ) -> list[list[int]]:
     """Find the examples whose vectors point most nearly where a row's does, seen from the middle of all examples."""
     reader = retrieval.reader(base)
-    known = _vectors(reader, [example.content for example in pool])
+    known = _vectors_of_examples(retrieval, reader, pool)
     middle = known.mean(axis=0)
-    known, asked = _directions(known - middle), _directions(_vectors(reader, contents) - middle)
+    asked = _directions(_vectors(reader, contents, keep=retrieval.apart is None) - middle)
+    known = _directions(known - middle)
     places = []
     for start in range(0, len(asked), CHUNK):
         likeness = np.round(asked[start : start + CHUNK] @ known.T, DIGITS)  # (rows, examples)
@@ -140,7 +145,17 @@ def _greatest(values: np.ndarray, k: int) -> list[int]:
     return chosen
 
 
-def _vectors(reader: BaseModel, contents: Contents) -> np.ndarray:
+def _vectors_of_examples(retrieval: Retrieval, reader: BaseModel, pool: Sequence[Example]) -> np.ndarray:
+    """Vectors of the examples, computed once for a run that keeps its own."""
+    contents = [example.content for example in pool]
+    if retrieval.apart is None:
+        return _vectors(reader, contents)
+    if "examples" not in retrieval.apart:
+        retrieval.apart["examples"] = _vectors(reader, contents, keep=False)
+    return retrieval.apart["examples"]
+
+
+def _vectors(reader: BaseModel, contents: Contents, *, keep: bool = True) -> np.ndarray:
     """Vectors of rows: the mean of the last hidden states over the values of their features. (n, hidden)."""
     from llmfit.encoding import Encoder
     from llmfit.estimators.heads import embed
@@ -151,7 +166,7 @@ def _vectors(reader: BaseModel, contents: Contents) -> np.ndarray:
     rows = [[Segment(text, PLAIN)] for text in map(_values, contents)]
     encoder = Encoder(reader.tokenizer, whole=reader.kind != "decoder")
     prompts = [ids[: reader.context_length] for ids in encoder.prompts(rows)]
-    return np.asarray(embed(reader, LinearHead(pooling="mean"), prompts).double().numpy())
+    return np.asarray(embed(reader, LinearHead(pooling="mean"), prompts, keep=keep).double().numpy())
 
 
 def _values(content: tuple[Segment, ...]) -> str:

@@ -175,6 +175,8 @@ def _fitted_to_json(estimator: Any) -> dict[str, Any]:
     fitted = _learned_to_json(estimator)
     prompts = estimator._prompts
     fitted["prompts"] = to_json({**asdict(prompts), "template": _template_to_json(prompts.template)})
+    if prompts.retrieval is not None:
+        del fitted["prompts"]["retrieval"]["apart"]  # of a run, and of no fit
     fitted["adapter"] = _adapter_to_json(estimator._adapter)
     fitted["head"] = None if estimator._head is None else to_json(_head_to_dict(estimator._head))
     fitted["columns"] = estimator._columns

@@ -21,7 +21,7 @@ from llmfit.files.paths import Place
 
 __all__ = ["RECORDS", "Record", "check_names"]
 
-FIELD = 2**20  # characters of a cell; a quote that is never closed is given up there
+FIELD = 2**24  # characters of a cell; a quote that is never closed is given up there
 BLOCK = 2**16
 LARGEST = 2**26  # characters of one JSON value, after which a file is taken to be damaged
 NO_UTF8 = "it is not UTF-8"
@@ -140,7 +140,9 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], str]]
 
 
 def _csv_words(error: str, lines: int) -> str:
-    unclosed = lines > 1 or "unexpected end" in error or "field limit" in error
+    if "field limit" in error:
+        return f"a value in it has more than {csv.field_size_limit():,} characters, or a quote that is not closed"
+    unclosed = lines > 1 or "unexpected end" in error
     return "a quote is opened in it and not closed" if unclosed else "a quoted value goes on behind its closing quote"
 
 

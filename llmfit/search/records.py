@@ -17,6 +17,7 @@ import numbers
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import check_scoring
 
 import llmfit
-from llmfit.exceptions import DataError, LLMFitWarning, ModelLoadError, parameter_error, reason, warn
+from llmfit.exceptions import DataError, LLMFitWarning, ModelLoadError, ParameterError, parameter_error, reason, warn
 from llmfit.search.digests import digest_of
 
 __all__ = ["EscapedError", "Recorded", "RecordedScorer", "Records"]
@@ -61,8 +62,8 @@ class Records:
             for name, value in sorted(estimator.get_params(deep=True).items())
             if name.rpartition("__")[2] not in WITHOUT_EFFECT
         }
-        bases = [_fingerprint(value) for name, value in settings.items() if name.endswith("base_model")]
-        return digest_of(llmfit.__version__, type(estimator), settings, bases, self.scoring, X, y, params)
+        weights = [_fingerprint(place) for name, value in settings.items() for place in _places(name, value)]
+        return digest_of(llmfit.__version__, type(estimator), settings, weights, self.scoring, X, y, params)
 
     def read(self, key: str) -> dict[str, Any]:
         """Read what was measured of a fit: scores by the rows that they were measured on. A damaged file is none."""
@@ -102,13 +103,31 @@ def _made(folder: Any) -> Path:
     return path
 
 
-def _fingerprint(base_model: Any) -> str | None:
-    """Name the weights that a base model has now, where it can be found."""
-    from llmfit.sources import find_source
+def _places(name: str, value: Any) -> list[Any]:
+    """List where weights lie that a parameter has a fit read: those of models, and of an adapter to begin from."""
+    from llmfit.adapters import adapter_start
+
+    key = name.rpartition("__")[2]
+    if key == "base_model":
+        return [value]
+    if key == "few_shot":
+        return [value["model"]] if isinstance(value, Mapping) and value.get("model") else []
+    try:
+        start = adapter_start(value) if key == "adapter" else None
+    except ParameterError:  # which the fit says
+        return []
+    return [start] if start is not None else []
+
+
+def _fingerprint(place: Any) -> str | None:
+    """Name the weights that lie at a place now, where they can be found."""
+    from llmfit.sources import digest_folder, find_source
 
     try:
-        return find_source(base_model).fingerprint
-    except ModelLoadError:
+        if isinstance(place, Path) and not (place / "config.json").is_file():
+            return digest_folder(place)
+        return find_source(place).fingerprint
+    except (ModelLoadError, OSError):
         return None
 
 

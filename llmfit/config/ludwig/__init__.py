@@ -15,7 +15,7 @@ from llmfit.config.ludwig import feature_rows, models, search_rows, training
 from llmfit.config.ludwig.feature_rows import PRESETS
 from llmfit.config.ludwig.features import Inputs, Outputs, estimator_of, read_inputs, read_outputs
 from llmfit.config.ludwig.models import read_adapter, read_generation, read_prompt, read_quantization
-from llmfit.config.ludwig.rows import Table, idle, many, mapped, read_section, refused, table
+from llmfit.config.ludwig.rows import Table, idle, many, mapped, read_section, refused, table, unknown
 from llmfit.config.ludwig.training import read_preprocessing, read_trainer
 from llmfit.exceptions import ParameterError
 
@@ -23,7 +23,6 @@ __all__ = ["TABLES", "is_ludwig", "translate"]
 
 SHARED = ("base_model", "adapter", "quantization", "generation", "hyperopt")  # words of both
 TASKS = ("task", "__task__")
-BOTH_KINDS = ("text", "set", "category", "number", "binary", "sequence", "date")
 
 
 def is_ludwig(config: Mapping[str, Any]) -> bool:
@@ -76,6 +75,8 @@ def translate(config: Mapping[str, Any], own: Collection[str]) -> tuple[str, dic
         _generation(said, outputs, kind, said.get("head", answered.get("head", params.get("head")))),
     ):
         params = _agreed(params, more)
+    if "max_length" in params and "truncation" not in said:
+        params["truncation"] = "prompt"
     if params.get("early_stopping") and "validation_fraction" not in {**params, **said}:
         params["validation_fraction"] = training.LUDWIGS_VALIDATION
     if outputs.short.get("regularize") is not None:
@@ -122,11 +123,27 @@ def _check_combiner(given: Any) -> None:
 
 
 def _defaults(given: Any) -> dict[str, Any]:
-    """Read Ludwig's defaults of types: sections of the features of that type, checked with them."""
-    for kind, sections in (given or {}).items():
-        read_section(table(*(mapped(name, "", "mapping") for name in BOTH_KINDS)), {kind: sections}, "defaults")
-        read_section(DEFAULTS, sections, f"defaults.{kind}")
-    return dict(given or {})
+    """Read Ludwig's defaults of types: sections whose values are read with the features of that type.
+
+    A config that Ludwig has rendered holds those of every type; of one that no feature can have, nothing is read.
+    """
+    kinds = table(*(mapped(name, "", "mapping") for name in feature_rows.INPUT_KINDS))
+    found = read_section(kinds, given, "defaults")
+    for kind, sections in found.items():
+        if feature_rows.INPUT_KINDS[kind]:
+            for name, section in read_section(DEFAULTS, sections, f"defaults.{kind}").items():
+                _check_names(name, section, f"defaults.{kind}.{name}")
+    return {kind: sections or {} for kind, sections in found.items()}
+
+
+def _check_names(name: str, section: Any, place: str) -> None:
+    """Refuse a key that no feature would have there, also where no feature reads the section."""
+    tables, types = feature_rows.DEFAULTS_OF[name]
+    if isinstance(section, Mapping) and (not types or section.get("type") in (None, *types)):
+        known = {key for rows in tables for key in rows}
+        for key in section:
+            if key not in known:
+                raise unknown(f"{place}.{key}", place, known)
 
 
 def _columns(inputs: Inputs, outputs: Outputs, kind: str) -> dict[str, Any]:
@@ -147,7 +164,7 @@ def _columns(inputs: Inputs, outputs: Outputs, kind: str) -> dict[str, Any]:
 
 def _template(said: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """Read the prompt; a template names the columns that it reads, whatever the one input feature is called."""
-    found = {**inputs.template, **read_prompt(said.pop("prompt", None), "prompt")}
+    found = _one_prompt(inputs.template, read_prompt(said.pop("prompt", None), "prompt"))
     params: dict[str, Any] = {"template": found} if found else {}
     if "template" in found and "{__sample__}" not in found["template"]:
         names = _fields(found["template"])
@@ -155,6 +172,17 @@ def _template(said: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
         whole = bool(declared) and names <= {*declared, *TASKS} and all(declared.values())
         params["features"] = declared if whole else None
     return params
+
+
+def _one_prompt(of_features: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """Put the prompt of the features and that of the config together; they may not say different things."""
+    for key, value in whole.items():
+        if key in of_features and of_features[key] != value:
+            raise ParameterError(
+                f"The config's 'prompt' says {key}={value!r}, but that of a feature says {of_features[key]!r}. Leave "
+                "one out."
+            )
+    return {**of_features, **whole}
 
 
 def _fields(template: str) -> set[str]:

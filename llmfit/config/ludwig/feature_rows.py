@@ -126,7 +126,13 @@ INPUT: Table = table(
 _OWN_TOKENS = "the base model's tokenizer says how text becomes tokens"
 _OF_WORDS = "a setting of Ludwig's own tokenizers; the base model has its own"
 INPUT_PREPROCESSING: Table = table(
-    mapped("max_sequence_length", "max_length", "int", 256),
+    mapped(
+        "max_sequence_length",
+        "max_length, of the whole prompt with its answer, where Ludwig means this column; truncation is 'prompt' "
+        "beside it, as Ludwig cuts too",
+        "int",
+        256,
+    ),
     mapped(
         "cache_encoder_embeddings",
         "adapter=None, head='linear', which compute each prompt's vector once",
@@ -162,7 +168,7 @@ ENCODER: Table = table(
     mapped("trainable", "adapter: 'full' where true, None where false, unless an adapter is given", "bool", False),
     mapped("adapter", "adapter; see adapter. It is trained, whatever trainable says", "spec"),
     mapped("quantization", "quantization; see quantization", "mapping"),
-    mapped("max_sequence_length", "max_length", "int"),
+    mapped("max_sequence_length", "max_length, and truncation, as in input_features.preprocessing", "int"),
     mapped("reduce_output", "head.pooling: last; mean and sum are 'mean', cls_pooled is 'first'", "text", "sum"),
     mapped("preprocessing", "cache_encoder_embeddings may stand here as well", "mapping"),
     refused("use_pretrained", "llmfit starts from pretrained weights.", True),
@@ -275,6 +281,13 @@ LOSS: Table = table(
         "read only by losses that are refused",
     ),
 )
+# The tables of a section of defaults, and the types of what it names that are read at all; () where it names none.
+DEFAULTS_OF: dict[str, tuple[tuple[Table, ...], tuple[str, ...]]] = {
+    "preprocessing": ((INPUT_PREPROCESSING, OUTPUT_PREPROCESSING), ()),
+    "encoder": ((ENCODER,), tuple(ENCODERS)),
+    "decoder": ((DECODER,), tuple(DECODERS)),
+    "loss": ((LOSS,), ()),
+}
 SECTIONS: dict[str, Table] = {
     "input_features": INPUT,
     "input_features.preprocessing": INPUT_PREPROCESSING,

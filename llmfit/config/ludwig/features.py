@@ -187,7 +187,7 @@ def read_outputs(given: Any, defaults: Mapping[str, Any]) -> Outputs:
     weights: dict[str, float] = {}
     longest = None
     for place, one in as_list(given, "output_features"):
-        said = read_section(OUTPUT, _with_defaults(one, defaults, ("preprocessing", "decoder", "loss")), place)
+        said = read_section(OUTPUT, _with_defaults(one, defaults, ("decoder", "loss")), place)
         name, kind = _column(said, place, targets), _kind(said, OUTPUT_KINDS, place)
         targets[name] = kind
         prepared = _preprocessing(OUTPUT_PREPROCESSING, said.get("preprocessing"), f"{place}.preprocessing")

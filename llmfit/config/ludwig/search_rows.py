@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from llmfit.config.ludwig.rows import Table, idle, many, mapped, refused, table
 
-__all__ = ["SCORINGS", "SEARCHES", "SECTIONS"]
+__all__ = ["BINARY", "LOSS_OF", "SCORINGS", "SEARCHES", "SECTIONS"]
 
 # scikit-learn's name of Ludwig's metric, whether more is better, and what it measures.
 SCORINGS: dict[str, tuple[str, str, str]] = {
-    "accuracy": ("accuracy", "maximize", "classes"),
+    "accuracy": ("balanced_accuracy", "maximize", "classes"),  # the mean over the classes; but see BINARY
     "accuracy_micro": ("accuracy", "maximize", "classes"),
     # Of one class, scorers must be told which: none asks the label "1".
     "precision": ("precision_macro", "maximize", "classes"),
@@ -22,6 +22,7 @@ SCORINGS: dict[str, tuple[str, str, str]] = {
     "softmax_cross_entropy": ("neg_log_loss", "minimize", "classes"),
     "binary_weighted_cross_entropy": ("neg_log_loss", "minimize", "classes"),
 }
+BINARY = {"accuracy": "accuracy"}  # where the type of the target is binary: Ludwig has another metric of that name
 LOSS_OF = {"classes": "neg_log_loss", "numbers": "neg_mean_squared_error"}  # of one target
 # Kind of search of Ludwig's algorithm; None is a grid where every axis lists its values, else so many draws.
 SEARCHES: dict[str, str | None] = {"variant_generator": None, "random": None, "optuna": "optuna"}
@@ -34,7 +35,8 @@ HYPEROPT: Table = table(
         "metric",
         "scoring, by scikit-learn's names; 'loss' is the loss of the kind of target. Refused where it measures another "
         "kind of target than there is, and for sets, texts and several targets but numbers alone: there the "
-        "estimator's own score is what is measured. Precision and recall are the mean over all classes, where Ludwig "
+        "estimator's own score is what is measured. Accuracy is the mean over the classes, and of a binary target "
+        "the share of right rows, as in Ludwig. Precision and recall are the mean over all classes, where Ludwig "
         "has those of the positive class of a binary target; see metrics of a search",
         "text",
         "loss",

@@ -84,8 +84,14 @@ def _schedule(given: Any) -> dict[str, Any]:
                 "The config's 'trainer.learning_rate_scheduler.decay' must be null or one of "
                 f"{quoted(name for name in SCHEDULES if name != 'constant')}. Got {said['decay']!r} instead."
             )
-    if said.get("warmup_fraction") is not None:
-        params["warmup"] = said["warmup_fraction"]
+    warmup = said.get("warmup_fraction")
+    if warmup is not None:
+        if not 0 <= warmup < 1:
+            raise ParameterError(
+                "The config's 'trainer.learning_rate_scheduler.warmup_fraction' must be a share of all steps, from 0 "
+                f"to below 1. Got {warmup!r} instead."
+            )
+        params["warmup"] = warmup
     return params
 
 
@@ -100,21 +106,32 @@ def _optimizer(given: Any, said: dict[str, Any]) -> dict[str, Any]:
             f"The config's 'trainer.optimizer.type' must be one of {quoted(OPTIMIZERS, most=99)}. Got {name!r} instead."
         )
     settings = _optimizer_settings(name, spec)
-    decay = settings.pop("weight_decay", None)
+    decay, pull = settings.pop("weight_decay", None), said.get("regularization_lambda")
+    if pull:
+        name = name or "adam"  # as in Ludwig; llmfit's own would not take the term into its moments
+        _check_pull(name, said.get("regularization_type"), decay)
+    if name in COUPLED_ON_REQUEST and (pull or decay):
+        settings["decoupled_weight_decay"] = False
     if name is not None:
         params["optimizer"] = {"type": name, **settings} if settings else name
-    pull = said.get("regularization_lambda")
-    if pull and said.get("regularization_type") not in (None, "l2"):
-        raise ParameterError(
-            f"The config's 'trainer.regularization_type' must be 'l2'. Got {said['regularization_type']!r} instead."
-        )
-    if pull and decay:
+    found = 2 * pull if pull else decay if pull is None or decay else pull
+    return {**params, **({} if found is None else {"weight_decay": found})}
+
+
+def _check_pull(name: str, kind: Any, decay: Any) -> None:
+    """Raise where a term of the loss, lambda times the squares of the weights, has no equal among the parameters."""
+    if kind not in (None, "l2"):
+        raise ParameterError(f"The config's 'trainer.regularization_type' must be 'l2'. Got {kind!r} instead.")
+    if decay:
         raise ParameterError(
             "The config's 'trainer.regularization_lambda' and 'trainer.optimizer.weight_decay' are one parameter here, "
             "weight_decay. Leave one of them out."
         )
-    found = decay if pull is None or decay else pull
-    return {**params, **({} if found is None else {"weight_decay": found})}
+    if name not in COUPLED:
+        raise ParameterError(
+            f"The config's 'trainer.regularization_lambda' cannot be used with the optimizer {name!r}, which pulls "
+            f"weights past its moments: its 'weight_decay' does. Optimizers with such a term: {quoted(COUPLED)}."
+        )
 
 
 def _optimizer_settings(name: str | None, spec: dict[str, Any]) -> dict[str, Any]:
@@ -192,6 +209,9 @@ def _validation_share(shares: Any) -> dict[str, Any]:
 
 
 LUDWIGS_VALIDATION = 0.125  # of 0.7 + 0.1
+COUPLED_ON_REQUEST = ("nadam", "radam")
+# Optimisers whose weight_decay is the gradient of a term of the loss, as Ludwig's regularisation is.
+COUPLED = ("adam", "sgd", "adagrad", "rmsprop", *COUPLED_ON_REQUEST)
 
 _NO_STEPS = "training is counted in epochs. Set trainer.epochs."
 _PER_EPOCH = "validation comes once an epoch, and checkpoint_dir keeps what a killed fit goes on from."
@@ -210,7 +230,13 @@ TRAINER: Table = table(
     ),
     mapped("effective_batch_size", "batch_size", "int or auto", "auto"),
     mapped("optimizer", "optimizer; see trainer.optimizer", "spec", "adam"),
-    mapped("regularization_lambda", "weight_decay", "number", 0.0),
+    mapped(
+        "regularization_lambda",
+        "weight_decay, twice as much: the gradient of lambda times the squares is twice the weights. With optimisers "
+        "that take it into their moments, as a term of the loss is (where none is said: adam); refused with others",
+        "number",
+        0.0,
+    ),
     mapped("regularization_type", "'l2' alone", "text", "l2"),
     mapped("gradient_clipping", "max_grad_norm; see trainer.gradient_clipping", "mapping"),
     mapped(
@@ -268,8 +294,13 @@ TRAINER: Table = table(
 )
 _OTHER_DECAY = "read only by schedules that are refused"
 SCHEDULER: Table = table(
-    mapped("decay", "schedule: null is 'constant', 'linear' and 'cosine' are the same; others are refused", "text"),
-    mapped("warmup_fraction", "warmup", "number", 0.0),
+    mapped(
+        "decay",
+        "schedule: null is 'constant', 'linear' the same; 'cosine' falls once, over all steps, where Ludwig begins it "
+        "anew at every evaluation, which is once an epoch. Others are refused",
+        "text",
+    ),
+    mapped("warmup_fraction", "warmup, which must be below 1: a share of all steps", "number", 0.0),
     refused("warmup_evaluations", "say warmup_fraction.", 0),
     refused("reduce_on_plateau", "the rate falls by its schedule.", 0),
     idle("reduce_on_plateau_patience", _ALONE, 10),
@@ -287,7 +318,7 @@ _SETTING = "a setting of optimizer, where that optimiser has it"
 _OTHER_OPTIMIZER = "a setting of an optimiser that llmfit does not have."
 OPTIMIZER: Table = table(
     mapped("type", "optimizer; 'adam' where only settings are given, as in Ludwig. Those not here are refused", "text"),
-    mapped("weight_decay", "weight_decay", "number", 0.0),
+    mapped("weight_decay", "weight_decay; with nadam and radam in the gradient, as in Ludwig", "number", 0.0),
     mapped("betas", _SETTING, "list", [0.9, 0.999]),
     mapped("eps", _SETTING, "number"),
     many("momentum dampening lr_decay initial_accumulator_value", mapped, _SETTING, "number", 0.0),
@@ -297,7 +328,13 @@ OPTIMIZER: Table = table(
     refused("block_wise", "bitsandbytes keeps states by blocks.", True),
     refused("percentile_clipping", "gradients are scaled by their norm. Say trainer.gradient_clipping.", 100, 0),
     refused("lr", "say trainer.learning_rate."),
-    many("scale_parameter relative_step", refused, "torch's Adafactor goes by trainer.learning_rate.", True, False),
+    many(
+        "scale_parameter relative_step",
+        idle,
+        "torch's Adafactor goes by the learning rate alone, so that Ludwig's rates, scaled to the weights and falling "
+        "with the steps, cannot be had: say trainer.learning_rate",
+        True,
+    ),
     refused("warmup_init", "say trainer.learning_rate_scheduler.warmup_fraction.", False),
     many("rho max_iter max_eval tolerance_grad tolerance_change history_size", refused, _OTHER_OPTIMIZER),
     many("line_search_fn warmup_steps bias_correction adam_w_mode max_unorm", refused, _OTHER_OPTIMIZER),
@@ -307,6 +344,7 @@ CLIPPING: Table = table(
     refused("clipnorm", "Ludwig would scale by the global norm a second time. Say clipglobalnorm."),
     refused("clipvalue", "gradients are scaled by their norm. Say clipglobalnorm."),
 )
+_LONGEST = "max_length, of a prompt with its answer; truncation is 'prompt' beside it, as Ludwig cuts too"
 _SAMPLE = "take a sample before fit: frame.sample(frac=0.1, random_state=0)."
 _BALANCE = "say class_weight: balanced, or draw the rows before fit."
 PREPROCESSING: Table = table(
@@ -314,7 +352,7 @@ PREPROCESSING: Table = table(
     refused("sample_size", _SAMPLE),
     many("oversample_minority undersample_majority", refused, _BALANCE),
     mapped("split", "validation_fraction; see preprocessing.split", "mapping", "random"),
-    mapped("global_max_sequence_length", "max_length", "int"),
+    mapped("global_max_sequence_length", _LONGEST, "int"),
 )
 SPLIT: Table = table(
     mapped(
