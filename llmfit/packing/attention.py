@@ -113,13 +113,13 @@ def _by_layout(
     queries, keys, values = (_move(x, take, put) for x in (query, key, value))
     before = _shared(module, layout, keys, values)
     long = LONG if query.device.type == "cpu" else query.shape[-1]  # elsewhere, where copies take less than scores
-    parts, start = [], 0
-    for group in groups:
-        here = slice(start, start + group.rows * group.width)
-        own = queries[here], keys[here], values[here]
+    sizes = [group.rows * group.width for group in groups]
+    sizes.append(len(queries) - sum(sizes))
+    split = zip(*(torch.split(x, sizes) for x in (queries, keys, values)), strict=True)  # one gradient, put together
+    parts = []
+    for group, own in zip(groups, split, strict=False):  # what is left over is the place aside
         work = _fused if group.width > long else _by_scores
         parts.append(work(*own, before if group.shared else None, group, dropout))
-        start = here.stop
     parts.append(torch.zeros_like(parts[-1][:1]))  # the place aside: no row's overflow reaches it
     return _move(torch.cat(parts), put, take)
 
@@ -220,9 +220,10 @@ def _by_scores(
     weights = scores.softmax(-1, dtype=wide).to(value.dtype)
     if dropout:
         weights = functional.dropout(weights, dropout)
-    out = weights[..., shared:].reshape(h * b, t * g, t) @ v
+    to_shared, to_own = torch.split(weights, [shared, t], dim=-1)
+    out = to_own.reshape(h * b, t * g, t) @ v
     if before is not None:
-        outer = weights[..., :shared].reshape(h, b * t * g, shared) @ before[1]
+        outer = to_shared.reshape(h, b * t * g, shared) @ before[1]
         out = out + outer.view(out.shape)
     return out.view(h, b, t, g, -1).permute(1, 2, 0, 3, 4).reshape(b * t, h * g, -1)
 
