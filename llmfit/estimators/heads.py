@@ -73,7 +73,7 @@ def embed(
                 progress=progress,
             )
 
-    stored = getattr(base, "quantization", None)  # weights in fewer bits give other vectors
+    stored = repr(getattr(base, "quantization", None))  # every setting of it: each gives other vectors
     space = embeddings.space_name(base.source.fingerprint, base.dtype, stored, pooling)
     return embeddings.look_up(space, prompts, compute, head.cache, in_memory=keep)
 
