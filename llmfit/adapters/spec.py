@@ -133,7 +133,16 @@ class AdapterSpec:
         """
         from safetensors.torch import save_file
 
-        save_file(tensors, folder / self.file_name, metadata={"format": "pt"})
+        save_file(self.written(tensors), folder / self.file_name, metadata={"format": "pt"})
+
+    def written(self, tensors: Tensors) -> Tensors:
+        """Give the weights as a file has them."""
+        return tensors
+
+    @classmethod
+    def read(cls, folder: Path, tensors: Tensors) -> Tensors:
+        """Take the weights of a folder's file as a model has them."""
+        return tensors
 
     file_name: ClassVar[str] = "adapter_model.safetensors"
 
@@ -216,6 +225,6 @@ def adapter_from_folder(folder: Path, spec: AdapterSpec) -> Tensors:
 
     path = folder / spec.file_name
     try:
-        return dict(load_file(path))
+        return spec.read(folder, dict(load_file(path)))
     except Exception as error:  # safetensors raises its own error, which is not exported
         raise ModelLoadError(f"The weights {str(path)!r} cannot be read: {reason(error)}.") from error

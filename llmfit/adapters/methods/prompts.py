@@ -6,11 +6,15 @@ the model. What computes them while they are learned is not kept: they are.
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.peft_spec import PeftSpec
-from llmfit.adapters.spec import Plan, Tensors
+from llmfit.adapters.spec import TASK_TYPES, Plan, Tensors
 from llmfit.exceptions import ParameterError, parameter_error
 
 if TYPE_CHECKING:
@@ -46,15 +50,17 @@ class PromptSpec(PeftSpec):
 
         What computes them while they are learned is needed no more once there are weights: these are they.
         """
-        from llmfit.adapters.virtual import EncodedVirtualTokens, VirtualTokens
-
-        if self.prefix and base.kind != "decoder":
-            raise ParameterError(f"The adapter {self.type!r} is for decoder models. Got an {base.kind} model instead.")
         config.inference_mode = tensors is not None
         model = super().put_in(base, config, tensors, plan)
         model.prompt_encoder.requires_grad_(True)
+        return self.hidden(model, base)
+
+    def hidden(self, model: Any, base: BaseModel) -> Any:
+        """Hide the virtual tokens in peft's model from whoever calls it."""
+        from llmfit.adapters.virtual import EncodedVirtualTokens, VirtualTokens
+
         if base.kind == "decoder":
-            return VirtualTokens(model, prefix=self.prefix)
+            return VirtualTokens(model, prefix=False)
         return EncodedVirtualTokens(model, base.model.get_encoder() if base.kind == "encoder-decoder" else None)
 
     def config(self, kind: str, base_name: str | None = None, **settings: Any) -> Any:
@@ -122,6 +128,9 @@ class PromptTuning(PromptSpec):
 class PrefixTuning(PromptSpec):
     """Prefix tuning: keys and values of virtual tokens in every layer.
 
+    Of a decoder, or of an encoder under a linear head, whose layers can take them (those of BERT and RoBERTa). Of an
+    encoder-decoder they are the decoder's alone, before what it says: its encoder takes none.
+
     Parameters
     ----------
     num_virtual_tokens : int, default=20
@@ -148,7 +157,73 @@ class PrefixTuning(PromptSpec):
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read fitted keys and values as they are."""
-        return {"prefix_projection": False}
+        sizes = tensors["prompt_embeddings"].shape[1:]
+        return {"prefix_projection": False, **(_sizes(*sizes) if len(sizes) == 3 else {})}
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """Give the sizes of a decoder's keys beside an encoder: peft would take the encoder's.
+
+        Of the keys and values that it makes for n layers it hands on every other pair, counted round: with an odd n
+        every layer has its own, with an even one two layers share one and half of all is never used.
+        """
+        if not model.config.is_encoder_decoder:
+            return {}
+        if next(model.get_decoder().parameters(), None) is None:
+            raise ParameterError(
+                "The adapter 'prefix_tuning' stands before what the decoder beside an encoder says, and a linear head "
+                "reads the encoder alone, whose layers take no keys and values from elsewhere. Choose another adapter, "
+                "as 'p_tuning', or set head='lm'."
+            )
+        from llmfit.adapters.virtual import decoder_keys
+
+        layers, heads, width = decoder_keys(model)
+        return _sizes(2 * (layers + 1 - layers % 2), heads, width)
+
+    def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
+        """Put keys and values before those of a row; an encoder has to know of such."""
+        from llmfit.adapters.virtual import takes_no_keys
+
+        if base.kind == "encoder" and "past_key_values" not in inspect.signature(base.model.forward).parameters:
+            raise takes_no_keys(base.model)
+        return super().put_in(base, config, tensors, plan)
+
+    def hidden(self, model: Any, base: BaseModel) -> Any:
+        """Hide the keys and values in peft's model from whoever calls it."""
+        from llmfit.adapters.virtual import DecoderPrefix, EncodedPrefix, VirtualTokens
+
+        if base.kind == "decoder":
+            return VirtualTokens(model, prefix=True)
+        return EncodedPrefix(model) if base.kind == "encoder" else DecoderPrefix(model)
+
+    def load(self, model: Any, tensors: Tensors) -> None:
+        """Write fitted keys and values into the adapter."""
+        super().load(model, self.written(tensors))
+
+    def tensors(self, model: Any) -> Tensors:
+        """Copy the keys and values; those beside an encoder in their sizes, which no model of its kind tells again."""
+        config, tensors = model.peft_config["default"], super().tensors(model)
+        return _sized(tensors, vars(config)) if config.task_type == TASK_TYPES["encoder-decoder"] else tensors
+
+    def written(self, tensors: Tensors) -> Tensors:
+        """Write them as peft's files have them: (virtual tokens, all numbers of one)."""
+        return {name: tensor.flatten(1) for name, tensor in tensors.items()}
+
+    @classmethod
+    def read(cls, folder: Path, tensors: Tensors) -> Tensors:
+        """Read them off such a file, in the sizes that stand beside it."""
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return _sized(tensors, config) if config.get("task_type") == TASK_TYPES["encoder-decoder"] else tensors
+
+
+def _sizes(parts: int, heads: int, width: int) -> dict[str, int]:
+    """Say in peft's words of which sizes keys and values are: `parts` of them for each virtual token."""
+    return {"num_layers": parts // 2, "num_attention_heads": heads, "token_dim": heads * width}
+
+
+def _sized(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Part the numbers of a virtual token: (virtual tokens, keys and values, heads, width)."""
+    heads, dim = config["num_attention_heads"], config["token_dim"]
+    return {n: tensor.reshape(len(tensor), -1, heads, dim // heads) for n, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
