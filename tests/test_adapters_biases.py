@@ -23,7 +23,7 @@ from llmfit.exceptions import ParameterError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
 
-OWN = {"fourierft": "fourier_only"}  # the others: the method's name
+OWN = {"fourierft": "fourier_only", "adalora": "lora_only"}  # the others: the method's name
 NAMES = [name for name, method in METHODS.items() if issubclass(method, Biased)]
 CASES = [(name, bias) for name in NAMES for bias in ("all", OWN.get(name, f"{name}_only"))]
 

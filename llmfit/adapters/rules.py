@@ -135,6 +135,7 @@ RULES: dict[str, Rule] = {
     "eps": POSITIVE,
     "exclude_modules": _names,
     "feedforward_modules": _names,
+    "init": one_of(["vocabulary", "random"]),
     "init_logits_std": POSITIVE,
     "init_r": least(2),
     "init_text": _text,

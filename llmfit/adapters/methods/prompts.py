@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.peft_spec import PeftSpec
 from llmfit.adapters.spec import TASK_TYPES, Plan, Tensors
-from llmfit.exceptions import ParameterError, parameter_error
+from llmfit.exceptions import ParameterError, check_choice, parameter_error
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +89,10 @@ class PromptTuning(PromptSpec):
     num_virtual_tokens : int, default=20
         Virtual tokens before every row. They take room of the model's context.
     init_text : str or None, default=None
-        Begin with the embeddings of this text's tokens, repeated or cut to the number of virtual tokens. None begins
-        with those of tokens drawn from the vocabulary.
+        Begin with the embeddings of this text's tokens, repeated or cut to the number of virtual tokens.
+    init : {"vocabulary", "random"}, default="vocabulary"
+        Without a text, begin with the embeddings of tokens drawn from the vocabulary, or with normal random numbers of
+        variance 1, as PEFT does unless it is told otherwise.
 
     References
     ----------
@@ -100,14 +102,21 @@ class PromptTuning(PromptSpec):
     type: ClassVar[str] = "prompt_tuning"
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     learning_rate: ClassVar[float] = 3e-2  # peft's examples; the paper takes 0.3 with Adafactor
-    apart: ClassVar[tuple[str, ...]] = ("init_text",)
+    apart: ClassVar[tuple[str, ...]] = ("init_text", "init")
 
     init_text: str | None = None
+    init: str = "vocabulary"
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        if self.init_text is not None and self.init != "vocabulary":
+            raise parameter_error("init", "PromptTuning", "'vocabulary' where init_text is given", self.init)
 
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Put the virtual tokens before the model's inputs, new ones with the embeddings of words."""
         model = super().put_in(base, config, tensors, plan)
-        if tensors is None:
+        if tensors is None and self.init == "vocabulary":
             weight = model.peft_model.prompt_encoder["default"].embedding.weight
             ids = self._first_ids(base.tokenizer, len(model.peft_model.word_embeddings.weight))
             weight.data = model.embed(ids.to(model.device)).detach().to(weight.device, weight.dtype)
@@ -139,6 +148,8 @@ class PrefixTuning(PromptSpec):
         Compute them by a network of two layers while they are learned.
     encoder_hidden_size : int or None, default=None
         Its hidden size. None is the width of a layer's keys.
+    init_weights : {None, "zero"}, default=None
+        Begin with keys and values of zero instead of random ones.
 
     References
     ----------
@@ -154,6 +165,12 @@ class PrefixTuning(PromptSpec):
 
     prefix_projection: bool = False
     encoder_hidden_size: int | None = None
+    init_weights: str | None = None
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        check_choice("init_weights", "PrefixTuning", self.init_weights, [None, "zero"])
 
     def learned(self, tensors: Tensors) -> dict[str, Any]:
         """Read fitted keys and values as they are."""
