@@ -145,10 +145,11 @@ def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         if is_packed(own):
             full = _SafetensorLoader(model, folder).get_tensor(f"{name}.weight").to(own.weight.device).float()
+            full = full.T if is_reversed(own) else full
             left, right = _product(full - _unpacked(own).float(), len(a))
         else:
             full = own.weight.data.float()
-            full = full if full.shape == (len(b), a.shape[1]) else full.T
+            full = full.T if layer.fan_in_fan_out else full
             left, right = full.new_zeros(()), full.new_zeros(())
             for step in range(settings["loftq_iter"]):
                 rest = full - left @ right if step else full
@@ -175,6 +176,13 @@ def _few_bits(weight: torch.Tensor, bits: int) -> torch.Tensor:
         return read
     scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127  # of a row, as its int8 layers hold them
     return (weight / scale).round() * scale
+
+
+def is_reversed(layer: Any) -> bool:
+    """Tell a layer in few bits whose weights stand the other way round in the model's files, as those of GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    return issubclass(getattr(layer, "source_cls", type(layer)), Conv1D)
 
 
 def _unpacked(layer: Any) -> torch.Tensor:
