@@ -68,6 +68,8 @@ class BaseModel:
     quantization : Quantization or None
     memory_footprint : int
         Bytes of the weights as they are stored.
+    unpacked : frozenset of str
+        Layers of a copy whose weights are those that a quantized model's stand for.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class BaseModel:
         else:
             settle(self.model)
         self.memory_footprint = memory_footprint(self.model)
+        self.unpacked: frozenset[str] = frozenset()
         self._lent = False
 
     @property

@@ -119,6 +119,10 @@ class AdapterSpec:
     def restore(self, model: Any, state: Tensors) -> None:
         """Take back what :meth:`state` gave."""
 
+    def holds_lost(self, tensors: Tensors) -> bool:
+        """Whether weights hold what a quantized base model has lost, and are merged into what is left of it."""
+        return False
+
     def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
         """Write the adapter's weights, and what others need to read them, to a folder.
 

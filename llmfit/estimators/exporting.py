@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from llmfit.estimators.classifying import LOADER, as_classifier, check_classifier, installed
 from llmfit.exceptions import LLMFitError, ParameterError, check_choice, parameter_error, reason
+from llmfit.heads import split_tensors
 from llmfit.persistence import write_folder
 
 __all__ = ["EXPORT_MANIFEST", "Exported"]
@@ -38,7 +39,8 @@ class Exported:
         merge : bool, default=True
             True writes a plain model: configuration, weights with the adapter merged into them, tokenizer, chat
             template and generation settings. The adapter is merged in float32 into the base model as its files have
-            it, also where it was trained beside a quantized one. False writes the adapter as a PEFT folder, with the
+            it, also where it was trained beside a quantized one; one that began there with LoftQ into what that one's
+            layers in few bits stand for. False writes the adapter as a PEFT folder, with the
             tokenizer.
         dtype : {"auto", "float32", "bfloat16", "float16", "float64"}, default="auto"
             In which the merged weights are written. "auto" is the dtype of the base model's files; fewer bits than 32
@@ -150,12 +152,15 @@ class Exported:
 
 def _write_merged(estimator: Any, folder: Path, dtype: str) -> Any:
     """Write a plain model; the base model it came from is loaded for this alone."""
-    from llmfit.adapters.merging import merge
+    from llmfit.adapters.merging import merge, unpack_into
     from llmfit.base_model import DTYPES, load_copy
     from llmfit.sources import quiet_loading
 
     base, stored = load_copy(estimator.base_model)
     estimator._check_fingerprint(base)
+    own = split_tensors(estimator._tensors)[1]
+    if estimator.quantization is not None and estimator._adapter is not None and estimator._adapter.holds_lost(own):
+        unpack_into(base, estimator._fitted_base())
     settings = estimator._generation_config(base) if estimator._head is None else None
     with base.attach(installed(estimator), estimator._tensors or None) as adapted, quiet_loading():
         model = merge(adapted) if estimator._head is None else as_classifier(estimator, base, adapted)

@@ -222,6 +222,11 @@ class LoRA(LayerSpec):
 
         return kept(self, model, super().tensors(model))
 
+    def holds_lost(self, tensors: Tensors) -> bool:
+        """With LoftQ, unless what was taken out of the weights has been given back, in twice the rank."""
+        plain = (len(tensors[name]) == self.rank_of(layer) for name, layer in _layers_with_a(tensors))
+        return self.init_lora_weights == "loftq" and any(plain)
+
     def rate(self, parameter: str) -> float:
         """With LoRA+, the ratio for every B."""
         is_b = ".lora_B." in parameter or ".lora_embedding_B" in parameter
