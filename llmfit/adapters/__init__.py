@@ -141,8 +141,11 @@ def adapter_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _method(name: Any) -> type[AdapterSpec] | None:
-    """Find a method by its name, in any case: one of the house's, or one that only peft has."""
+    """Find a method by its name here or in peft, in any case."""
     low = name.lower() if isinstance(name, str) else ""
     if low in METHODS:
         return METHODS[low]
+    for method in METHODS.values():  # of which peft may have another name
+        if low and getattr(method, "peft_type", "").lower() == low:
+            return method
     return other_method(low) if low and low in other_names(METHODS.values()) else None
