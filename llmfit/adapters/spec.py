@@ -77,6 +77,11 @@ class AdapterSpec:
         return 0
 
     @property
+    def virtual_states(self) -> int:
+        """Positions before a row's own among the hidden states that a model gives."""
+        return 0
+
+    @property
     def has_dropout(self) -> bool:
         """Whether the adapter draws random numbers in training."""
         return any("dropout" in f.name and getattr(self, f.name) for f in fields(self))

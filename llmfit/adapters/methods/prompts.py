@@ -45,6 +45,11 @@ class PromptSpec(PeftSpec):
         """Positions of the model's context that the adapter takes."""
         return int(self.num_virtual_tokens)
 
+    @property
+    def virtual_states(self) -> int:
+        """Positions before a row's own among the hidden states; keys and values have none."""
+        return 0 if self.prefix else self.virtual_tokens
+
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
         """Put the virtual tokens before the model's inputs.
 
