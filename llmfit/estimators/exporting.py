@@ -117,7 +117,7 @@ class Exported:
         Parameters
         ----------
         repo_id : str
-            As ``owner/name``.
+            As ``owner/name``; a name alone is one of whom the token belongs to.
         content : {"saved", "merged", "adapter"}, default="saved"
             What is pushed: the folder that `save` writes, or that of `export` with merge=True or merge=False.
         private : bool or None, default=None
@@ -204,7 +204,7 @@ def _upload(folder: Path, repo_id: str, private: bool | None, token: Any, messag
     api = huggingface_hub.HfApi(token=token)
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
     except Exception as error:  # the hub's client raises errors of many libraries
         status = getattr(getattr(error, "response", None), "status_code", None)
         unknown = isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError) or status in (401, 403)
