@@ -22,7 +22,17 @@ from typing import Any
 
 from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, quoted, reason, suggest
 
-__all__ = ["ALIASES", "Source", "cache_folder", "find_source", "forget_sources", "kind_of", "missing_words", "public_name", "quiet_loading"]
+__all__ = [
+    "ALIASES",
+    "Source",
+    "cache_folder",
+    "find_source",
+    "forget_sources",
+    "kind_of",
+    "missing_words",
+    "public_name",
+    "quiet_loading",
+]
 
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 LARGE = 2**30  # bytes; what the digest of a file of so many is, other processes need not find out: it takes a second
@@ -246,8 +256,8 @@ def kind_of(config: Any) -> tuple[str, Any]:
 def missing_words(model: Any, kind: str, missing: Collection[str], name: str) -> tuple[str, ...]:
     """Name the weights that a model's files do not have, and that a linear head puts aside.
 
-    Those are the output embeddings and, beside an encoder, the decoder. What an encoder makes of its first token is read
-    by nobody here.
+    Those are the output embeddings and, beside an encoder, the decoder. What an encoder makes of its first token is
+    read by nobody here.
 
     Parameters
     ----------
@@ -274,8 +284,8 @@ def missing_words(model: Any, kind: str, missing: Collection[str], name: str) ->
     rest = [key for key in gone if not key.startswith(tuple(places))]
     if rest:
         raise ModelLoadError(
-            f"The base model {name!r} has no weights for {quoted(rest, most=3)}: its files are incomplete, or of another "
-            "model than its configuration says."
+            f"The base model {name!r} has no weights for {quoted(rest, most=3)}: its files are incomplete, or of "
+            "another model than its configuration says."
         )
     return tuple(gone)
 

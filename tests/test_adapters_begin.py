@@ -58,8 +58,8 @@ def test_mica_has_no_rate_of_its_own_for_what_it_does_not_train(settings: Any, f
 LOFTQ = {"type": "lora", "r": 4, "init_lora_weights": "loftq"}
 BESIDE = (
     "The adapter began, by init_lora_weights='loftq', as what a quantized base model has lost, and goes with such a "
-    "one only; 'model.layers.0.self_attn.q_proj' is in full precision here. Set quantization as in the fit, or fit without: "
-    "what is then taken out of the weights is given back when the fit ends."
+    "one only; 'model.layers.0.self_attn.q_proj' is in full precision here. Set quantization as in the fit, or fit "
+    "without: what is then taken out of the weights is given back when the fit ends."
 )
 
 

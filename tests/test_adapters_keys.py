@@ -63,7 +63,7 @@ VALUES: dict[str, Any] = {
     "sparse": True,
     "target_modules": ["q_proj", "v_proj"],
     "topk": 3,
-    "trainable_token_indices": [70, 105],
+    "trainable_token_indices": [69, 86],
     "u": 8,
     "use_cayley_neumann": False,
     "use_dora": True,

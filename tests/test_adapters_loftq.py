@@ -75,9 +75,7 @@ def test_a_square_layer_of_a_whole_base_loses_as_much(kind: str, folders: dict[s
         layer = model.base_model.model.transformer.h[0].attn.c_proj
         begun = 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     full = plain_model(folders[kind]).transformer.h[0].attn.c_proj.weight.T.contiguous()
-    few = bitsandbytes.functional.dequantize_4bit(
-        *bitsandbytes.functional.quantize_4bit(full.data, quant_type="nf4")
-    )
+    few = bitsandbytes.functional.dequantize_4bit(*bitsandbytes.functional.quantize_4bit(full.data, quant_type="nf4"))
     left, values, right = torch.linalg.svd(full - few, full_matrices=False)
     torch.testing.assert_close(begun, left[:, :4] * values[:4] @ right[:4], rtol=0, atol=1e-5)
 

@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layers_pattern": "layers",
         "target_modules": ["q_proj", "v_proj"],
     },
-    "tokens of AdaLoRA": {"type": "adalora", "trainable_token_indices": [70, 105]},
+    "tokens of AdaLoRA": {"type": "adalora", "trainable_token_indices": [69, 86]},
     "LyCORIS": {"type": "lokr", "init_weights": "lycoris"},
     "zero keys": {"type": "prefix_tuning", "init_weights": "zero", "num_virtual_tokens": 3},
     "a drawn spectrum": {"type": "fourierft", "init_weights": False},
@@ -51,7 +51,12 @@ def test_a_setting_does_something_is_kept_and_read_by_peft(
     np.testing.assert_array_equal(again.predict_proba(frame), found)
     assert again._adapter == clf._adapter
     read: Any = spec_from_folder(tmp_path / "saved/adapter", METHODS.values())
-    for key in given.keys() - {"init", "init_weights", "target_modules", "layers_pattern"}:  # how weights began is of no matter then
+    for key in given.keys() - {
+        "init",
+        "init_weights",
+        "target_modules",
+        "layers_pattern",
+    }:  # how weights began is of no matter then
         assert getattr(read, key) == given[key]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -76,7 +81,7 @@ def test_how_weights_begin(settings: Any, frame: Any) -> None:
     projected = begun(settings, frame, type="prefix_tuning", init_weights="zero", prefix_projection=True)
     assert projected["prompt_embeddings"].abs().max() < 1e-20
     for method in ("fourierft", "waveft"):
-        drawn = torch.cat([t for t in begun(settings, frame, type=method, init_weights=False).values()])
+        drawn = torch.cat(list(begun(settings, frame, type=method, init_weights=False).values()))
         assert drawn.std() > 1e-3
         assert not any(t.abs().max() > 1e-20 for t in begun(settings, frame, type=method).values())
     random = begun(settings, frame, type="prompt_tuning", init="random")["prompt_embeddings"]

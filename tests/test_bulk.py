@@ -185,8 +185,8 @@ class TestOutput:
             "1 of 8 answers for 'weight' are no number, and missing: 'light'.",
         ]
         for chunk_rows in (2, 3, 8):
+            out = tmp_path / f"{chunk_rows}.csv"
             with pytest.warns(DataWarning) as caught:
-                out = tmp_path / f"{chunk_rows}.csv"
                 model.predict_files(tmp_path / "in.csv", out, keep=["size"], chunk_rows=chunk_rows)
             assert [str(one.message) for one in caught] == expected
             assert pd.read_csv(out)["price_predicted"].isna().sum() == 2

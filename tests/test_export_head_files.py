@@ -153,9 +153,7 @@ def test_what_has_no_adapter_and_no_head_of_its_own_is_refused(settings: Any, fr
     clf = headed(settings | {"adapter": "full"}).fit(frame)
     with pytest.raises(ParameterError) as error:
         clf.export(tmp_path / "out", merge=False)
-    assert str(error.value) == (
-        "merge=False writes an adapter by itself, and adapter='full' has none. Use merge=True."
-    )
+    assert str(error.value) == ("merge=False writes an adapter by itself, and adapter='full' has none. Use merge=True.")
 
 
 def test_an_adapter_beside_few_bits_is_written_with_its_head(settings: Any, frame: Any, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ class AdapterSpec:
         return tensors
 
     @classmethod
-    def read(cls, folder: Path, tensors: Tensors) -> Tensors:
+    def read(cls, folder: Path, tensors: Tensors) -> Tensors:  # noqa: ARG003 - for those who override it
         """Take the weights of a folder's file as a model has them."""
         return tensors
 

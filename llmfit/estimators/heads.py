@@ -23,7 +23,7 @@ __all__ = ["answer", "check_base", "embed", "own_template"]
 
 
 def check_base(base: BaseModel, head: LinearHead | None, name: object) -> None:
-    """Refuse answers in words of a model that has none or has lost them, and of a head at a token that has seen nothing."""
+    """Refuse answers in words of a model that has none, or not all of its weights, and of a head at a blind token."""
     if head is None and base.kind == "encoder":
         raise ParameterError(
             f"The base model {str(name)!r} is an encoder, which has no words to answer in. Set head='linear'."

@@ -112,7 +112,10 @@ class Prompts:
         prompts = self.segments(base, frame)
         rows = encoder.encode(prompts, completions, self.limit, weights=weights, names=list(frame.index))
         cut = [row for row in rows if row.cut]
-        of, characters = f" prompts were cut to max_length {self.limit.max_length} tokens, ", sum(row.cut for row in cut)
+        of, characters = (
+            f" prompts were cut to max_length {self.limit.max_length} tokens, ",
+            sum(row.cut for row in cut),
+        )
         more = " characters in all. preview() shows them."
         warn(counted(TruncationWarning, len(cut), " of ", len(rows), of, characters, more))
         return rows

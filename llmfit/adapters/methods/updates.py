@@ -109,7 +109,8 @@ class FourierFT(Biased, SomeLayers):
     n_frequency_pattern : dict of str to int, default=None
         Other numbers for the layers whose names match.
     init_weights : bool, default=True
-        Begin with coefficients of zero, which change nothing; False draws them, as PEFT does unless it is told otherwise.
+        Begin with coefficients of zero, which change nothing; False draws them, as PEFT does unless it is told
+        otherwise.
     bias : {"none", "all", "fourier_only"}, default="none"
         Biases trained beside.
 
