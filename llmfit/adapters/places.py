@@ -41,7 +41,7 @@ def check_places(spec: Any, model: Any) -> None:
 
 def _check_expression(field: str, spec: Any, model: Any) -> None:
     """Raise for a regular expression that is no whole name of a layer."""
-    value = getattr(spec, field, None)
+    value: Any = getattr(spec, field, None)
     if is_pattern(value) and not any(re.fullmatch(value, layer) for layer, _ in model.named_modules()):
         raise ParameterError(
             f"The {field!r} parameter of {type(spec).__name__} must name layers of this model. The regular expression "

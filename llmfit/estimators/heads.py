@@ -28,7 +28,7 @@ def check_base(base: BaseModel, head: LinearHead | None, name: object) -> None:
         raise ParameterError(
             f"The base model {str(name)!r} is an encoder, which has no words to answer in. Set head='linear'."
         )
-    if head is None and getattr(base, "without", ()):
+    if head is None and getattr(base, "without", None):
         raise ModelLoadError(
             f"The base model {str(name)!r} has no weights for {quoted(base.without, most=3)}, without which it has no "
             "words to answer in. Set head='linear', or name a model that has them."
