@@ -30,7 +30,7 @@ from llmfit.quantization import (
     resolve_quantization,
     settle,
 )
-from llmfit.sources import Source, find_source, forget_sources, quiet_loading
+from llmfit.sources import Source, find_source, forget_sources, kind_of, missing_words, quiet_loading
 
 __all__ = ["DTYPES", "Adapter", "BaseModel", "clear_cache", "load_base_model", "load_copy"]
 
@@ -68,13 +68,17 @@ class BaseModel:
     quantization : Quantization or None
     memory_footprint : int
         Bytes of the weights as they are stored.
+    without : tuple of str
+        Weights that its files do not have, and without which it has no words: a linear head needs none of them.
+    unpacked : frozenset of str
+        Layers of a copy whose weights are those that a quantized model's stand for.
     """
 
     def __init__(
         self, source: Source, device: torch.device, dtype: torch.dtype | str, quantization: Quantization | None = None
     ) -> None:
         self.source, self.device, self.quantization = source, device, quantization
-        self.tokenizer, self.model, self.kind = _read(source, dtype, device, quantization)
+        self.tokenizer, self.model, self.kind, self.without = _read(source, dtype, device, quantization)
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else self.model.dtype
         self.model.requires_grad_(False).eval()
         if quantization is None:
@@ -82,6 +86,7 @@ class BaseModel:
         else:
             settle(self.model)
         self.memory_footprint = memory_footprint(self.model)
+        self.unpacked: frozenset[str] = frozenset()
         self._lent, self._standing = False, Standing()
 
     @property
@@ -228,7 +233,7 @@ def _recompute(model: Any) -> None:
 
 def _read(
     source: Source, dtype: torch.dtype | str, device: torch.device, quantization: Quantization | None
-) -> tuple[Any, Any, str]:
+) -> tuple[Any, Any, str, tuple[str, ...]]:
     import transformers
 
     safe = {"trust_remote_code": False, "local_files_only": True}
@@ -236,9 +241,10 @@ def _read(
         with quiet_loading(), torch.random.fork_rng(devices=[]):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
             config = transformers.AutoConfig.from_pretrained(source.folder, **safe)
-            kind, loader = _kind(config)
+            kind, loader = kind_of(config)
             how = {**loading_options(quantization, loader, config, dtype, device), **_without_pooler(loader, config)}
-            model = loader.from_pretrained(source.folder, dtype=dtype, **how, **safe)
+            how |= {"config": config} if kind == "encoder-decoder" else {}
+            model, told = loader.from_pretrained(source.folder, dtype=dtype, output_loading_info=True, **how, **safe)
     except Exception as error:  # loaders raise errors of many libraries
         if is_out_of_memory(error):
             raise
@@ -246,7 +252,7 @@ def _read(
         if "trust_remote_code" in str(error):
             why = "it needs code that comes with the model, and llmfit never runs such code"
         raise ModelLoadError(f"The base model {source.name!r} cannot be loaded: {why}.") from error
-    return tokenizer, model, kind
+    return tokenizer, model, kind, missing_words(model, kind, told["missing_keys"], source.name)
 
 
 def _without_pooler(loader: Any, config: Any) -> dict[str, bool]:
@@ -257,23 +263,6 @@ def _without_pooler(loader: Any, config: Any) -> dict[str, bool]:
         return {}
     takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return {"add_pooling_layer": False} if takes else {}
-
-
-def _kind(config: Any) -> tuple[str, Any]:
-    """Tell what kind of model a configuration describes, and the class that loads it.
-
-    Families such as BERT can be built as decoders too: what the weights were saved from decides.
-    """
-    import transformers
-    from transformers.models.auto import modeling_auto as auto
-
-    if config.is_encoder_decoder:
-        return "encoder-decoder", transformers.AutoModelForSeq2SeqLM
-    causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    saved_as_decoder = bool({*(config.architectures or ())} & {*causal.values()})
-    if saved_as_decoder or (config.model_type in causal and config.model_type not in masked):
-        return "decoder", transformers.AutoModelForCausalLM
-    return "encoder", transformers.AutoModel
 
 
 _Key = tuple[str, str, Quantization | None, torch.dtype, torch.device]

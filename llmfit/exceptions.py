@@ -21,7 +21,9 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 __all__ = [
@@ -71,6 +73,14 @@ class OutOfMemoryError(LLMFitError, RuntimeError):
 class LLMFitWarning(UserWarning):
     """Base of every warning of llmfit."""
 
+    said: tuple[str | int, ...] = ()
+    examples: Sequence[object] = ()
+
+    @property
+    def about(self) -> tuple[Any, ...]:
+        """What it is about: all but its counts."""
+        return type(self), *(part for part in self.said if isinstance(part, str))
+
 
 class DataWarning(LLMFitWarning):
     """Something about the data that changes what a result means."""
@@ -88,12 +98,54 @@ class PackingWarning(LLMFitWarning):
     """A base model cannot go a quick way, as packed rows are: results are the same, but take longer or more memory."""
 
 
+_counting: ContextVar[bool] = ContextVar("counting", default=False)
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """Let :func:`warn` say inside what counts nothing as well: of how many rows there is nothing to say."""
+    token = _counting.set(True)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
+
+
 def warn(warning: Warning) -> None:
-    """Warn at the line of the user's code, however deep in llmfit or scikit-learn the cause was found."""
+    """Warn at the line of the user's code, however deep in llmfit or scikit-learn the cause was found.
+
+    What counts, and has counted nothing, is not said.
+    """
+    if getattr(warning, "said", ())[:1] == (0,) and not _counting.get():
+        return
     level, frame = 2, sys._getframe(1)
     while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("llmfit", "sklearn"):
         level, frame = level + 1, frame.f_back
     warnings.warn(warning, stacklevel=level)
+
+
+def counted(kind: type[LLMFitWarning], *said: str | int, examples: Iterable[object] = ()) -> LLMFitWarning:
+    """Make a warning of which counts are a part, so that :func:`added` can sum up those of many tables.
+
+    Parameters
+    ----------
+    kind : type
+    *said : str or int
+        The sentence in pieces, the count that it is about first: its numbers are counts, its texts say of what.
+    examples : iterable
+        Some of what is counted, for the end of the sentence.
+    """
+    shown = list(dict.fromkeys(examples))[:4]
+    warning = kind("".join(map(str, said)) + (f": {quoted(shown, most=3)}." if shown else ""))
+    warning.said, warning.examples = said, shown
+    return warning
+
+
+def added(one: LLMFitWarning, other: LLMFitWarning) -> LLMFitWarning:
+    """Sum up two warnings of :func:`counted` that say the same of different rows."""
+    pairs = zip(one.said, other.said, strict=True)
+    said = (a + b if isinstance(a, int) and isinstance(b, int) else a for a, b in pairs)
+    return counted(type(one), *said, examples=[*one.examples, *other.examples])
 
 
 def quoted(names: Iterable[object], *, most: int = 12) -> str:

@@ -209,13 +209,6 @@ def test_a_head_pools_the_rows_own_vectors(base, pooling, name, settings, folder
             np.testing.assert_allclose(clf.predict_proba(frame)[i], logits.softmax(0).numpy(), atol=1e-4)
 
 
-def test_what_stands_in_a_cache_is_for_decoders(settings, folders, frame):
-    for base, kind in (("t5", "encoder-decoder"), ("bart", "encoder-decoder")):
-        with pytest.raises(ParameterError) as raised:
-            classifier(settings, base_model=folders[base], adapter="prefix_tuning").fit(frame)
-        assert str(raised.value) == (f"The adapter 'prefix_tuning' is for decoder models. Got an {kind} model instead.")
-
-
 def test_a_fit_goes_on(pair, frame):
     model = classifier(pair, epochs=2, warm_start=True).fit(frame)
     first = model.history_["loss"].iloc[-1]
@@ -237,7 +230,6 @@ def test_their_room_is_taken_from_the_prompt(settings, tiny: str, tmp_path: Path
 # Every method -----------------------------------------------------------------------------------------
 
 REFUSED = {
-    "prefix_tuning": "is for decoder models. Got an encoder-decoder model instead.",
     "adaption_prompt": "is for models of the families 'gpt2', 'llama', 'mistral'. Got a model of the family 't5' "
     "instead.",
 }

@@ -35,6 +35,7 @@ VALUES: dict[str, Any] = {
     "encoder_hidden_size": 8,
     "encoder_reparameterization_type": "LSTM",
     "exclude_modules": ["q_proj"],
+    "init": "random",
     "init_logits_std": 0.5,
     "init_r": 9,
     "init_text": "fruit or vehicle?",
@@ -62,7 +63,7 @@ VALUES: dict[str, Any] = {
     "sparse": True,
     "target_modules": ["q_proj", "v_proj"],
     "topk": 3,
-    "trainable_token_indices": [70, 105],
+    "trainable_token_indices": [69, 86],
     "u": 8,
     "use_cayley_neumann": False,
     "use_dora": True,
@@ -115,6 +116,10 @@ CASES: dict[tuple[str, str], Case] = {
         {"n_frequency": 20},
     ),
     ("c3a", "init_weights"): ({"init_weights": "gaussian"}, {}),
+    ("lokr", "init_weights"): ({"init_weights": "lycoris"}, {}),
+    ("fourierft", "init_weights"): ({"init_weights": False}, {}),
+    ("waveft", "init_weights"): ({"init_weights": False}, {}),
+    ("prefix_tuning", "init_weights"): ({"init_weights": "zero"}, {}),
     **{(name, "layers_pattern"): ({"layers_to_transform": 0, "layers_pattern": "layers"}, {}) for name in METHODS},
     **{
         (name, key): case
@@ -144,6 +149,7 @@ LEFT_OUT |= {("dora", key) for key in ("corda_config", "loftq_config", "lora_ga_
 LEFT_OUT |= {  # they need experts, or ends that share their weights; see test_adapters_weights.py
     (name, key) for name in ("lora", "dora") for key in ("target_parameters", "ensure_weight_tying")
 }
+LEFT_OUT |= {("adalora", "ensure_weight_tying")}  # see test_adapters_settings.py
 LEFT_OUT |= {("dora", "lora_bias")}  # refused beside use_dora
 LEFT_OUT |= {(name, "bias") for name in METHODS}  # this model has none; see test_adapters.py, test_adapters_biases.py
 PAIRS = [(name, key) for name in METHODS for key in adapter_defaults({"type": name}) if key != "type"]

@@ -145,8 +145,9 @@ def test_what_is_trained_beside_lora_is_exported(
 
 
 REFUSED = {  # beside a head as without one; docs/contributing.md has the reasons
-    ("encoder", "prefix_tuning"): "is for decoder models. Got an encoder model instead.",
-    ("encoder-decoder", "prefix_tuning"): "is for decoder models. Got an encoder-decoder model instead.",
+    ("encoder-decoder", "prefix_tuning"): "stands before what the decoder beside an encoder says, and a linear head "
+    "reads the encoder alone, whose layers take no keys and values from elsewhere. Choose another adapter, as "
+    "'p_tuning', or set head='lm'.",
     **{
         (kind, "adaption_prompt"): "is for models of the families 'gpt2', 'llama', 'mistral'. Got a model of the "
         f"family {family!r} instead."

@@ -14,7 +14,7 @@ import pytest
 import torch
 from benchmarks.adapters import IDS, RATES
 from sklearn.base import clone
-from torch_side import classifier, make_other, plain_model, weights
+from torch_side import classifier, make_other, plain_model, same, weights
 
 import llmfit
 from llmfit.adapters import METHODS, adapter_defaults, resolve_adapter
@@ -177,3 +177,16 @@ def test_other_families(kind, name, settings, frame, tiny, tmp_path_factory):
     else:
         losses = clf.fit(frame).history_["loss"]
         assert losses.iloc[-1] < losses.iloc[0]
+
+
+@pytest.mark.parametrize("name", sorted({m.peft_type for m in METHODS.values() if hasattr(m, "peft_type")}))
+def test_a_method_of_the_house_goes_by_pefts_name_as_well(name: str) -> None:
+    for spelled in (name, name.lower()):
+        assert resolve_adapter(spelled).peft_type == name
+        assert resolve_adapter({"type": spelled}) == resolve_adapter(spelled)
+
+
+def test_beft_is_bias_tuning(settings: Any, frame: Any) -> None:
+    one, other = (classifier(settings, adapter={"type": name}).fit(frame) for name in ("BEFT", "bitfit"))
+    assert same(one, other)
+    assert one.get_params()["adapter__target_modules"] == "all-linear"

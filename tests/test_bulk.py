@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -27,7 +28,7 @@ from sklearn.exceptions import NotFittedError
 import llmfit
 from llmfit import scoring
 from llmfit.embeddings import forget_embeddings
-from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, TruncationWarning
+from llmfit.exceptions import DataError, DataWarning, LLMFitWarning, ParameterError, TruncationWarning
 from llmfit.files import read_table
 
 HERE = Path(__file__).parent
@@ -157,7 +158,44 @@ class TestOutput:
         with pytest.warns(TruncationWarning) as caught:
             clf.predict_files(tmp_path / "in.csv", tmp_path / "out.csv", chunk_rows=2)
         assert len(caught) == 1
-        assert str(caught[0].message).endswith("preview() shows them. 3 more chunk(s) of rows gave such a warning.")
+        said = str(caught[0].message)
+        assert said.startswith("8 of 8 prompts were cut to max_length 120 tokens, ")
+        with pytest.warns(TruncationWarning) as whole:
+            clf.predict(pd.read_csv(tmp_path / "in.csv"))
+        assert said == str(whole[0].message)
+
+    def test_answers_that_are_no_number_are_counted_over_all_chunks(
+        self, settings: Any, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of each target by itself, and a frame that is refused and halved counts its rows once."""
+        rows = frame.assign(price=range(8), weight=range(8), size=range(8))
+        given = {"target": ["price", "weight"], "features": ["text", "size"], "head": "lm"}
+        model = llmfit.LLMEstimator(**settings, **given).fit(rows)
+        said = {"price": ["1", "many", "3", "4", "dear", "6", "7", "8"], "weight": ["light", *"2345678"]}
+
+        def in_words(self: Any, base: Any, encoded: Any, later: int = 0) -> Any:
+            places = [int(re.search(r"size: (\d)", tokenizer.decode(row.prompt))[1]) for row in encoded]
+            return [said[self.target_][place] for place in places], [()] * len(encoded)
+
+        tokenizer = llmfit.base_model.load_base_model(settings["base_model"], device="cpu", dtype="float32").tokenizer
+        monkeypatch.setattr(llmfit.LLMGenerator, "_in_words", in_words)
+        rows.to_csv(tmp_path / "in.csv", index=False)
+        expected = [
+            "2 of 8 answers for 'price' are no number, and missing: 'many', 'dear'.",
+            "1 of 8 answers for 'weight' are no number, and missing: 'light'.",
+        ]
+        for chunk_rows in (2, 3, 8):
+            out = tmp_path / f"{chunk_rows}.csv"
+            with pytest.warns(DataWarning) as caught:
+                model.predict_files(tmp_path / "in.csv", out, keep=["size"], chunk_rows=chunk_rows)
+            assert [str(one.message) for one in caught] == expected
+            assert pd.read_csv(out)["price_predicted"].isna().sum() == 2
+        odd = pd.concat([rows, rows.iloc[:1].assign(text="z" * 5000)])
+        odd.to_csv(tmp_path / "odd.csv", index=False)
+        with pytest.warns(DataWarning) as caught:
+            done = model.predict_files(tmp_path / "odd.csv", tmp_path / "odd.out.csv", keep=["size"])
+        assert done.bad_rows == 1
+        assert [str(one.message) for one in caught] == expected
 
 
 class TestEstimators:

@@ -294,3 +294,31 @@ def test_a_base_in_fewer_bits_has_vectors_of_its_own(rows_read: Any, frame: pd.D
     finally:
         base.quantization = before
     assert len(rows_read) == 16
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ({"bits": 8, "threshold": 0.0}, {"bits": 8, "threshold": 0.5}),
+        ({"bits": 4, "compute_dtype": "float32"}, {"bits": 4, "compute_dtype": "bfloat16"}),
+    ],
+    ids=["threshold", "compute_dtype"],
+)
+def test_every_setting_of_few_bits_has_vectors_of_its_own(
+    ways: Any, frame: pd.DataFrame, settings: Any, tmp_path: Path
+) -> None:
+    """In the process and in a folder, whichever was asked first."""
+    from conftest import make_model
+
+    given = settings | {"adapter": None, "base_model": make_model(tmp_path / "wide", hidden=64)}
+    head = {"type": "linear", "cache": str(tmp_path / "kept")}
+    found = []
+    for way in (*ways, *ways[::-1]):
+        found.append(headed(given | {"quantization": way}, head=head).fit(frame).predict_proba(frame))
+        embeddings.forget_embeddings()
+    assert not np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[3])
+    assert np.array_equal(found[1], found[2])
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    shared = [headed(given | {"quantization": way}).fit(frame).predict_proba(frame) for way in ways]  # in memory
+    assert not np.array_equal(*shared)

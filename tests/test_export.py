@@ -339,7 +339,7 @@ class HubRequest(BaseHTTPRequestHandler):
             self.answer(self.server.refusal, {"error": "no"})
         elif self.path == "/api/repos/create":
             wanted = json.loads(body)
-            name = f"{wanted.get('organization')}/{wanted['name']}"
+            name = f"{wanted.get('organization') or 'whoever'}/{wanted['name']}"
             self.server.repos[name] = {".private": str(wanted.get("visibility")).encode()}
             self.answer(200, {"url": f"http://{self.headers['Host']}/{name}", "id": name})
         elif self.path == "/api/validate-yaml":
@@ -352,6 +352,9 @@ class HubRequest(BaseHTTPRequestHandler):
             self.answer(200, {"files": [{**file, "shouldIgnore": False, "oid": None} for file in files]})
         else:
             name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+            if name not in self.server.repos:  # as the hub knows no repository without an owner
+                self.answer(404, {"error": "Repository not found"})
+                return
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.repos[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
@@ -384,6 +387,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def test_a_name_alone_is_ones_own(fitted, hub):
+    address = fitted.push_to_hub("model", content="adapter", token="hf_secret")
+    assert address.endswith("/whoever/model")
+    assert "adapter_config.json" in hub.repos["whoever/model"]
 
 
 @pytest.mark.parametrize("content", ["saved", "merged", "adapter"])

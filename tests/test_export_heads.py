@@ -95,11 +95,14 @@ def test_an_estimator_of_any_target_exports_its_head(settings: Any, frame: Any, 
     np.testing.assert_allclose(softmax(logits), model.predict_proba(frame), atol=1e-4)
 
 
-def refused(model: Any, folder: Path, why: str, **options: Any) -> None:
+BESIDE = "Use merge=False, which writes the head beside the adapter, or save()."
+
+
+def refused(model: Any, folder: Path, why: str, advice: str = BESIDE) -> None:
     with pytest.raises(ParameterError) as error:
-        model.export(folder, **options)
+        model.export(folder)
     assert str(error.value) == (
-        f"A linear head is exported as a model of transformers for sequence classification, which {why}. Use save()."
+        f"A linear head is merged into a model of transformers for sequence classification, which {why}. {advice}"
     )
     assert not folder.exists()
 
@@ -108,7 +111,8 @@ def test_what_no_such_model_answers_is_refused(settings: Any, frame: Any, tiny: 
     out, bare = tmp_path / "out", settings | {"adapter": None, "head": BARE, "features": "text"}
     usual = headed(settings | {"adapter": None}).fit(frame)
     refused(usual, out, "has no bias: fit with head={'type': 'linear', 'bias': False}")
-    refused(headed(bare).fit(frame), out, WITHOUT_HEAD, merge=False)
+    full = headed(bare | {"adapter": "full", "head": "linear"}).fit(frame)
+    refused(full, out, "has no bias: fit with head={'type': 'linear', 'bias': False}", "Use save().")
     mean = headed(bare | {"head": {**BARE, "pooling": "mean"}}).fit(frame)
     refused(mean, out, "reads the last token, and this one pools by 'mean'")
     number = headed(bare | {"target": "price"}, LLMRegressor).fit(frame.assign(price=np.arange(8.0)))
@@ -123,9 +127,6 @@ def test_what_no_such_model_answers_is_refused(settings: Any, frame: Any, tiny: 
     refused(
         headed(bare | {"base_model": granite}).fit(frame), out, "transformers does not have of the family 'granite'"
     )
-
-
-WITHOUT_HEAD = "takes merge=True, as an adapter by itself answers nothing without its head"
 
 
 def test_a_family_whose_model_answers_otherwise_is_refused(

@@ -265,7 +265,7 @@ def test_answers_that_are_no_numbers_are_counted_once_and_measured_as_the_mean(
     monkeypatch.setattr(LLMGenerator, "_in_words", lambda *_: (texts, [()] * len(texts)))
     with pytest.warns(DataWarning) as warned:
         answers = model.predict(priced)
-    assert [str(w.message) for w in warned] == ["3 of 8 answers are no number, and missing: 'many', ''."]
+    assert [str(w.message) for w in warned] == ["3 of 8 answers for 'price' are no number, and missing: 'many', ''."]
     assert answers.isna().tolist() == [False, True, False, True, False, False, False, True]
     assert answers.dtype == float
     filled = answers.fillna(model.target_mean_)

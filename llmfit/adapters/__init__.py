@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfit.adapters.folders import adapter_folder, spec_from_folder
+from llmfit.adapters.left_out import check_left_out
 from llmfit.adapters.methods import METHODS
 from llmfit.adapters.methods.adalora import AdaLoRA
 from llmfit.adapters.methods.changes import BOFT, HRA, IA3, OFT, AdaptionPrompt, BitFit, LNTuning
@@ -106,6 +107,7 @@ def resolve_adapter(value: Any) -> AdapterSpec | None:
         hint = suggest(name, [*METHODS, *other_names(METHODS.values())]) if name is not None else ""
         raise ParameterError(f"{parameter_error('adapter', 'the estimator', wanted, name)}{hint}")
     settings = {key: item for key, item in value.items() if key != "type"}
+    check_left_out(method, settings)
     check_keys(f"The adapter {method.type!r}", settings, [f.name for f in fields(method)])
     spec = method(**settings)
     spec.check()
@@ -139,8 +141,11 @@ def adapter_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _method(name: Any) -> type[AdapterSpec] | None:
-    """Find a method by its name, in any case: one of the house's, or one that only peft has."""
+    """Find a method by its name here or in peft, in any case."""
     low = name.lower() if isinstance(name, str) else ""
     if low in METHODS:
         return METHODS[low]
+    for method in METHODS.values():  # of which peft may have another name
+        if low and getattr(method, "peft_type", "").lower() == low:
+            return method
     return other_method(low) if low and low in other_names(METHODS.values()) else None

@@ -21,7 +21,7 @@ from llmfit.exceptions import ParameterError
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
 
-__all__ = ["go_on", "kept", "put_in"]
+__all__ = ["go_on", "is_reversed", "kept", "put_in", "unpacked"]
 
 BEGUN = "_llmfit_begun"  # attribute of an installed model: A0 and B0 by layer
 
@@ -79,12 +79,12 @@ def go_on(spec: Any, base: BaseModel, config: Any, tensors: Tensors, put: Put) -
     if spec.init_lora_weights == "loftq":
         for name, layer in target_layers(base.model, config).items():
             a = tensors.get(f"{WRAPPED}{name}.lora_A.weight")
-            if a is not None and len(a) == spec.rank_of(name) and not is_packed(layer):
+            few = is_packed(layer) or name in base.unpacked
+            if a is not None and len(a) == spec.rank_of(name) and not few:
                 raise ParameterError(
                     "The adapter began, by init_lora_weights='loftq', as what a quantized base model has lost, and "
-                    f"goes with such a one only; {name!r} is in full precision here. Set quantization, export with "
-                    "merge=False, or fit without quantization: what is then taken out of the weights is given back "
-                    "when the fit ends."
+                    f"goes with such a one only; {name!r} is in full precision here. Set quantization as in "
+                    "the fit, or fit without: what is then taken out of the weights is given back when the fit ends."
                 )
     if spec.init_lora_weights == "mica":
         config.init_lora_weights = True  # without the directions, which are among the tensors
@@ -145,10 +145,11 @@ def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         if is_packed(own):
             full = _SafetensorLoader(model, folder).get_tensor(f"{name}.weight").to(own.weight.device).float()
-            left, right = _product(full - _unpacked(own).float(), len(a))
+            full = full.T if is_reversed(own) else full
+            left, right = _product(full - unpacked(own).float(), len(a))
         else:
             full = own.weight.data.float()
-            full = full if full.shape == (len(b), a.shape[1]) else full.T
+            full = full.T if layer.fan_in_fan_out else full
             left, right = full.new_zeros(()), full.new_zeros(())
             for step in range(settings["loftq_iter"]):
                 rest = full - left @ right if step else full
@@ -177,8 +178,15 @@ def _few_bits(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return (weight / scale).round() * scale
 
 
-def _unpacked(layer: Any) -> torch.Tensor:
-    """Read the weights of a layer that bitsandbytes stores in few bits."""
+def is_reversed(layer: Any) -> bool:
+    """Tell a layer in few bits whose weights stand the other way round in the model's files, as those of GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    return issubclass(getattr(layer, "source_cls", type(layer)), Conv1D)
+
+
+def unpacked(layer: Any) -> torch.Tensor:
+    """Read the weights of a layer that bitsandbytes stores in few bits: (out, in)."""
     from peft.utils.integrations import dequantize_bnb_weight
 
     state = getattr(layer.weight, "quant_state", None)  # of 4 bits; the layer has that of 8

@@ -5,14 +5,17 @@ Takes a model with an adapter in it, in full precision; gives a plain model of t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmfit.adapters.peft_spec import quiet
+from llmfit.adapters.peft_spec import is_packed, quiet
 from llmfit.adapters.spec import AdapterSpec
 from llmfit.exceptions import ParameterError, reason
 from llmfit.memory import is_out_of_memory
 
-__all__ = ["check_mergeable", "merge"]
+if TYPE_CHECKING:
+    from llmfit.base_model import BaseModel
+
+__all__ = ["check_mergeable", "merge", "unpack_into"]
 
 
 def check_mergeable(spec: AdapterSpec | None) -> None:
@@ -27,6 +30,26 @@ def check_mergeable(spec: AdapterSpec | None) -> None:
             f"The adapter {spec.type!r} cannot be merged: what it has learned is no change of the base model's "
             "weights. Use merge=False, which writes a PEFT folder."
         )
+
+
+def unpack_into(base: BaseModel, quantized: BaseModel) -> None:
+    """Write what the layers of a quantized model stand for into a copy of the model in full precision.
+
+    Parameters
+    ----------
+    base : BaseModel
+        Nobody else's: its weights change for good.
+    quantized : BaseModel
+        Of the same files; it stays as it is.
+    """
+    from llmfit.adapters.lora_starts import is_reversed, unpacked
+
+    with quantized.attach(None) as model:
+        layers = {n: m for n, m in model.named_modules() if getattr(m, "weight", None) is not None and is_packed(m)}
+        for name, layer in layers.items():
+            weight = unpacked(layer).T if is_reversed(layer) else unpacked(layer)
+            base.model.get_submodule(name).weight.data = weight.to(base.device, base.dtype, copy=True).contiguous()
+    base.unpacked = frozenset(layers)
 
 
 def merge(model: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.places import check_patterns, check_places, no_target
-from llmfit.adapters.rules import RULES, as_names
+from llmfit.adapters.rules import RULES, as_names, is_pattern
 from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Plan, Tensors, compute_low, is_low, own_biases
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, parameter_error, reason
 from llmfit.sources import public_name
@@ -206,11 +206,20 @@ class PeftSpec(AdapterSpec):
 class Named(PeftSpec):
     """Base of the methods whose settings name layers, whether the house has a spec of theirs or only peft has them."""
 
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        chosen = getattr(self, "layers_to_transform", None)
+        if chosen is not None and is_pattern(getattr(self, "target_modules", None)):
+            wanted = "None where target_modules is a regular expression"
+            raise parameter_error("layers_to_transform", type(self).__name__, wanted, chosen)
+
     def settings(self) -> dict[str, Any]:
-        """Write names as lists, where peft would take one for a regular expression."""
+        """Write names as lists, where peft would take one for a regular expression; what is one stays one."""
         given = super().settings()
         for key in ("modules_to_save", "target_modules", "exclude_modules", "feedforward_modules", "layers_pattern"):
-            if given.get(key) is not None and given[key] != "all-linear":
+            pattern = key in ("target_modules", "exclude_modules") and is_pattern(given.get(key))
+            if given.get(key) is not None and given[key] != "all-linear" and not pattern:
                 given[key] = as_names(given[key])
         return given
 
@@ -244,8 +253,9 @@ class LayerSpec(Named):
     Parameters
     ----------
     target_modules : str or list of str, default="all-linear"
-        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. Where
-        the default is None, peft chooses by the model's family.
+        Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. A text
+        with more in it than letters, digits, dots, dashes and underscores is a regular expression that matches whole
+        names. Where the default is None, peft chooses by the model's family.
     modules_to_save : str or list of str, default=None
         Layers trained in full beside, on a private copy.
     """

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from llmfit.adapters.rules import as_names
+from llmfit.adapters.rules import as_names, is_pattern
 from llmfit.exceptions import ParameterError, parameter_error, suggest
 
 __all__ = ["check_patterns", "check_places", "matching", "no_target"]
@@ -20,11 +20,14 @@ __all__ = ["check_patterns", "check_places", "matching", "no_target"]
 def check_places(spec: Any, model: Any) -> None:
     """Raise a ParameterError for a setting that this model has no place for."""
     names = getattr(spec, "target_modules", None)
-    for name in as_names(names) if names not in (None, "all-linear") else ():
+    for name in as_names(names) if names not in (None, "all-linear") and not is_pattern(names) else ():
         if not _layers_named(name, model):
             raise no_target(spec, model, suggest(name, _leaf_names(model)))
+    for field in ("target_modules", "exclude_modules"):
+        _check_expression(field, spec, model)
     for field in ("exclude_modules", "modules_to_save", "feedforward_modules"):
-        for name in as_names(getattr(spec, field, None) or ()):
+        value = getattr(spec, field, None) or ()
+        for name in () if field == "exclude_modules" and is_pattern(value) else as_names(value):
             if not _layers_named(name, model):
                 raise ParameterError(
                     f"The {field!r} parameter of {type(spec).__name__} must name layers of this model. "
@@ -34,6 +37,16 @@ def check_places(spec: Any, model: Any) -> None:
     _check_blocks(spec, model)
     _check_tokens(spec, model)
     _check_tying(spec, model)
+
+
+def _check_expression(field: str, spec: Any, model: Any) -> None:
+    """Raise for a regular expression that is no whole name of a layer."""
+    value: Any = getattr(spec, field, None)
+    if is_pattern(value) and not any(re.fullmatch(value, layer) for layer, _ in model.named_modules()):
+        raise ParameterError(
+            f"The {field!r} parameter of {type(spec).__name__} must name layers of this model. The regular expression "
+            f"{value!r} matches the whole name of none."
+        )
 
 
 def _layers_named(name: str, model: Any) -> list[Any]:
@@ -174,5 +187,8 @@ def _reversed_layer(names: Any, model: Any) -> str | None:
     """Find a layer of transformers' Conv1D among those that are to be adapted."""
     from transformers.pytorch_utils import Conv1D
 
-    found = (layer.rpartition(".")[2] for layer, module in model.named_modules() if isinstance(module, Conv1D))
-    return next((leaf for leaf in found if names == "all-linear" or leaf in as_names(names)), None)
+    if is_pattern(names):
+        found = (layer for layer, module in model.named_modules() if isinstance(module, Conv1D))
+        return next((layer.rpartition(".")[2] for layer in found if re.fullmatch(names, layer)), None)
+    leaves = (layer.rpartition(".")[2] for layer, module in model.named_modules() if isinstance(module, Conv1D))
+    return next((leaf for leaf in leaves if names == "all-linear" or leaf in as_names(names)), None)

@@ -14,14 +14,44 @@ from typing import Any
 
 from llmfit.exceptions import ParameterError, check_choice, check_int, check_number, parameter_error, reason
 
-__all__ = ["RULES", "as_names"]
+__all__ = ["RULES", "as_names", "is_pattern"]
 
 Rule = Callable[[str, str, Any], object]
+
+PLAIN = re.compile(r"[\w.-]*")  # what names of layers are made of
 
 
 def as_names(value: Any) -> list[str]:
     """Write one name, or several, as a list."""
     return [value] if isinstance(value, str) else list(value)
+
+
+def is_pattern(value: Any) -> bool:
+    """Tell a regular expression, which has to match the whole name of a layer, from a name.
+
+    Examples
+    --------
+    >>> [is_pattern(value) for value in ("q_proj", "all-linear", "self_attn.q_proj", ".*[qv]_proj", ["q_proj"])]
+    [False, False, False, True, False]
+    """
+    return isinstance(value, str) and not PLAIN.fullmatch(value)
+
+
+def _places(name: str, owner: str, value: Any) -> None:
+    if is_pattern(value):
+        _expression(name, owner, value)
+    else:
+        _names(name, owner, value)
+
+
+def _expression(name: str, owner: str, value: str) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ParameterError(
+            f"The {name!r} parameter of {owner} names layers by a pattern that cannot be read, {value!r}: "
+            f"{reason(error)}."
+        ) from error
 
 
 def _names(name: str, owner: str, value: Any) -> None:
@@ -80,13 +110,7 @@ def _pattern(name: str, owner: str, value: Any, *, whole: bool = True) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise parameter_error(name, owner, "a dict of layer to number", value)
     for key, number in value.items():
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise ParameterError(
-                f"The {name!r} parameter of {owner} names layers by a pattern that cannot be read, {key!r}: "
-                f"{reason(error)}."
-            ) from error
+        _expression(name, owner, key)
         if whole:
             check_int(f"{name}[{key!r}]", owner, number, least=1)
         else:
@@ -133,8 +157,9 @@ RULES: dict[str, Rule] = {
     "encoder_reparameterization_type": one_of(["MLP", "LSTM"]),
     "ensure_weight_tying": _flag,
     "eps": POSITIVE,
-    "exclude_modules": _names,
+    "exclude_modules": _places,
     "feedforward_modules": _names,
+    "init": one_of(["vocabulary", "random"]),
     "init_logits_std": POSITIVE,
     "init_r": least(2),
     "init_text": _text,
@@ -164,7 +189,7 @@ RULES: dict[str, Rule] = {
     "rank_pattern": _pattern,
     "scaling": POSITIVE,
     "sparse": _flag,
-    "target_modules": _names,
+    "target_modules": _places,
     "target_parameters": _list,
     "target_r": least(1),
     "tfinal": _number,

@@ -77,6 +77,11 @@ class AdapterSpec:
         return 0
 
     @property
+    def virtual_states(self) -> int:
+        """Positions before a row's own among the hidden states that a model gives."""
+        return 0
+
+    @property
     def has_dropout(self) -> bool:
         """Whether the adapter draws random numbers in training."""
         return any("dropout" in f.name and getattr(self, f.name) for f in fields(self))
@@ -124,6 +129,10 @@ class AdapterSpec:
     def restore(self, model: Any, state: Tensors) -> None:
         """Take back what :meth:`state` gave."""
 
+    def holds_lost(self, tensors: Tensors) -> bool:
+        """Whether weights hold what a quantized base model has lost, and are merged into what is left of it."""
+        return False
+
     def save(self, folder: Path, tensors: Tensors, base_name: str, kind: str = "decoder") -> None:
         """Write the adapter's weights, and what others need to read them, to a folder.
 
@@ -138,7 +147,16 @@ class AdapterSpec:
         """
         from safetensors.torch import save_file
 
-        save_file(tensors, folder / self.file_name, metadata={"format": "pt"})
+        save_file(self.written(tensors), folder / self.file_name, metadata={"format": "pt"})
+
+    def written(self, tensors: Tensors) -> Tensors:
+        """Give the weights as a file has them."""
+        return tensors
+
+    @classmethod
+    def read(cls, folder: Path, tensors: Tensors) -> Tensors:  # noqa: ARG003 - for those who override it
+        """Take the weights of a folder's file as a model has them."""
+        return tensors
 
     file_name: ClassVar[str] = "adapter_model.safetensors"
 
@@ -221,6 +239,6 @@ def adapter_from_folder(folder: Path, spec: AdapterSpec) -> Tensors:
 
     path = folder / spec.file_name
     try:
-        return dict(load_file(path))
+        return spec.read(folder, dict(load_file(path)))
     except Exception as error:  # safetensors raises its own error, which is not exported
         raise ModelLoadError(f"The weights {str(path)!r} cannot be read: {reason(error)}.") from error

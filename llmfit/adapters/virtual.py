@@ -1,7 +1,8 @@
 """The modules that hide virtual tokens from whoever calls a model.
 
 Takes peft's model; gives one whose masks, positions, caches and logits count real tokens only, in training, scoring and
-generation alike. A decoder has them before a row, an encoder before the prompt that it reads, whatever says the answer.
+generation alike. A decoder has them before a row, an encoder before the prompt that it reads, whatever says the answer;
+the decoder beside an encoder has keys and values before what it says.
 Knows no method: peft makes the virtual tokens.
 """
 
@@ -13,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmfit.exceptions import ParameterError
+from llmfit.exceptions import ModelLoadError, ParameterError
 from llmfit.selfcheck import apart
 
-__all__ = ["EncodedVirtualTokens", "VirtualTokens"]
+__all__ = ["DecoderPrefix", "EncodedPrefix", "EncodedVirtualTokens", "VirtualTokens", "decoder_keys", "takes_no_keys"]
 
 SCALES = ("embed_scale", "embedding_multiplier")  # what some models multiply with where they embed ids themselves
 ALIKE = 0.05  # how far apart two readings of the same may be
+SOME = 8  # tokens that a model is tried on
 
 
 class _Hiding(nn.Module):
@@ -226,6 +228,149 @@ class EncodedVirtualTokens(_Hiding):
         """Answer what the encoder reads, or has read."""
         seen = None if attention_mask is None else _seen(attention_mask, self.number)
         return whole(*args, attention_mask=seen, **others)
+
+
+class EncodedPrefix(_Hiding):
+    """An encoder with keys and values of virtual tokens in every layer, called as if there were none.
+
+    As peft's own model for features does it: the encoder is given a filled cache, and a mask that counts it. Its
+    ``forward`` is replaced while it is lent.
+
+    Parameters
+    ----------
+    peft_model : peft.PeftModel
+        Makes the virtual tokens.
+    """
+
+    def __init__(self, peft_model: Any) -> None:
+        super().__init__(peft_model)
+        model = peft_model.get_base_model()
+        if not self._attended(model):
+            raise takes_no_keys(model)
+        model.forward = _replaced(model.forward, self._encode)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base model; see :class:`EncodedPrefix`.
+
+        Returns
+        -------
+        transformers.utils.ModelOutput
+            Hidden states of real tokens only.
+        """
+        return self.peft_model.get_base_model()(*args, **kwargs)
+
+    def _encode(self, whole: Any, input_ids: torch.Tensor, attention_mask: Any = None, **others: Any) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        cache = self.peft_model.get_prompt(len(input_ids))
+        return whole(
+            input_ids=input_ids, attention_mask=_seen(mask, self.number), **{**others, "past_key_values": cache}
+        )
+
+    def _attended(self, model: Any) -> bool:
+        """See whether every layer puts what it makes behind what it is given: others leave a cache aside in silence."""
+        ids, training = torch.arange(SOME, device=self.device)[None], model.training
+        cache = self.peft_model.get_prompt(1)
+        mask = ids.new_ones(1, self.number + SOME)
+        with torch.no_grad():
+            model.eval()(input_ids=ids, attention_mask=mask, past_key_values=cache)
+        model.train(training)
+        return all(layer.get_seq_length() == self.number + SOME for layer in cache.layers)
+
+
+class DecoderPrefix(_Hiding):
+    """An encoder-decoder whose decoder attends to keys and values of virtual tokens before what it says.
+
+    They stand in the cache of its self-attention alone, as with peft: an encoder keeps none, and cross-attention makes
+    its own of what the encoder reads. The model's ``forward`` is replaced while it is lent, so that its ``generate``
+    finds them too.
+
+    Parameters
+    ----------
+    peft_model : peft.PeftModel
+        Makes the virtual tokens.
+
+    Raises
+    ------
+    ModelLoadError
+        If they are of another size than the decoder's keys.
+    """
+
+    def __init__(self, peft_model: Any) -> None:
+        super().__init__(peft_model)
+        model, config = peft_model.get_base_model(), peft_model.peft_config["default"]
+        self.layers, heads, width = decoder_keys(model)
+        if config.num_layers < self.layers or (config.num_attention_heads, config.token_dim) != (heads, heads * width):
+            raise ModelLoadError(
+                "The saved weights do not belong to this base model: its decoder has keys of another size."
+            )
+        model.forward = _replaced(model.forward, self._answer)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base model; see :class:`DecoderPrefix`.
+
+        Returns
+        -------
+        transformers.utils.ModelOutput
+            Logits of real tokens only.
+        """
+        return self.peft_model.get_base_model()(*args, **kwargs)
+
+    def _answer(
+        self, whole: Any, *args: Any, decoder_input_ids: torch.Tensor, past_key_values: Any = None, **others: Any
+    ) -> Any:
+        """Fill an empty cache, or a new one; where it is filled, the virtual tokens are in it."""
+        if past_key_values is None or past_key_values.get_seq_length() == 0:
+            past_key_values = self._filled(len(decoder_input_ids), past_key_values)
+        said = others.get("decoder_attention_mask")
+        if said is not None:
+            others["decoder_attention_mask"] = _seen(said, self.number)
+        return whole(*args, decoder_input_ids=decoder_input_ids, past_key_values=past_key_values, **others)
+
+    def _filled(self, batch_size: int, given: Any) -> Any:
+        cache = self.peft_model.get_prompt(batch_size)
+        own = cache.self_attention_cache
+        own.layers = own.layers[: self.layers]
+        if given is None:
+            return cache
+        for index, layer in enumerate(own.layers):
+            given.self_attention_cache.update(layer.keys, layer.values, index)
+        return given
+
+
+def takes_no_keys(model: Any) -> ParameterError:
+    """Say that an encoder's layers take no keys and values from before a row."""
+    return ParameterError(
+        "The adapter 'prefix_tuning' is for models whose layers take keys and values from before a row, which this "
+        f"encoder of the family {model.config.model_type!r} does not. Choose another adapter, as 'p_tuning'."
+    )
+
+
+def decoder_keys(model: Any) -> tuple[int, int, int]:
+    """Read off a model's own cache how many layers its decoder has, and the heads and width of their keys.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        An encoder-decoder.
+
+    Raises
+    ------
+    ParameterError
+        If layers differ, or keep no keys and values.
+    """
+    ids, training = torch.zeros(1, 1, dtype=torch.long, device=model.device), model.training
+    with torch.no_grad():
+        out = model.eval()(input_ids=ids, decoder_input_ids=ids, use_cache=True)
+    model.train(training)
+    layers = getattr(getattr(out.past_key_values, "self_attention_cache", None), "layers", ())
+    sizes = {tuple(layer.keys.shape) for layer in layers}
+    if len(sizes) != 1:
+        raise ParameterError(
+            f"The adapter 'prefix_tuning' is for models whose layers keep keys and values of one size, which this "
+            f"decoder of the family {model.config.model_type!r} does not."
+        )
+    ((_, heads, _, width),) = sizes
+    return len(layers), heads, width
 
 
 def _replaced(whole: Any, by: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 
+from llmfit.bulk.gathering import gathering
 from llmfit.bulk.journal import Journal, State
 from llmfit.bulk.pipe import Pipe
-from llmfit.exceptions import DataError, LLMFitWarning, ParameterError, quoted, warn
+from llmfit.exceptions import DataError, ParameterError, quoted
 from llmfit.files import Bad, Chunk, Place, Source, Writer, is_binary, is_infinite, make_writer, plain_values
 from llmfit.files.paths import STANDARD
 
@@ -129,9 +129,9 @@ def score_files(
     with closing(sink), _writing(output):
         tell(sink.state.rows)
         if not sink.state.done:
-            with _gathered() as answer:
+            with gathering() as gathered:
                 for chunk in source.chunks(chunk_rows, start=sink.state.rows):
-                    columns, bad = _answered(chunk, answering, kept, keep is not None, writer, answer)
+                    columns, bad = _answered(chunk, answering, kept, keep is not None, writer, gathered)
                     if bad and stops:
                         _stop(sink, writer, columns, bad[0], strict)
                     listed = _listed(bad, errors, first=not sink.state.errors_length)
@@ -303,8 +303,7 @@ def _answered(
 ) -> tuple[dict[str, list[Any]], list[Bad]]:
     """Answer a chunk: the columns of the output, and the rows that have no answer."""
     frame = chunk.read_as(answering.reads)
-    with gathered():
-        answers, reasons = _halving(frame, 0, answering)
+    answers, reasons = _halving(frame, 0, answering, gathered)
     good = [place for place in range(len(frame)) if place not in reasons]
     rows = frame.index
     columns: dict[str, list[Any]] = {ROW: [int(rows[place]) for place in good]} if numbered else {}
@@ -322,18 +321,21 @@ def _answered(
     return {**columns, **answers}, sorted([*chunk.bad, *bad])
 
 
-def _halving(frame: pd.DataFrame, first: int, answering: Answering) -> tuple[dict[str, list[Any]], dict[int, str]]:
+def _halving(
+    frame: pd.DataFrame, first: int, answering: Answering, gathered: Callable[[], Any]
+) -> tuple[dict[str, list[Any]], dict[int, str]]:
     """Answer rows, those that can be; the others by their place in the chunk, with the reason."""
     if not len(frame):
         return {name: [] for name in answering.kinds}, {}
     try:
-        return answering.answer(frame), {}
+        with gathered():
+            return answering.answer(frame), {}
     except DataError as error:
         if len(frame) == 1:
             return {name: [] for name in answering.kinds}, {first: NAMED_ROW.sub("", str(error), count=1)}
     middle = len(frame) // 2
-    answers, bad = _halving(frame.iloc[:middle], first, answering)
-    more, later = _halving(frame.iloc[middle:], first + middle, answering)
+    answers, bad = _halving(frame.iloc[:middle], first, answering, gathered)
+    more, later = _halving(frame.iloc[middle:], first + middle, answering, gathered)
     return {name: [*answers[name], *more[name]] for name in answering.kinds}, bad | later
 
 
@@ -370,26 +372,6 @@ def _writing(output: Place) -> Iterator[None]:
             f"{output.name!r} cannot be written: {error.strerror or error}. The rows that are done are kept: run it "
             "again with resume=True."
         ) from error
-
-
-@contextmanager
-def _gathered() -> Iterator[Callable[[], Any]]:
-    """Say at the end, once for each kind, what chunk after chunk warns of."""
-    seen: dict[type[Warning], tuple[Warning, int]] = {}
-
-    @contextmanager
-    def gather() -> Iterator[None]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", LLMFitWarning)
-            yield
-        for one in caught:
-            first, count = seen.get(one.category, (one.message, 0))
-            seen[one.category] = (first, count + 1)  # type: ignore[assignment]
-
-    yield gather
-    for kind, (first, count) in seen.items():
-        more = f" {count - 1} more chunk(s) of rows gave such a warning." if count > 1 else ""
-        warn(kind(f"{first}{more}"))
 
 
 WORDS = {"inputs": "another input", "model": "another model"}

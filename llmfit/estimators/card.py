@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from llmfit.estimators.heading import reads
 from llmfit.quantization import resolve_quantization
 from llmfit.sources import public_name
 from llmfit.templates import Field
@@ -20,7 +21,7 @@ def model_card(estimator: Any, form: str = "saved", loader: str = "AutoModelForC
     Parameters
     ----------
     estimator : LLMClassifier or LLMGenerator
-    form : {"saved", "merged", "adapter"}, default="saved"
+    form : {"saved", "merged", "adapter", "adapter and head", "head"}, default="saved"
         What lies beside the card; a key of `USES`.
     loader : str
         The class of transformers that loads such a model.
@@ -45,7 +46,7 @@ library_name: {library}
 Fitted with [llmfit](https://pypi.org/project/llmfit/).
 
 ```python
-{use.format(columns=columns, base=base, loader=loader, read="from_pretrained")}
+{use.format(columns=columns, base=base, loader=loader, read="from_pretrained", vector=_vector(estimator))}
 ```
 
 | | |
@@ -79,6 +80,17 @@ def _evaluation(estimator: Any) -> str:
     rows = f"{int(measured.pop('rows')):,}"
     figures = _rows({name: f"{value:.4g}" for name, value in measured.items()})
     return f"\n## Evaluation on {rows} rows\n\n| | |\n|---|---|\n{figures}\n"
+
+
+def _vector(estimator: Any) -> str:
+    """Write in code what a head reads of a model, one vector of a row; "" without a head."""
+    if estimator._head is None:
+        return ""
+    told = reads(estimator)
+    more = {"hidden_states[-1]": ", output_hidden_states=True", "encoder_last_hidden_state": f", {BEGUN}"}
+    skipped = f"[{told['skip']}:]" if told["skip"] else ""
+    pooled = {"last": "[-1]", "first": "[0]", "mean": ".mean(0)"}[told["pooling"]]
+    return f"model(**row{more.get(told['reads'], '')}).{told['reads']}[0]{skipped}{pooled}"
 
 
 def _on_the_hub(base: str) -> str:
@@ -173,6 +185,16 @@ def _spelled(spec: Any) -> str:
     return f"{spec.type} ({settings})" if settings else str(spec.type)
 
 
+BEGUN = 'decoder_input_ids=row["input_ids"][:, :1]'  # whatever they are, the encoder does not see them
+_HEAD = """\
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.{read}(folder)
+head = load_file(folder + "/head.safetensors")  # head.json says what its outputs mean
+row = tokenizer("a prompt, as below", return_tensors="pt", return_token_type_ids=False)
+with torch.no_grad():
+    vector = {vector}
+    outputs = torch.nn.functional.linear(vector.float(), **head)"""
 USES: dict[str, tuple[str, str]] = {
     "saved": (
         "llmfit",
@@ -198,5 +220,26 @@ from transformers import {loader}, AutoTokenizer
 
 model = PeftModel.{read}({loader}.{read}("{base}"), "path/to/this/folder")
 tokenizer = AutoTokenizer.{read}("path/to/this/folder")""",
+    ),
+    "adapter and head": (
+        "peft",
+        """\
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import {loader}, AutoTokenizer
+
+model = PeftModel.{read}({loader}.{read}("{base}"), "path/to/this/folder").eval()"""
+        + _HEAD,
+    ),
+    "head": (
+        "transformers",
+        """\
+import torch
+from safetensors.torch import load_file
+from transformers import {loader}, AutoTokenizer
+
+model = {loader}.{read}("{base}").eval()"""
+        + _HEAD,
     ),
 }

@@ -19,7 +19,7 @@ LIKE = 1e-4  # of the largest answer: what two ways to compute it may differ by
 PROBE = ((5, 6, 7, 8, 9, 10, 11), (12, 13, 14))  # tokens that both are tried on
 
 
-def check_classifier(estimator: Any, *, merge: bool) -> None:
+def check_classifier(estimator: Any) -> None:
     """Refuse a head that is not exactly a model for sequence classification.
 
     Raises
@@ -28,9 +28,7 @@ def check_classifier(estimator: Any, *, merge: bool) -> None:
     """
     kind = estimator.base_model_.get("kind", "decoder")
     why = None
-    if not merge:
-        why = "takes merge=True, as an adapter by itself answers nothing without its head"
-    elif estimator._targets is not None:
+    if estimator._targets is not None:
         why = "has one target, and this one has several"
     elif kind != "decoder":
         why = f"is a decoder: transformers puts layers of its own between an {kind} and the head"
@@ -41,12 +39,14 @@ def check_classifier(estimator: Any, *, merge: bool) -> None:
     elif estimator._head.bias:
         why = "has no bias: fit with head={'type': 'linear', 'bias': False}"
     if why is not None:
-        raise _refused(why)
+        raise _refused(why, estimator)
 
 
-def _refused(why: str) -> ParameterError:
+def _refused(why: str, estimator: Any) -> ParameterError:
+    whole = getattr(estimator._adapter, "type", None) == "full"
+    advice = "Use save()." if whole else "Use merge=False, which writes the head beside the adapter, or save()."
     return ParameterError(
-        f"A linear head is exported as a model of transformers for sequence classification, which {why}. Use save()."
+        f"A linear head is merged into a model of transformers for sequence classification, which {why}. {advice}"
     )
 
 
@@ -90,7 +90,7 @@ def as_classifier(estimator: Any, base: Any, lent: Any) -> Any:
     expected = _probe(pooler, base.pad_id) @ weight.T
     plain, config = merge(pooler.model), base.model.config
     if type(config) not in FAMILIES:
-        raise _refused(f"transformers does not have of the family {config.model_type!r}")
+        raise _refused(f"transformers does not have of the family {config.model_type!r}", estimator)
     _label(config, estimator, base.pad_id)
     with torch.device("meta"):  # every part is put in its place below
         model = AutoModelForSequenceClassification.from_config(config)
@@ -99,7 +99,7 @@ def as_classifier(estimator: Any, base: Any, lent: Any) -> Any:
     model.score.weight.data = weight
     others = (*model.named_parameters(), *model.named_buffers())
     if any(tensor.is_meta for _, tensor in others) or not _alike(model.eval(), expected, base.pad_id):
-        raise _refused(f"of the family {config.model_type!r} would answer otherwise")
+        raise _refused(f"of the family {config.model_type!r} would answer otherwise", estimator)
     return model
 
 

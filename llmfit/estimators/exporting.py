@@ -13,13 +13,14 @@ from typing import Any
 from sklearn.utils.validation import check_is_fitted
 
 from llmfit.estimators.classifying import LOADER, as_classifier, check_classifier, installed
+from llmfit.estimators.heading import LOADERS, write_head
 from llmfit.exceptions import LLMFitError, ParameterError, check_choice, parameter_error, reason
+from llmfit.heads import split_tensors
 from llmfit.persistence import write_folder
 
 __all__ = ["EXPORT_MANIFEST", "Exported"]
 
 EXPORT_MANIFEST = "llmfit_export.json"
-LOADERS = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
 
 
 class Exported:
@@ -28,8 +29,9 @@ class Exported:
     def export(self, path: Any, *, merge: bool = True, dtype: str = "auto") -> None:
         """Write the fitted model for transformers, or its adapter for PEFT; llmfit is not needed to load either.
 
-        A classifier with a linear head is written for ``AutoModelForSequenceClassification``, where that answers alike:
-        on a decoder, with the last token's vector and ``head={"type": "linear", "bias": False}``.
+        A classifier with a linear head is merged into a model for ``AutoModelForSequenceClassification``, where that
+        answers alike: on a decoder, with the last token's vector and ``head={"type": "linear", "bias": False}``. Every
+        linear head can be written with ``merge=False``.
 
         Parameters
         ----------
@@ -38,8 +40,10 @@ class Exported:
         merge : bool, default=True
             True writes a plain model: configuration, weights with the adapter merged into them, tokenizer, chat
             template and generation settings. The adapter is merged in float32 into the base model as its files have
-            it, also where it was trained beside a quantized one. False writes the adapter as a PEFT folder, with the
-            tokenizer.
+            it, also where it was trained beside a quantized one; one that began there with LoftQ into what that one's
+            layers in few bits stand for. False writes the adapter as a PEFT folder, with the
+            tokenizer; a linear head beside it, or alone where nothing else was trained, as head.safetensors and
+            head.json, which says what the head reads and what its outputs mean.
         dtype : {"auto", "float32", "bfloat16", "float16", "float64"}, default="auto"
             In which the merged weights are written. "auto" is the dtype of the base model's files; fewer bits than 32
             round the merged weights once. Without `merge` there are none, and only "auto" may stand.
@@ -74,11 +78,11 @@ class Exported:
         check_choice("dtype", "export", dtype, ["auto", *DTYPES])
         if not merge and dtype != "auto":
             raise ParameterError("The 'dtype' parameter of export is of merged weights, and merge=False writes none.")
-        if inner._head is not None:
-            check_classifier(inner, merge=merge)
         if merge:
             check_mergeable(inner._adapter)
-        elif inner._adapter is None or inner._adapter.type == "full":
+            if inner._head is not None:
+                check_classifier(inner)
+        elif (inner._adapter is None and inner._head is None) or getattr(inner._adapter, "type", None) == "full":
             given = inner._adapter and inner._adapter.type
             raise ParameterError(
                 f"merge=False writes an adapter by itself, and adapter={given!r} has none. Use merge=True."
@@ -94,8 +98,8 @@ class Exported:
         def fill(folder: Path) -> None:
             base = _write_merged(inner, folder, dtype) if merge else _write_adapter(inner, folder)
             base.tokenizer.save_pretrained(folder)
-            loader = LOADERS[base.kind] if inner._head is None else LOADER
-            _write_card(inner, folder, "merged" if merge else "adapter", loader)
+            loader = LOADER if merge and inner._head is not None else LOADERS[base.kind]
+            _write_card(inner, folder, _form(inner, merge), loader)
 
         write_folder(path, content, fill, manifest=EXPORT_MANIFEST, what="exported model")
 
@@ -113,7 +117,7 @@ class Exported:
         Parameters
         ----------
         repo_id : str
-            As ``owner/name``.
+            As ``owner/name``; a name alone is one of whom the token belongs to.
         content : {"saved", "merged", "adapter"}, default="saved"
             What is pushed: the folder that `save` writes, or that of `export` with merge=True or merge=False.
         private : bool or None, default=None
@@ -150,12 +154,15 @@ class Exported:
 
 def _write_merged(estimator: Any, folder: Path, dtype: str) -> Any:
     """Write a plain model; the base model it came from is loaded for this alone."""
-    from llmfit.adapters.merging import merge
+    from llmfit.adapters.merging import merge, unpack_into
     from llmfit.base_model import DTYPES, load_copy
     from llmfit.sources import quiet_loading
 
     base, stored = load_copy(estimator.base_model)
     estimator._check_fingerprint(base)
+    own = split_tensors(estimator._tensors)[1]
+    if estimator.quantization is not None and estimator._adapter is not None and estimator._adapter.holds_lost(own):
+        unpack_into(base, estimator._fitted_base())
     settings = estimator._generation_config(base) if estimator._head is None else None
     with base.attach(installed(estimator), estimator._tensors or None) as adapted, quiet_loading():
         model = merge(adapted) if estimator._head is None else as_classifier(estimator, base, adapted)
@@ -169,8 +176,20 @@ def _write_merged(estimator: Any, folder: Path, dtype: str) -> Any:
 
 def _write_adapter(estimator: Any, folder: Path) -> Any:
     base = estimator._fitted_base()
-    estimator._adapter.save(folder, estimator._tensors, estimator.base_model_["name"], base.kind)
+    if estimator._adapter is not None:
+        own = split_tensors(estimator._tensors)[1]
+        estimator._adapter.save(folder, own, estimator.base_model_["name"], base.kind)
+    if estimator._head is not None:
+        write_head(estimator, folder)
     return base
+
+
+def _form(estimator: Any, merge: bool) -> str:
+    """Say what is written, in the words of the card."""
+    if merge:
+        return "merged"
+    parts = {"adapter": estimator._adapter, "head": estimator._head}
+    return " and ".join(name for name, part in parts.items() if part is not None)
 
 
 def _write_card(estimator: Any, folder: Path, form: str, loader: str) -> None:
@@ -185,7 +204,7 @@ def _upload(folder: Path, repo_id: str, private: bool | None, token: Any, messag
     api = huggingface_hub.HfApi(token=token)
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
     except Exception as error:  # the hub's client raises errors of many libraries
         status = getattr(getattr(error, "response", None), "status_code", None)
         unknown = isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError) or status in (401, 403)

@@ -12,7 +12,7 @@ import pandas as pd
 from llmfit.dates import date_text, is_date
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
-from llmfit.exceptions import ParameterError, TruncationWarning, warn
+from llmfit.exceptions import ParameterError, TruncationWarning, counted, warn
 from llmfit.features import label_text
 from llmfit.files import kinds_of
 from llmfit.params import Nested
@@ -190,9 +190,8 @@ batch_size_, max_length_, memory_footprint_
             )
         lead = self._prompts.template.frame.lead
         texts = [encoder.decode(ids).removeprefix(lead) for ids in answers]
-        if cut:
-            sentence = f"{cut} of {len(rows)} answers reached max_new_tokens={most} without an end."
-            warn(TruncationWarning(sentence))
+        of = f" answers reached max_new_tokens={most} without an end."
+        warn(counted(TruncationWarning, cut, " of ", len(rows), of))
         return texts, answers
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from llmfit import embeddings, scoring
 from llmfit.base_model import BaseModel
 from llmfit.encoding import Encoded
-from llmfit.exceptions import ParameterError
+from llmfit.exceptions import ModelLoadError, ParameterError, quoted
 from llmfit.heads import LinearHead, Pooled, WithHead, split_tensors
 from llmfit.templates import SAMPLE, TemplateConfig
 
@@ -23,10 +23,15 @@ __all__ = ["answer", "check_base", "embed", "own_template"]
 
 
 def check_base(base: BaseModel, head: LinearHead | None, name: object) -> None:
-    """Refuse answers in words of a model that has none, and of a head at a token that has seen nothing."""
+    """Refuse answers in words of a model that has none, or not all of its weights, and of a head at a blind token."""
     if head is None and base.kind == "encoder":
         raise ParameterError(
             f"The base model {str(name)!r} is an encoder, which has no words to answer in. Set head='linear'."
+        )
+    if head is None and getattr(base, "without", None):
+        raise ModelLoadError(
+            f"The base model {str(name)!r} has no weights for {quoted(base.without, most=3)}, without which it has no "
+            "words to answer in. Set head='linear', or name a model that has them."
         )
     if head is not None and base.kind == "decoder" and head.pooling == "first":
         raise ParameterError(
@@ -73,7 +78,7 @@ def embed(
                 progress=progress,
             )
 
-    stored = getattr(base, "quantization", None)  # weights in fewer bits give other vectors
+    stored = repr(getattr(base, "quantization", None))  # every setting of it: each gives other vectors
     space = embeddings.space_name(base.source.fingerprint, base.dtype, stored, pooling)
     return embeddings.look_up(space, prompts, compute, head.cache, in_memory=keep)
 

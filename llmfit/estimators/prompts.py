@@ -14,7 +14,7 @@ import pandas as pd
 from llmfit.base_model import BaseModel
 from llmfit.encoding import Answer, Encoded, Encoder, Ids, Limit
 from llmfit.estimators.retrieval import Retrieval, learn_retrieval
-from llmfit.exceptions import DataWarning, TruncationWarning, quoted, warn
+from llmfit.exceptions import DataWarning, TruncationWarning, counted, quoted, warn
 from llmfit.features import Feature, check_columns, resolve_features
 from llmfit.templates import (
     PLAIN,
@@ -112,13 +112,12 @@ class Prompts:
         prompts = self.segments(base, frame)
         rows = encoder.encode(prompts, completions, self.limit, weights=weights, names=list(frame.index))
         cut = [row for row in rows if row.cut]
-        if cut:
-            warn(
-                TruncationWarning(
-                    f"{len(cut)} of {len(rows)} prompts were cut to max_length {self.limit.max_length} tokens, "
-                    f"{sum(row.cut for row in cut)} characters in all. preview() shows them."
-                ),
-            )
+        of, characters = (
+            f" prompts were cut to max_length {self.limit.max_length} tokens, ",
+            sum(row.cut for row in cut),
+        )
+        more = " characters in all. preview() shows them."
+        warn(counted(TruncationWarning, len(cut), " of ", len(rows), of, characters, more))
         return rows
 
     def pieces(self, encoder: Encoder, answers: Sequence[tuple[str, ...]]) -> list[list[Ids]]:

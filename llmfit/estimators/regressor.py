@@ -13,7 +13,7 @@ from sklearn.base import RegressorMixin
 from llmfit.estimators.generator import LLMGenerator
 from llmfit.estimators.reading import read_target, read_weights
 from llmfit.estimators.targets import holds_times
-from llmfit.exceptions import DataError, DataWarning, ParameterError, quoted, warn
+from llmfit.exceptions import DataError, DataWarning, ParameterError, counted, warn
 from llmfit.features import label_text, row_name
 from llmfit.heads import resolve_head
 
@@ -176,7 +176,7 @@ batch_size_, max_length_, memory_footprint_
     def _in_words(self, base: Any, rows: Sequence[Any], later: int = 0) -> tuple[Any, list[tuple[int, ...]]]:
         texts, ids = super()._in_words(base, rows, later)
         numbers = np.array([read_number(text) for text in texts])
-        _warn_unread(texts, np.isnan(numbers))
+        _warn_unread(texts, np.isnan(numbers), self.target_)
         return numbers, ids
 
     def _column(self, table: Any, answers: Any) -> Any:
@@ -259,11 +259,10 @@ def read_number(text: str) -> float:
     return number if np.isfinite(number) else float("nan")
 
 
-def _warn_unread(texts: list[str], unread: np.ndarray) -> None:
-    if unread.any():
-        odd = dict.fromkeys(text for text, gone in zip(texts, unread, strict=True) if gone)
-        sentence = f"{int(unread.sum())} of {len(texts)} answers are no number, and missing: {quoted(odd, most=3)}."
-        warn(DataWarning(sentence))
+def _warn_unread(texts: list[str], unread: np.ndarray, target: str) -> None:
+    odd = [text for text, gone in zip(texts, unread, strict=True) if gone]
+    of = f" answers for {target!r} are no number, and missing"
+    warn(counted(DataWarning, int(unread.sum()), " of ", len(texts), of, examples=odd))
 
 
 def _numbers(y: pd.Series) -> np.ndarray:

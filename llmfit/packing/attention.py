@@ -115,11 +115,11 @@ def _by_layout(
     long = LONG if query.device.type == "cpu" else query.shape[-1]  # elsewhere, where copies take less than scores
     sizes = [group.rows * group.width for group in groups]
     sizes.append(len(queries) - sum(sizes))
-    split = zip(*(torch.split(x, sizes) for x in (queries, keys, values)), strict=True)  # one gradient, put together
+    split = [torch.split(x, sizes) for x in (queries, keys, values)]  # whose gradients are put together, and not added
     parts = []
-    for group, own in zip(groups, split, strict=False):  # what is left over is the place aside
+    for group, q, k, v in zip(groups, *split, strict=False):  # what is left over is the place aside
         work = _fused if group.width > long else _by_scores
-        parts.append(work(*own, before if group.shared else None, group, dropout))
+        parts.append(work(q, k, v, before if group.shared else None, group, dropout))
     parts.append(torch.zeros_like(parts[-1][:1]))  # the place aside: no row's overflow reaches it
     return _move(torch.cat(parts), put, take)
 

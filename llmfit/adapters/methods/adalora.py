@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmfit.adapters.peft_spec import WRAPPED, LayerSpec
+from llmfit.adapters.peft_spec import WRAPPED
+from llmfit.adapters.some import Biased, SomeLayers
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import ParameterError, parameter_error
 
@@ -24,7 +25,7 @@ AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what peft's allocator rememb
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class AdaLoRA(LayerSpec):
+class AdaLoRA(Biased, SomeLayers):
     """Adaptive budget: ranks begin at `init_r` and fall to `target_r` in the mean, where they matter least.
 
     A fit that goes on with ``warm_start`` keeps the ranks that it finds.
@@ -46,6 +47,17 @@ class AdaLoRA(LayerSpec):
         Scale of the update, over the initial rank.
     dropout : float, default=0.0
     exclude_modules : str or list of str, default=None
+        Layers left out of those adapted.
+    layers_to_transform : int or list of int, default=None
+        Adapt the blocks of these numbers only; `layers_pattern` is the name of the list of blocks, where it is unusual.
+    modules_to_save : str or list of str, default=None
+        Layers trained in full beside, on a private copy.
+    ensure_weight_tying : bool, default=False
+        Let copies of a tied embedding and output head share their weights, as in :class:`LoRA`.
+    trainable_token_indices : list of int or dict of str to list of int, default=None
+        Token ids whose embeddings are trained beside.
+    bias : {"none", "all", "lora_only"}, default="none"
+        Biases trained beside.
 
     References
     ----------
@@ -58,6 +70,8 @@ class AdaLoRA(LayerSpec):
     names: ClassVar[dict[str, str]] = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
     apart: ClassVar[tuple[str, ...]] = ("tinit", "tfinal")
     fixed: ClassVar[dict[str, Any]] = {"total_step": 1}  # peft wants one; a fit sets its own
+    alone: ClassVar[str] = "lora_only"
+    idle: ClassVar[dict[str, tuple[str, Any]]] = {**SomeLayers.idle, "ensure_weight_tying": ("modules_to_save", None)}
 
     target_r: int = 8
     init_r: int = 12
@@ -69,7 +83,8 @@ class AdaLoRA(LayerSpec):
     orth_reg_weight: float = 0.5
     alpha: float = 8
     dropout: float = 0.0
-    exclude_modules: Any = None
+    ensure_weight_tying: bool = False
+    trainable_token_indices: Any = None
 
     def check(self) -> None:
         """Raise a ParameterError for the first setting that cannot be used."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.peft_spec import LayerSpec, PeftSpec, named_sizes
-from llmfit.adapters.rules import as_names
+from llmfit.adapters.rules import as_names, is_pattern
 from llmfit.adapters.some import Biased, Blocked, SomeLayers, width_of
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import ParameterError, parameter_error, quoted
@@ -53,7 +53,7 @@ class IA3(LayerSpec):
             raise ParameterError(
                 "The 'target_modules' and 'feedforward_modules' parameters of IA3 belong together: give both, or none."
             )
-        if self.target_modules not in (None, "all-linear"):
+        if self.target_modules not in (None, "all-linear") and not is_pattern(self.target_modules):
             targets = as_names(self.target_modules)
             for name in as_names(self.feedforward_modules):
                 if name not in targets:

@@ -34,13 +34,14 @@ class LoRA(LayerSpec):
         Share of the inputs of A set to zero in training.
     target_modules : str or list of str, default="all-linear"
         Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. [] is
-        none beside `target_parameters`.
+        none beside `target_parameters`. A text with more in it than letters, digits, dots, dashes and underscores is a
+        regular expression, which has to match the whole name of a layer: ``".*[.](q|v)_proj"``.
     target_parameters : list of str, default=None
         Names of weights adapted that are no layers of their own, as the experts of a mixture often are:
         ``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``. Every expert has an A and B of its own. The choice
         among layers (`exclude_modules`, `layers_to_transform`) is none among these. Needs a `dropout` of 0.
     exclude_modules : str or list of str, default=None
-        Layers left out of those.
+        Layers left out of those; a regular expression is one here, too.
     layers_to_transform : int or list of int, default=None
         Adapt the blocks of these numbers only; `layers_pattern` is the name of the list of blocks, where it is unusual.
     rank_pattern, alpha_pattern : dict of str to number, default=None
@@ -62,8 +63,9 @@ class LoRA(LayerSpec):
         How A and B begin. True: A uniform, B zero; "gaussian": A normal, B zero; "orthogonal" (an even `r`); "mica":
         B the directions of the smallest singular values, A zero and alone trained. "pissa", "pissa_niter_[n]" [4]_ and
         "olora" [5]_ take the largest directions of W itself out of it, "loftq" [6]_ what W loses in few bits.
-        "eva" [7]_, "corda" [8]_ and "lora_ga" [9]_ look at the rows of the fit. What a start takes out of W is given
-        back when the fit ends: the adapter is then kept as plain LoRA of rank ``2 r`` beside the W that it found.
+        "eva" [7]_, "corda" [8]_ and "lora_ga" [9]_ look at rows of the fit, 128 of them at most, drawn. What a start
+        takes out of W is given back when the fit ends: the adapter is then kept as plain LoRA of rank ``2 r`` beside
+        the W that it found.
     eva_config : dict, default=None
         For "eva": ``rho`` (2.0), the most that a layer's rank may grow by in the sharing out of ranks;
         ``use_label_mask`` (True), look at the positions that carry loss only; ``whiten`` (False);
@@ -227,6 +229,11 @@ class LoRA(LayerSpec):
         """Where nothing but A, B and magnitudes is added, and nothing of the base model's is changed."""
         others = (self.modules_to_save, self.trainable_token_indices, self.target_parameters)
         return self.init_lora_weights is True and self.bias == "none" and not self.lora_bias and not any(others)
+
+    def holds_lost(self, tensors: Tensors) -> bool:
+        """With LoftQ, unless what was taken out of the weights has been given back, in twice the rank."""
+        plain = (len(tensors[name]) == self.rank_of(layer) for name, layer in _layers_with_a(tensors))
+        return self.init_lora_weights == "loftq" and any(plain)
 
     def rate(self, parameter: str) -> float:
         """With LoRA+, the ratio for every B."""

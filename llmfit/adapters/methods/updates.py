@@ -71,6 +71,8 @@ class LoKr(LoHa):
         Size of the smaller matrix; -1 is about the root of the layer's.
     rank_dropout_scale : bool, default=False
         Scale up what rank_dropout leaves.
+    init_weights : {True, "lycoris"}, default=True
+        Which of the matrices begin at zero: the smaller one, or the larger one, as in LyCORIS.
 
     References
     ----------
@@ -85,6 +87,12 @@ class LoKr(LoHa):
     decompose_both: bool = False
     decompose_factor: int = -1
     rank_dropout_scale: bool = False
+    init_weights: Any = True
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        check_choice("init_weights", "LoKr", self.init_weights, [True, "lycoris"])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -100,6 +108,9 @@ class FourierFT(Biased, SomeLayers):
         Seed of the places.
     n_frequency_pattern : dict of str to int, default=None
         Other numbers for the layers whose names match.
+    init_weights : bool, default=True
+        Begin with coefficients of zero, which change nothing; False draws them, as PEFT does unless it is told
+        otherwise.
     bias : {"none", "all", "fourier_only"}, default="none"
         Biases trained beside.
 
@@ -114,12 +125,17 @@ class FourierFT(Biased, SomeLayers):
     alone: ClassVar[str] = "fourier_only"
     many: ClassVar[int] = 1000
     weight: ClassVar[str] = ".fourierft_spectrum"
-    fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # zeros, so that the adapter begins as nothing
 
     n_frequency: int | None = None
     scaling: float = 150.0
     random_loc_seed: int = 777
     n_frequency_pattern: Any = None
+    init_weights: bool = True
+
+    def check(self) -> None:
+        """Raise a ParameterError for the first setting that cannot be used."""
+        super().check()
+        check_choice("init_weights", type(self).__name__, self.init_weights, [True, False])
 
     def fitted(self, model: Any) -> dict[str, Any]:
         """As many coefficients as every layer has."""
@@ -152,6 +168,8 @@ class WaveFT(FourierFT):
         Transform the coefficients back; without it they are the update.
     proportional_parameters : bool, default=False
         Share the coefficients out by the layers' sizes.
+    init_weights : bool, default=True
+        Begin with coefficients of zero; False draws them.
     bias : {"none", "all", "waveft_only"}, default="none"
         Biases trained beside.
 

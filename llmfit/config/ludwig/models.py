@@ -176,6 +176,7 @@ POSTPROCESSOR: Table = table(
     refused("merge_adapter_into_base_model", MERGED, False),
     idle("progressbar", "there is no merge within fit that a bar could show", False),
 )
+_NO_LAYERS = "the base model is shared between estimators, so that no layers are added to it."
 _LORA = (
     mapped("r", "adapter.r", "int", 8),
     mapped("alpha", "adapter.alpha; None is 2 r in both", "number"),
@@ -190,7 +191,7 @@ _LORA = (
     mapped("loftq_config", "adapter.loftq_config, where init_lora_weights is 'loftq'", "mapping"),
     mapped("rank_pattern", "adapter.rank_pattern", "mapping"),
     mapped("alpha_pattern", "adapter.alpha_pattern", "mapping"),
-    refused("layer_replication", "the base model is shared between estimators, so that no layers are added to it."),
+    refused("layer_replication", _NO_LAYERS),
 )
 _NOT_IN_ADALORA = "AdaLoRA has no such setting: PEFT reads it for LoRA alone."
 _TARGETS = mapped("target_modules", "adapter.target_modules; all linear layers where it is not given", "names")
@@ -210,11 +211,12 @@ ADAPTERS: dict[str, Table] = {
         mapped("orth_reg_weight", "adapter.orth_reg_weight", "number", 0.5),
         idle("total_step", "the steps of the fit are counted", 10000),
         idle("r", "AdaLoRA's ranks are init_r and target_r, in PEFT as well", 8),
-        refused("bias_type", _NOT_IN_ADALORA, "none"),
+        mapped("bias_type", "adapter.bias", "text", "none"),
         refused("rank_pattern", "the ranks of layers are what AdaLoRA finds."),
         many("use_rslora use_dora", refused, _NOT_IN_ADALORA, False),
-        many("loraplus_lr_ratio alpha_pattern layer_replication", refused, _NOT_IN_ADALORA),
-        refused("init_lora_weights", _NOT_IN_ADALORA, "default", True),
+        many("loraplus_lr_ratio alpha_pattern", refused, _NOT_IN_ADALORA),
+        refused("layer_replication", _NO_LAYERS),
+        refused("init_lora_weights", "AdaLoRA begins as a product that adds nothing.", "default", True),
         many("eva_config loftq_config", idle, "read by starts that AdaLoRA has not"),
     ),
     "ia3": table(
