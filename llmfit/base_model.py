@@ -21,6 +21,7 @@ from llmfit.embeddings import forget_embeddings
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.keeping import Kept
+from llmfit.kinds import draws_numbers, kind_of
 from llmfit.memory import is_out_of_memory, one_memory_error
 from llmfit.quantization import (
     Quantization,
@@ -117,8 +118,7 @@ class BaseModel:
     @property
     def has_dropout(self) -> bool:
         """Whether the model itself draws random numbers in training."""
-        settings = self.model.config.to_dict().items()
-        return any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in settings)
+        return draws_numbers(self.model.config)
 
     @property
     def has_chat_template(self) -> bool:
@@ -232,7 +232,7 @@ def _read(
         with quiet_loading(), torch.random.fork_rng(devices=[]):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **safe)
             config = transformers.AutoConfig.from_pretrained(source.folder, **safe)
-            kind, loader = _kind(config)
+            kind, loader = kind_of(config)
             how = {**loading_options(quantization, loader, config, dtype, device), **_without_pooler(loader, config)}
             model = loader.from_pretrained(source.folder, dtype=dtype, **how, **safe)
     except Exception as error:  # loaders raise errors of many libraries
@@ -253,23 +253,6 @@ def _without_pooler(loader: Any, config: Any) -> dict[str, bool]:
         return {}
     takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return {"add_pooling_layer": False} if takes else {}
-
-
-def _kind(config: Any) -> tuple[str, Any]:
-    """Tell what kind of model a configuration describes, and the class that loads it.
-
-    Families such as BERT can be built as decoders too: what the weights were saved from decides.
-    """
-    import transformers
-    from transformers.models.auto import modeling_auto as auto
-
-    if config.is_encoder_decoder:
-        return "encoder-decoder", transformers.AutoModelForSeq2SeqLM
-    causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    saved_as_decoder = bool({*(config.architectures or ())} & {*causal.values()})
-    if saved_as_decoder or (config.model_type in causal and config.model_type not in masked):
-        return "decoder", transformers.AutoModelForCausalLM
-    return "encoder", transformers.AutoModel
 
 
 _Key = tuple[str, str, Quantization | None, torch.dtype, torch.device]

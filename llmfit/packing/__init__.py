@@ -8,6 +8,19 @@ no label and no estimator.
 """
 
 from llmfit.packing.attention import PackingError, packed
+from llmfit.packing.beginnings import by_beginning, cut_step, extent, parted
 from llmfit.packing.layouts import Layout, Layouts, Tree, common_prefix, lay_out
 
-__all__ = ["Layout", "Layouts", "PackingError", "Tree", "common_prefix", "lay_out", "packed"]
+__all__ = [
+    "Layout",
+    "Layouts",
+    "PackingError",
+    "Tree",
+    "by_beginning",
+    "common_prefix",
+    "cut_step",
+    "extent",
+    "lay_out",
+    "packed",
+    "parted",
+]
