@@ -21,7 +21,7 @@ from llmfit.embeddings import forget_embeddings
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.keeping import Kept
-from llmfit.kinds import draws_numbers, kind_of
+from llmfit.kinds import draws_numbers, kind_of, see_both_ways
 from llmfit.memory import is_out_of_memory, one_memory_error
 from llmfit.quantization import (
     Quantization,
@@ -235,6 +235,7 @@ def _read(
             kind, loader = kind_of(config)
             how = {**loading_options(quantization, loader, config, dtype, device), **_without_pooler(loader, config)}
             model = loader.from_pretrained(source.folder, dtype=dtype, **how, **safe)
+            see_both_ways(model.config)
     except Exception as error:  # loaders raise errors of many libraries
         if is_out_of_memory(error):
             raise

@@ -1,16 +1,17 @@
 """What a configuration of transformers says of a model: what kind it is, and whether it draws numbers in training.
 
-Takes a configuration; gives words and the class that loads such a model. Loads nothing.
+Takes a configuration; gives words and the class that loads such a model. Loads nothing; what it changes is said there.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["draws_numbers", "kind_of"]
+__all__ = ["draws_numbers", "kind_of", "see_both_ways"]
 
 DRAWN = ("drop", "jitter")  # in the names of settings: what is dropped, and noise on what a router sees
 BOTH_WAYS = (True, "all")  # of `use_bidirectional_attention`; "vision" is for images alone
+UNTOLD = ("gemma", "gemma2")  # families that keep that flag from what makes their masks
 
 
 def kind_of(config: Any) -> tuple[str, Any]:
@@ -27,9 +28,19 @@ def kind_of(config: Any) -> tuple[str, Any]:
     causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     saved_as_decoder = bool({*(config.architectures or ())} & {*causal.values()})
     decodes = saved_as_decoder or (config.model_type in causal and config.model_type not in masked)
-    if decodes and getattr(config.get_text_config(), "use_bidirectional_attention", None) not in BOTH_WAYS:
+    if decodes and not _looks_both_ways(config):
         return "decoder", transformers.AutoModelForCausalLM
     return "encoder", transformers.AutoModel
+
+
+def see_both_ways(config: Any) -> None:
+    """Let a loaded model that looks both ways do so beside padding too, where transformers would make it look back."""
+    if _looks_both_ways(config) and config.model_type in UNTOLD:
+        config.is_causal = False
+
+
+def _looks_both_ways(config: Any) -> bool:
+    return getattr(config.get_text_config(), "use_bidirectional_attention", None) in BOTH_WAYS
 
 
 def draws_numbers(config: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,10 @@ def test_thousands_of_beginnings_are_parted_in_no_time() -> None:
 def test_a_step_is_cut_by_beginnings_and_then_by_the_budget() -> None:
     long, other = tuple(range(100, 400)), tuple(range(500, 800))
     rows = [Encoded((*task, i, *(9,) * 50), (1,)) for i, task in enumerate([long, other] * 4)]
-    cut = cut_step(rows, 0, 512)
+    cut = cut_step(rows, 0, 400)
     assert [shared for _, shared in cut] == [300, 300, 300, 300]
-    assert [[row.prompt[300] for row in some] for some, _ in cut] == [[0, 2, 4, 6][:2], [4, 6], [1, 3], [5, 7]]
-    assert [shared for _, shared in cut_step(rows, None, 512)] == [None] * 8
+    assert [[row.prompt[300] for row in some] for some, _ in cut] == [[0, 2], [4, 6], [1, 3], [5, 7]]
+    assert [shared for _, shared in cut_step(rows, None, 400)] == [None] * 8
 
 
 def test_tokens_of_a_pass_are_those_of_the_largest_part() -> None:
@@ -186,9 +187,11 @@ def few_shot(settings: dict[str, Any], **changed: Any) -> Any:
 
 def beginning_of_most(rows: list[Encoded]) -> tuple[int, list[bool]]:
     """Tokens that all but the eight examples begin with, and which rows are such."""
-    first = max({row.prompt[:300] for row in rows}, key=lambda head: sum(row.prompt[:300] == head for row in rows))
-    usual = [row.prompt[:300] == first for row in rows]
-    return common_prefix([row.prompt for row, own in zip(rows, usual, strict=True) if own]), usual
+    for tokens in range(min(len(row.prompt) for row in rows) - 1, 0, -1):
+        head, times = Counter(row.prompt[:tokens] for row in rows).most_common(1)[0]
+        if times >= len(rows) - 8:
+            return tokens, [row.prompt[:tokens] == head for row in rows]
+    raise AssertionError("nothing is shared")
 
 
 def test_examples_before_all_rows_are_computed_once_a_step(settings, many, counted, rows_of):
@@ -210,9 +213,10 @@ def test_examples_before_all_rows_are_computed_once_a_step(settings, many, count
     clf.predict(many)
     assert sum(counted) <= shared + own + odd + (24 + 2 * len(counted)) * PAD_STEP
     counted.clear()
-    clf.predict(many[7:])  # one row reads as an example
-    one = sum(len(row.prompt) for row in rows_of[-1][:1])
-    assert sum(counted) <= one + shared + own + (24 + 2 * len(counted)) * PAD_STEP
+    places = [row.row for row, known in zip(rows_of[0], usual, strict=True) if known]
+    clf.predict(many.iloc[[*places, *({*range(24)} - {*places})][:17]])  # one row reads as an example
+    one = max(len(row.prompt) for row in rows_of[-1])
+    assert sum(counted) <= one + shared + own + (17 + 2 * len(counted)) * PAD_STEP
     assert len(counted) == 2
 
 
@@ -291,9 +295,9 @@ def test_many_labels_behind_two_beginnings(tiny, monkeypatch):
     tries = scoring.tries
     monkeypatch.setattr(scoring, "tries", lambda some: tries(some, 2))
     scoring.score_labels(model, prompts, labels, device=CPU, pad_id=0)
+    expected = [[-token_losses(model, list(p), list(label)).sum() for label in labels] for p in prompts]
     model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True)
     found = scoring.score_labels(model, prompts, labels, device=CPU, pad_id=0)
-    expected = [[-token_losses(model, list(p), list(label)).sum() for label in labels] for p in prompts]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert len(seen) == 2 * len(list(tries(labels, 2)))
     assert sum(count > 130 for count in seen) == 2

@@ -33,7 +33,6 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
     [
         ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 32}),
         ("qwen3_moe", EXPERTS),
-        ("mistral", {"sliding_window": 0}),
     ],
 )
 def test_a_window_of_no_tokens_is_none(kind, changed, tiny, tmp_path):
@@ -111,7 +110,7 @@ def make_both_ways(folder: Path, tiny: str, kind: str = "gemma3_text", **changed
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=512,
+        max_position_embeddings=2048,
         initializer_range=0.2,
         bos_token_id=1,
         eos_token_id=2,
@@ -150,13 +149,16 @@ def test_a_decoder_that_looks_both_ways_reads_a_row_alike_beside_any(
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
-def test_its_tokens_see_those_behind_them(tiny, tmp_path, settings, frame):
-    base = load_base_model(make_both_ways(tmp_path / "both", tiny), device="cpu")
-    with torch.no_grad():
-        one, other = (
-            base.model(input_ids=torch.tensor([[1, 5, 6, last]])).last_hidden_state[0, 0] for last in (7, 200)
-        )
-    assert not torch.allclose(one, other)
+@pytest.mark.parametrize(("kind", "changed"), WAYS.values(), ids=WAYS)
+def test_its_tokens_see_those_behind_them_beside_padding_too(kind, changed, tiny, tmp_path):
+    base = load_base_model(make_both_ways(tmp_path / kind, tiny, kind, **changed), device="cpu")
+    found = []
+    for ids, mask in (([1, 5, 6, 7], [1] * 4), ([1, 5, 6, 200], [1] * 4), ([1, 5, 6, 7, 0, 0], [1] * 4 + [0] * 2)):
+        with torch.no_grad():
+            out = base.model(input_ids=torch.tensor([ids]), attention_mask=torch.tensor([mask]))
+        found.append(out.last_hidden_state[0, 0])
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+    torch.testing.assert_close(found[0], found[2], atol=1e-5, rtol=1e-5)
 
 
 def test_it_has_no_words(tiny, tmp_path, settings, frame):

@@ -61,9 +61,10 @@ def test_what_is_kept_does_not_grow_with_what_tokens_see(tiny, monkeypatch):
     found = kept(model, rows, 1200)
     a_token = kept(model, rows_behind(40, 60, 16), 40) / (40 + own)
     assert found < 1.3 * a_token * (1200 + own)
-    assert found < own * seen * layers * heads
     monkeypatch.setattr(attention, "KEPT", 10**9)
-    assert kept(model, rows, 1200) > found + 4 * own * seen * layers * heads  # float32 weights, once at least
+    whole = kept(model, rows, 1200)
+    assert whole > found + 4 * own * seen * layers * heads  # what softmax gives, in float32
+    assert whole > 4 * found
 
 
 def test_what_is_kept_is_less_than_that_of_padded_rows(tiny):
@@ -82,7 +83,7 @@ def test_what_is_kept_is_less_than_that_of_padded_rows(tiny):
 def test_gradients_are_those_of_kept_scores(own, dropout, recomputed, dtype, apart, tiny, monkeypatch):
     model = plain_model(tiny, attention_dropout=dropout).to(dtype).train().requires_grad_(True)
     if recomputed:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     rows = rows_behind(500, own, 3)
     shared, again, gradients = common_prefix([row.prompt for row in rows]), [], []
     real = attention._again
