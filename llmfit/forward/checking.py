@@ -103,7 +103,7 @@ def _looks(own: Any, kind: str, tokens: int, device: torch.device) -> list[tuple
 
     A GPU attends to few tokens by a table, as it does in all looks, and to many in groups, wide ones by a kernel.
     """
-    looks = [(kind, SHORT, False)]
+    looks: list[tuple[str, tuple[int, ...], bool]] = [(kind, SHORT, False)]
     if tokens > LONG:
         looks.append((f"{kind}, long", LONGER, False))
     if device.type != "cpu":
