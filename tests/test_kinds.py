@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch_side import CPU, classifier, make_other, plain_model
 
 from llmfit.base_model import load_base_model
 from llmfit.encoding import Encoded
-from llmfit.estimators import joining
-from llmfit.exceptions import ParameterError
+from llmfit.estimators import fitting, joining
+from llmfit.exceptions import PackingWarning, ParameterError
 from llmfit.forward import checking, collate, completion_logits, packable
 from llmfit.kinds import draws_numbers, kind_of
 from llmfit.packing import attention, packed
+from llmfit.search import FusedGridSearchCV
 from llmfit.sources import quiet_loading
 
 SOME = [Encoded((1, 5, 6)), Encoded((1, 7, 8, 9))]
@@ -67,30 +69,31 @@ def test_what_is_drawn_in_training_is_read_off_the_configuration(config, drawn):
     assert draws_numbers(config) is drawn
 
 
-def test_a_router_with_noise_trains_alone_and_its_budget_decides_a_fit(tiny, tmp_path, settings, frame, monkeypatch):
-    keys: list[str] = []
-    real = joining._is_plain
-    joined: list[bool] = []
-    monkeypatch.setattr(joining, "_is_plain", lambda job: joined.append(real(job)) or joined[-1])
-    from llmfit.estimators import fitting
+@pytest.fixture(params=[0.0, 0.3], ids=["without noise", "with noise"])
+def noisy(request, tiny, tmp_path) -> tuple[float, str]:
+    own = {"num_local_experts": 2, "num_experts_per_tok": 1, "router_jitter_noise": request.param}
+    return request.param, make_other(tmp_path / "mixtral", tiny, "mixtral", **own)
 
-    key = fitting._fit_key
-    monkeypatch.setattr(fitting, "_fit_key", lambda *given: keys.append(key(*given)) or keys[-1])
-    for noise in (0.0, 0.3):
-        folder = make_other(
-            tmp_path / str(noise),
-            tiny,
-            "mixtral",
-            num_local_experts=2,
-            num_experts_per_tok=1,
-            router_jitter_noise=noise,
-        )
-        assert load_base_model(folder, device="cpu").has_dropout is bool(noise)
-        for budget in (64, 128):
-            own = {"base_model": folder, "batch_tokens": budget, "checkpoint_dir": tmp_path / "states"}
-            classifier(settings, **own, adapter={"r": 2, "target_modules": ["q_proj"]}).fit(frame)
-    assert keys[0] == keys[1]
-    assert keys[2] != keys[3]
+
+def test_the_budget_decides_a_fit_beside_a_router_with_noise(noisy, settings, frame, tmp_path, monkeypatch):
+    noise, folder = noisy
+    keys: list[str] = []
+    real = fitting._fit_key
+    monkeypatch.setattr(fitting, "_fit_key", lambda *given: keys.append(real(*given)) or keys[-1])
+    for budget in (64, 128):
+        own = {"base_model": folder, "batch_tokens": budget, "checkpoint_dir": tmp_path / "states"}
+        classifier(settings, **own, adapter={"r": 2, "target_modules": ["q_proj"]}).fit(frame)
+    assert len({*keys}) == (2 if noise else 1)
+
+
+def test_a_router_with_noise_trains_alone(noisy, settings, frame, monkeypatch):
+    noise, folder = noisy
+    beside: list[int] = []
+    real = joining.train_together
+    monkeypatch.setattr(joining, "train_together", lambda *given, **how: beside.append(1) or real(*given, **how))
+    model = classifier(settings, base_model=folder, adapter={"r": 2, "target_modules": ["q_proj"]})
+    FusedGridSearchCV(model, {"learning_rate": [1e-3, 1e-2]}, cv=2, refit=False).fit(frame)
+    assert bool(beside) == (noise == 0)
 
 
 # Both ways ------------------------------------------------------------------------------------------
@@ -98,8 +101,6 @@ def test_a_router_with_noise_trains_alone_and_its_budget_decides_a_fit(tiny, tmp
 
 def make_both_ways(folder: Path, tiny: str, kind: str = "gemma3_text", **changed: Any) -> str:
     """A Gemma that looks both ways, as EmbeddingGemma is saved: without a layer that makes words."""
-    import shutil
-
     shutil.copytree(tiny, folder)
     config = transformers.AutoConfig.for_model(
         kind,
@@ -216,8 +217,6 @@ def test_a_model_attends_in_groups_where_it_is_told_to(tiny, monkeypatch):
 
 
 def test_groups_that_differ_are_found_where_the_table_agrees(tiny, monkeypatch):
-    from llmfit.exceptions import PackingWarning
-
     model = plain_model(tiny)
     monkeypatch.setattr(attention, "_fits_a_table", lambda layout, _, __, most: layout.length * layout.seen <= most)
     real = attention._by_scores

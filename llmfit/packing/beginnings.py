@@ -17,6 +17,7 @@ from llmfit.packing.layouts import common_prefix
 __all__ = ["by_beginning", "cut_step", "extent", "parted"]
 
 OF_A_BUDGET = 32  # one more pass costs this part of it: the larger passes are, the quicker is a device in them
+MOST = 512  # tokens that it costs at most, whatever the budget
 
 
 def by_beginning(prompts: Sequence[Ids], least: int, budget: int) -> list[tuple[list[int], int]]:
@@ -44,15 +45,14 @@ def by_beginning(prompts: Sequence[Ids], least: int, budget: int) -> list[tuple[
     >>> by_beginning([(*long, 1), (*other, 2), (*long, 3)], least=0, budget=4096)
     [([1], 0), ([0, 2], 900)]
     """
-    heads = [prompt[:-1] for prompt in prompts]  # each keeps a token of its own
-    order = sorted(range(len(heads)), key=heads.__getitem__)
-    alike = [_alike(heads[i], heads[j], least) for i, j in pairwise(order)]
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    alike = [_alike(prompts[i], prompts[j], least) for i, j in pairwise(order)]
     base = _counted(min(alike, default=least), least)
     alike = [_counted(tokens, base) for tokens in alike]
     if max(alike, default=base) == base:
         return [(list(range(len(prompts))), base)]
     depths, parents, holders = _tree(alike, base)
-    chosen = _choose(depths, parents, holders, max(FORWARD_OVERHEAD, budget // OF_A_BUDGET))
+    chosen = _choose(depths, parents, holders, min(max(FORWARD_OVERHEAD, budget // OF_A_BUDGET), MOST))
     parts: dict[int, list[int]] = {}
     for i, holder in zip(order, holders, strict=True):
         parts.setdefault(chosen[holder], []).append(i)
@@ -60,8 +60,8 @@ def by_beginning(prompts: Sequence[Ids], least: int, budget: int) -> list[tuple[
 
 
 def _alike(one: Ids, other: Ids, least: int) -> int:
-    """Count the tokens that two begin with, of which `least` are known to be alike."""
-    most = min(len(one), len(other))
+    """Count the tokens that two begin with, each keeping one of its own; `least` are known to be alike."""
+    most = min(len(one), len(other)) - 1
     if one[:most] == other[:most]:
         return most
     return next(i for i in range(least, most) if one[i] != other[i])
