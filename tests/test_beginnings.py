@@ -23,8 +23,8 @@ from llmfit.objectives import OBJECTIVES
 from llmfit.packing import by_beginning, common_prefix, cut_step, extent
 from llmfit.search import FusedGridSearchCV
 
-BLOCKS = {name: tuple(range(start, start + 40)) for name, start in (("a", 100), ("b", 200), ("c", 300))}
-PROMPTS = st.lists(st.tuples(st.text("abc", max_size=3), st.integers(0, 2)), min_size=1, max_size=6)
+BLOCKS = {name: tuple(range(start, start + 200)) for name, start in (("a", 100), ("b", 300), ("c", 500))}
+PROMPTS = st.lists(st.tuples(st.text("abc", max_size=3), st.integers(0, 2)), min_size=1, max_size=5)
 
 
 # Which rows are parts of their own ------------------------------------------------------------------
@@ -54,7 +54,7 @@ def cost(parts: list[list[int]], prompts: list[tuple[int, ...]]) -> int:
     return total
 
 
-@quickly(max_examples=150, deadline=None, database=None)
+@quickly(max_examples=60, deadline=None, database=None)
 @given(PROMPTS)
 def test_hardly_any_other_parting_costs_less(drawn: list[tuple[str, int]]) -> None:
     prompts = written(drawn)
@@ -67,7 +67,7 @@ def test_hardly_any_other_parting_costs_less(drawn: list[tuple[str, int]]) -> No
     everything = list(range(len(prompts)))
     assert found <= cost([everything], prompts)
     least = min(cost(parting, prompts) for parting in partings(everything))
-    assert found <= least + FORWARD_OVERHEAD + common_prefix(prompts) + PAD_STEP * len(prompts)
+    assert found <= least + FORWARD_OVERHEAD + common_prefix(prompts)  # the first part counts, where it is left empty
 
 
 @quickly(max_examples=50, deadline=None, database=None)
