@@ -21,6 +21,7 @@ from llmfit.embeddings import forget_embeddings
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.keeping import Kept, Standing
+from llmfit.kinds import draws_numbers, kind_of, missing_words, see_both_ways
 from llmfit.memory import is_out_of_memory, one_memory_error
 from llmfit.quantization import (
     Quantization,
@@ -30,7 +31,7 @@ from llmfit.quantization import (
     resolve_quantization,
     settle,
 )
-from llmfit.sources import Source, find_source, forget_sources, kind_of, missing_words, quiet_loading
+from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
 __all__ = ["DTYPES", "Adapter", "BaseModel", "clear_cache", "load_base_model", "load_copy"]
 
@@ -122,8 +123,7 @@ class BaseModel:
     @property
     def has_dropout(self) -> bool:
         """Whether the model itself draws random numbers in training."""
-        settings = self.model.config.to_dict().items()
-        return any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in settings)
+        return draws_numbers(self.model.config)
 
     @property
     def has_chat_template(self) -> bool:
@@ -245,6 +245,7 @@ def _read(
             how = {**loading_options(quantization, loader, config, dtype, device), **_without_pooler(loader, config)}
             how |= {"config": config} if kind == "encoder-decoder" else {}
             model, told = loader.from_pretrained(source.folder, dtype=dtype, output_loading_info=True, **how, **safe)
+            see_both_ways(model.config)
     except Exception as error:  # loaders raise errors of many libraries
         if is_out_of_memory(error):
             raise

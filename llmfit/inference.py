@@ -7,7 +7,7 @@ estimator. Every prompt has one answer back; an answer ends at an end-of-text to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
 from llmfit.forward import Begun, begin, generation_inputs
 from llmfit.memory import auto_budget
+from llmfit.packing import by_beginning, common_prefix
 from llmfit.scoring import run_batches
 
 __all__ = ["Generation", "check_least", "generate", "generation_config", "resolve_generation"]
@@ -168,28 +169,46 @@ def generate(
     # together, unpadded.
     counting = not start_ids and (settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size > 0)
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
-    begun = None
-    if not start_ids and settings.num_beams == 1:  # beams copy no cache that is given
-        begun = begin(model, [row.prompt for row in rows], pad_id=pad_id, device=device, room=max_new_tokens)
-    for kind in sorted(set(kinds), reverse=True):  # rows near the end of the context answer apart from the others
-        alike = [i for i, own in enumerate(kinds) if own == kind]
-        some = [rows[i] for i in alike]
-        config = generation_config(settings, end_ids, kind[0], pad_id, start_ids)
+    where = {"pad_id": pad_id, "device": device, "room": max_new_tokens}
+    begins = not start_ids and settings.num_beams == 1  # beams copy no cache that is given
+    for positions, begun in _behind(model, rows, budget, where) if begins else [([*range(len(rows))], None)]:
+        for kind in sorted({kinds[i] for i in positions}, reverse=True):  # rows near the context's end answer apart
+            alike = [i for i in positions if kinds[i] == kind]
+            some = [rows[i] for i in alike]
+            config = generation_config(settings, end_ids, kind[0], pad_id, start_ids)
 
-        def answer_batch(part: list[Encoded], config: Any = config) -> list[Ids]:
-            step = 1 if counting else PAD_STEP
-            return _generate_batch(model, part, config, device, pad_id, start_ids, step=step, begun=begun)
+            def answer_batch(part: list[Encoded], config: Any = config, begun: Begun | None = begun) -> list[Ids]:
+                step = 1 if counting else PAD_STEP
+                return _generate_batch(model, part, config, device, pad_id, start_ids, step=step, begun=begun)
 
-        for positions, ids in run_batches(some, length_batches(some, budget), answer_batch):
-            for position, answer in zip(positions, ids, strict=True):
-                answers[alike[position]] = answer
-                row = rows[alike[position]]
-                progress(times[row.prompt, row.said] or 1)
+            for batch, ids in run_batches(some, length_batches(some, budget), answer_batch):
+                for position, answer in zip(batch, ids, strict=True):
+                    answers[alike[position]] = answer
+                    row = rows[alike[position]]
+                    progress(times[row.prompt, row.said] or 1)
     if not settings.do_sample:
         known = {(row.prompt, row.said): answer for row, answer in zip(rows, answers, strict=True)}
         answers = [known[one] for one in asked]
     ended = [_until_end(answer, end_ids) for answer in answers]
     return [answer for answer, _ in ended], sum(not stopped for _, stopped in ended)
+
+
+def _behind(
+    model: Any, rows: Sequence[Encoded], budget: int, where: dict[str, Any]
+) -> Iterator[tuple[list[int], Begun | None]]:
+    """Part rows by what they begin with, read when the turn of a part comes; those that are read whole come last."""
+    prompts = [row.prompt for row in rows]
+    whole: list[int] = []
+    able = True
+    for positions, shared in by_beginning(prompts, common_prefix(prompts), budget):
+        begun = begin(model, [prompts[i] for i in positions], **where) if able else None
+        if begun is not None:
+            yield positions, begun
+            continue
+        able = able and (len(positions) < 2 or shared < PAD_STEP)  # else the model cannot, or memory holds no more
+        whole += positions
+    if whole:
+        yield sorted(whole), None
 
 
 def _forget_own_settings(model: Any) -> None:

@@ -1,6 +1,6 @@
 """Log-probabilities of given answers: class labels behind prompts, references in full; answers of heads.
 
-Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. What all
+Takes a lent module in evaluation mode and token ids; gives float64 arrays. Knows no pandas and no estimator. What
 prompts begin with goes through the network once, the rest of each once with the tokens of all labels behind it, which
 stand there as a tree: a label's tokens see those it goes on from. Models that cannot read packed rows get each prompt
 once and the labels over copies of its cache, and those that keep none a pass for each prompt with each label. What kind
@@ -25,7 +25,7 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.forward import Reading, ask, choices, collate, completion_states, go_on, keeps_all, packable, read
 from llmfit.memory import auto_budget, halved, is_out_of_memory
 from llmfit.objectives import completion_losses
-from llmfit.packing import Tree, packed
+from llmfit.packing import Tree, by_beginning, packed, parted
 
 __all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels"]
 
@@ -97,13 +97,16 @@ def score_labels(
     behind = max(len(trie.tokens) for trie, _ in parts)
     shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids, behind=behind)
     if shared is not None:
-        kept: dict[int, Any] = {}  # what all prompts begin with is read once for all tries
         with packed(model):
-            for trie, columns in parts:
-                passes = _score_packed(model, rows, trie, shared, kept, device, pad_id, budget)
-                for positions, values in passes:
-                    scores[np.ix_(positions, columns)] = values
-                    progress(sum(times[i] for i in positions) if columns[-1] == len(labels) - 1 else 0)
+            for some, begun in by_beginning([row.prompt for row in rows], shared, budget):
+                kept: dict[int, Any] = {}  # what prompts begin with is read once for all tries
+                alike = [rows[i] for i in some]
+                for trie, columns in parts:
+                    passes = _score_packed(model, alike, trie, begun, kept, device, pad_id, budget)
+                    for here, values in passes:
+                        positions = [some[i] for i in here]
+                        scores[np.ix_(positions, columns)] = values
+                        progress(sum(times[i] for i in positions) if columns[-1] == len(labels) - 1 else 0)
     else:
         work = partial(
             _score_batch, model, labels=labels, device=device, pad_id=pad_id, budget=budget, start_ids=start_ids
@@ -337,12 +340,14 @@ def reference_losses(
 
     shared = packable(model, rows, pad_id=pad_id, device=device, start_ids=start_ids) if rows else None
 
-    def measure(part: list[Encoded]) -> torch.Tensor:
-        return completion_losses(model, collate(part, pad_id, device, start_ids, shared=shared))
+    def measure(part: list[Encoded], begun: int | None) -> torch.Tensor:
+        return completion_losses(model, collate(part, pad_id, device, start_ids, shared=begun))
 
     with packed(model) if shared is not None else nullcontext():
-        for _, losses in run_batches(rows, length_batches(rows, budget, shared), measure):
-            total, count = total + float(losses.cpu().double().sum()), count + len(losses)
+        for positions, begun in parted(rows, shared, budget):
+            some = [rows[i] for i in positions]
+            for _, losses in run_batches(some, length_batches(some, budget, begun), partial(measure, begun=begun)):
+                total, count = total + float(losses.cpu().double().sum()), count + len(losses)
     return total, count
 
 
@@ -375,16 +380,19 @@ def head_outputs(
     rows = [Encoded(prompt) for prompt in times]
     done: dict[Ids, torch.Tensor] = {}
     shared = packable_answers(model, rows, pad_id=pad_id, device=device)
-    kept: dict[int, Any] | None = {} if getattr(getattr(model, "backbone", model), "pooling", None) == "last" else None
+    keeps = getattr(getattr(model, "backbone", model), "pooling", None) == "last"
+    budget = auto_budget(batch_tokens, device)
 
     @torch.no_grad()
-    def run(part: list[Encoded]) -> torch.Tensor:
+    def run(part: list[Encoded], begun: int | None, kept: dict[int, Any] | None) -> torch.Tensor:
         with _whole(kept):
-            return answer(model, collate_answers(part, pad_id, device, shared, kept)).cpu()
+            return answer(model, collate_answers(part, pad_id, device, begun, kept)).cpu()
 
-    batches = length_batches(rows, auto_budget(batch_tokens, device), shared, kept=kept is not None)
     with packed(model) if shared is not None else nullcontext():
-        for positions, values in run_batches(rows, batches, run):
-            done |= {rows[i].prompt: value for i, value in zip(positions, values, strict=True)}
-            progress(sum(times[rows[i].prompt] for i in positions))
+        for positions, begun in parted(rows, shared, budget):
+            some = [rows[i] for i in positions]
+            work = partial(run, begun=begun, kept={} if keeps else None)
+            for here, values in run_batches(some, length_batches(some, budget, begun, kept=keeps), work):
+                done |= {some[i].prompt: value for i, value in zip(here, values, strict=True)}
+                progress(sum(times[some[i].prompt] for i in here))
     return torch.stack([done[prompt] for prompt in prompts])

@@ -13,14 +13,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, quoted, reason, suggest
+from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, reason, suggest
 
 __all__ = [
     "ALIASES",
@@ -29,8 +29,6 @@ __all__ = [
     "digest_folder",
     "find_source",
     "forget_sources",
-    "kind_of",
-    "missing_words",
     "public_name",
     "quiet_loading",
 ]
@@ -233,62 +231,6 @@ def quiet_loading() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def kind_of(config: Any) -> tuple[str, Any]:
-    """Tell what kind of model a configuration describes, and the class that loads it.
-
-    Families such as BERT can be built as decoders too: what the weights were saved from decides.
-    """
-    import transformers
-    from transformers.models.auto import modeling_auto as auto
-
-    causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    beside = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-    if config.is_encoder_decoder or (config.model_type in beside and config.model_type not in {*causal, *masked}):
-        config.is_encoder_decoder = True  # an encoder that was saved alone, as T5's, says it is none
-        return "encoder-decoder", transformers.AutoModelForSeq2SeqLM
-    saved_as_decoder = bool({*(config.architectures or ())} & {*causal.values()})
-    if saved_as_decoder or (config.model_type in causal and config.model_type not in masked):
-        return "decoder", transformers.AutoModelForCausalLM
-    return "encoder", transformers.AutoModel
-
-
-def missing_words(model: Any, kind: str, missing: Collection[str], name: str) -> tuple[str, ...]:
-    """Name the weights that a model's files do not have, and that a linear head puts aside.
-
-    Those are the output embeddings and, beside an encoder, the decoder. What an encoder makes of its first token is
-    read by nobody here.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-    kind : str
-        See :class:`~llmfit.base_model.BaseModel`.
-    missing : collection of str
-        What transformers has filled with random numbers.
-    name : str
-        Of the base model.
-
-    Raises
-    ------
-    ModelLoadError
-        If others are missing.
-    """
-    known = {key for key, _ in model.named_parameters(remove_duplicate=False)}
-    gone = sorted(key for key in missing if key in known and not (kind == "encoder" and "pooler" in key))
-    if not gone:
-        return ()
-    aside = [model.get_output_embeddings()] if kind != "encoder" else []
-    aside += [model.get_decoder()] if kind == "encoder-decoder" else []
-    places = [f"{place}." for place, module in model.named_modules() if any(module is one for one in aside)]
-    rest = [key for key in gone if not key.startswith(tuple(places))]
-    if rest:
-        raise ModelLoadError(
-            f"The base model {name!r} has no weights for {quoted(rest, most=3)}: its files are incomplete, or of "
-            "another model than its configuration says."
-        )
-    return tuple(gone)
 
 
 def _fingerprint(folder: Path) -> str:

@@ -49,7 +49,7 @@ class Fit:
     settings : Settings
     adapter : AdapterSpec
     shared : int
-        Tokens that all prompts begin with, as :func:`llmfit.forward.packable` says.
+        Tokens that all prompts begin with, at least, as :func:`llmfit.forward.packable` says.
     pause : Pause or None
         Where it goes on from, and how far.
     """
@@ -244,9 +244,9 @@ def _passes(active: Sequence[_Member], room: _Room) -> list[list[_Part]]:
         tokens = room.tokens
         for member, parts in cut:
             if i < len(parts):
-                run = member.run
-                batch = collate(parts[i], run.pad_id, run.device, shared=run.shared)
-                part = _Part(member, parts[i], batch)
+                rows, shared = parts[i]
+                batch = collate(rows, member.run.pad_id, member.run.device, shared=shared)
+                part = _Part(member, rows, batch)
                 if tokens + part.tokens > room.tokens:
                     passes.append([])
                     tokens = 0

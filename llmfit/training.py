@@ -19,7 +19,7 @@ import torch
 
 from llmfit.adapters import AdapterSpec
 from llmfit.answers import collate_answers, packable_answers
-from llmfit.batching import epoch_order, length_batches, pack_step, split_step
+from llmfit.batching import epoch_order, length_batches
 from llmfit.callbacks import Callback, State, notify
 from llmfit.checkpoints import Checkpoint, Pause
 from llmfit.encoding import Encoded, Ids
@@ -28,7 +28,7 @@ from llmfit.forward import collate, packable
 from llmfit.memory import auto_budget, halved, is_out_of_memory, one_memory_error
 from llmfit.objectives import loss_mass, objective_of
 from llmfit.optim import by_rate, learning_rate_at, make_optimizer, set_rate
-from llmfit.packing import packed
+from llmfit.packing import cut_step, extent, packed, parted
 
 __all__ = [
     "Run",
@@ -273,8 +273,8 @@ def _accumulate(run: Run, batch: Sequence[Encoded], state: State) -> float:
     torch.manual_seed(step_seed(run.settings.seed, state.step))
     mass = loss_mass(batch)
     total = 0.0
-    for micro in micro_batches(run, batch):
-        together = _collate(micro, run.pad_id, run.device, run.start_ids, run.shared)
+    for micro, shared in micro_batches(run, batch):
+        together = _collate(micro, run.pad_id, run.device, run.start_ids, shared)
         loss = objective_of(run.settings.objective)(run.model, together) / mass
         total += check_loss(loss, micro, state)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -284,11 +284,9 @@ def _accumulate(run: Run, batch: Sequence[Encoded], state: State) -> float:
     return total
 
 
-def micro_batches(run: Run, batch: Sequence[Encoded]) -> list[list[Encoded]]:
-    """Part the rows of a step into those that go through the network at once."""
-    lengths = [row.length for row in batch]
-    parts = split_step(lengths, run.budget) if run.shared is None else pack_step(lengths, run.shared, run.budget)
-    return [[batch[i] for i in positions] for positions in parts]
+def micro_batches(run: Run, batch: Sequence[Encoded]) -> list[tuple[list[Encoded], int | None]]:
+    """Part the rows of a step into those that go through the network at once, each with what its rows share."""
+    return cut_step(batch, run.shared, run.budget)
 
 
 def check_loss(loss: torch.Tensor, rows: Sequence[Encoded], state: State) -> float:
@@ -334,11 +332,7 @@ def _within_memory(run: Run, rows: Sequence[Encoded], shared: int | None, work: 
                 raise
             run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
-        longest = max(row.length for row in rows)
-        together, least = len(rows) * longest, longest
-        if shared is not None:
-            together = shared + sum(row.length - shared for row in rows)
-            least = min(longest, 2 * (longest - shared) + 1)  # of a budget whose passes still hold more than one row
+        together, least = extent(rows, shared, run.budget)
         size = min(run.budget, together)
         run.budget, run.warned = halved(size, "tokens", least=least, warn=not run.warned), True
 
@@ -392,7 +386,9 @@ def mean_loss(
 ) -> float:
     """Mean of the rows' losses, each weighing what it does in training; nothing but the sum is kept."""
     total = 0.0
-    for positions in length_batches(rows, budget, shared):
-        batch = _collate([rows[i] for i in positions], pad_id, device, start_ids, shared)
-        total += float(objective_of(objective)(model, batch))
+    for positions, begun in parted(rows, shared, budget):
+        some = [rows[i] for i in positions]
+        for here in length_batches(some, budget, begun):
+            batch = _collate([some[i] for i in here], pad_id, device, start_ids, begun)
+            total += float(objective_of(objective)(model, batch))
     return total / loss_mass(rows)

@@ -24,7 +24,7 @@ from llmfit.estimators.fitting import Fitted, Job, history_of, with_batch_size
 from llmfit.exceptions import LLMFitError, MemoryWarning, PackingWarning, reason, warn
 from llmfit.forward import packable
 from llmfit.memory import bare, enough, free, runs_out
-from llmfit.packing import common_prefix
+from llmfit.packing import by_beginning, common_prefix
 from llmfit.together import Fit, can_read_beside, train_together
 
 __all__ = ["Outcome", "can_join", "can_pause", "fit_together"]
@@ -220,9 +220,10 @@ def _share(job: Job) -> tuple[float, int]:
     """Count the tokens of a step, and those that are worth to be brought together in a pass."""
     settings = with_batch_size(job.checked, len(job.rows)).settings
     rows_a_step = min(settings.batch_size, len(job.rows))
-    shared = common_prefix([row.prompt for row in job.rows])  # stands in a pass once
-    own = sum(row.length - shared for row in job.rows) / len(job.rows)
-    return shared + rows_a_step * own, enough(settings.batch_tokens, job.base.device)
+    prompts, most = [row.prompt for row in job.rows], enough(settings.batch_tokens, job.base.device)
+    positions, shared = max(by_beginning(prompts, common_prefix(prompts), most), key=lambda part: len(part[0]))
+    own = sum(job.rows[i].length - shared for i in positions) / len(positions)
+    return shared + rows_a_step * own, most  # what most rows share stands in a pass once
 
 
 # Training ---------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Whether a model can read packed rows: seen by letting it read some both ways.
 
-Takes a lent module and rows; gives how many tokens they may share. The padded way is the truth here.
+Takes a lent module and rows; gives how many tokens all of them share. The padded way is the truth here.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ RESCALED = ("dynamic", "longrope")  # rotary angles that depend on the longest r
 COUNTING = "attn_temperature_tuning"  # of layers that do not ask for positions
 SHORT = (4, 9, 17)  # own tokens of the rows that a model is looked at with
 LONGER = (9, LONG + 1)
+WIDER = (9, 17, 300)  # than any head, from which on a GPU attends in groups by a kernel
 
 WAYS = {
     "packed": "read packed rows",
@@ -57,7 +58,7 @@ def packable(
     read: Read | None = None,
     kind: str = "words",
 ) -> int | None:
-    """Say how many tokens rows may share, packed, in a lent model; None where they have to be padded.
+    """Say how many tokens all rows share, packed, in a lent model; None where they have to be padded.
 
     A model that is met for the first time, or with layers that it has not had before, reads three rows both ways, and
     two of which one is long before it is given such ones: where the ways disagree, rows are padded, and a warning says
@@ -89,16 +90,38 @@ def packable(
     if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
     how = read or partial(_read_words, model, pad_id, device)
-    looks = {kind: SHORT, f"{kind}, long": LONGER}
-    if longest + behind <= LONG:
-        del looks[f"{kind}, long"]
-    for name, lengths in looks.items():
-        tokens = 6 + max(lengths) + 1  # of the longest row that it is looked at with
-        if _slides(own, tokens) or rescales(own, tokens):
+    for name, lengths, in_groups in _looks(own, kind, longest + behind, device):
+        if not _sees(own, lengths):
             return None
-        if not same_words(model, "packed", partial(_both_ways, model, own, how, lengths), name):
+        if not same_words(model, "packed", partial(_both_ways, model, own, how, lengths, in_groups), name):
             return None
     return common_prefix([row.prompt for row in rows])
+
+
+def _looks(own: Any, kind: str, tokens: int, device: torch.device) -> list[tuple[str, tuple[int, ...], bool]]:
+    """List what a model is looked at with, before rows of so many tokens: names, own tokens of rows, whether in groups.
+
+    A GPU attends to few tokens by a table, as it does in all looks, and to many in groups, wide ones by a kernel.
+    """
+    looks: list[tuple[str, tuple[int, ...], bool]] = [(kind, SHORT, False)]
+    if tokens > LONG:
+        looks.append((f"{kind}, long", LONGER, False))
+    if device.type != "cpu":
+        positions = getattr(own.config.get_text_config(), "max_position_embeddings", None) or _longest(WIDER)
+        wide = _sees(own, WIDER) and _longest(WIDER) <= positions
+        looks.append((f"{kind}, in groups", WIDER if wide else SHORT, True))
+    return looks
+
+
+def _sees(own: Any, lengths: Sequence[int]) -> bool:
+    """Tell a model that reads rows with so many tokens of their own as it reads shorter ones."""
+    tokens = _longest(lengths)
+    return not (_slides(own, tokens) or rescales(own, tokens))
+
+
+def _longest(lengths: Sequence[int]) -> int:
+    """Count the tokens of the longest row that a model is looked at with."""
+    return 6 + max(lengths) + 1
 
 
 def same_words(
@@ -161,7 +184,9 @@ def _read_words(
     return torch.stack([logits, *trees], dim=1), batch.layout
 
 
-def _both_ways(model: Any, own: Any, read: Read, lengths: Sequence[int]) -> Sequence[torch.Tensor] | None:
+def _both_ways(
+    model: Any, own: Any, read: Read, lengths: Sequence[int], in_groups: bool
+) -> Sequence[torch.Tensor] | None:
     """Let a model read rows, with so many tokens each of their own, padded, packed, and padded apart.
 
     They are the same for every fit: which rows a process met first decides nothing.
@@ -173,7 +198,7 @@ def _both_ways(model: Any, own: Any, read: Read, lengths: Sequence[int]) -> Sequ
     rows = [Encoded((*before, *ids[start:stop]), (first, ids[stop])) for start, stop in places]
     plain, _ = read(rows, None)
     alone = torch.cat([read([row], None)[0] for row in rows])
-    with packed(model):
+    with packed(model, in_groups=in_groups):
         quick, layout = read(rows, common_prefix([row.prompt for row in rows]))
     if not isinstance(layout, Layout) or len(layout.met) < own.config.get_text_config().num_hidden_layers:
         return None  # some layers carry a state instead of attending
@@ -190,7 +215,7 @@ def _slides(model: Any, tokens: int) -> bool:
     """Tell a model whose layers do not see the whole of a row of so many tokens."""
     config = model.config.get_text_config()
     windows = (getattr(config, name, None) for name in WINDOWS)
-    return any(isinstance(window, int) and window <= tokens for window in windows)
+    return any(isinstance(window, int) and 0 < window <= tokens for window in windows)
 
 
 def _counts(own: Any) -> bool:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from llmfit.exceptions import LLMFitError
 from llmfit.packing.layouts import Group, Layout, Layouts
 
 __all__ = ["PackingError", "packed"]
 
-NAME = "llmfit_packed"  # of the attention, among those of transformers
+NAME = "llmfit_packed"  # of the attention, among those of transformers; in groups alone it has another one
 LONG = 512  # tokens of a row from which, on a CPU, a fused kernel, which keeps no scores, is worth its copies
+KEPT = LONG  # tokens that a query sees up to which its scores are kept for the way back, as plain attention keeps them
 TABLE = 2**24  # pairs of tokens up to which a GPU looks at all of them: 4096 tokens
 REFUSED = ("softcap", "s_aux", "sinks", "position_bias")  # settings of an attention that changes more than the mask
 
@@ -29,8 +32,8 @@ class PackingError(LLMFitError):
 
 
 @contextmanager
-def packed(model: Any) -> Iterator[None]:
-    """Let a lent model attend by layouts, and by nothing else, inside.
+def packed(model: Any, *, in_groups: bool = False) -> Iterator[None]:
+    """Let a lent model attend by layouts, and by nothing else, inside; `in_groups` never by a table.
 
     Raises
     ------
@@ -39,7 +42,8 @@ def packed(model: Any) -> Iterator[None]:
     """
     from transformers import AttentionInterface, PreTrainedModel
 
-    AttentionInterface.register(NAME, attend)
+    name, attention = (f"{NAME}_in_groups", partial(attend, pairs=0)) if in_groups else (NAME, attend)
+    AttentionInterface.register(name, attention)
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not parts or not all(part._can_set_attn_implementation() for part in parts):
         raise PackingError("its attention cannot be replaced")
@@ -47,11 +51,11 @@ def packed(model: Any) -> Iterator[None]:
     before = [config._attn_implementation_internal for config in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = NAME
+            config._attn_implementation_internal = name
         yield
     finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
+        for config, own in zip(configs, before, strict=True):
+            config._attn_implementation_internal = own
 
 
 def attend(
@@ -63,6 +67,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | Layouts | None = None,
+    pairs: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend by a layout, as transformers calls an attention.
@@ -71,6 +76,8 @@ def attend(
     ----------
     query : Tensor of shape (1, heads, length, D)
     key, value : Tensor of shape (1, heads that queries share, length, D)
+    pairs : int or None
+        Pairs of tokens up to which a GPU looks at all of them; None is `TABLE`.
 
     Returns
     -------
@@ -82,15 +89,16 @@ def attend(
     if attention_mask is not None:
         raise PackingError("it makes masks of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    most = TABLE if pairs is None else pairs
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first
     if isinstance(layout, Layouts):
         split = (torch.split(x, [part.length for part in layout.parts]) for x in (q, k, v))
         each = [
-            _by_layout(module, one, two, three, part, scale, dropout, settings)
+            _by_layout(module, one, two, three, part, scale, dropout, settings, most)
             for one, two, three, part in zip(*split, layout.parts, strict=True)
         ]
         return torch.cat(each)[None], None
-    return _by_layout(module, q, k, v, layout, scale, dropout, settings)[None], None
+    return _by_layout(module, q, k, v, layout, scale, dropout, settings, most)[None], None
 
 
 def _by_layout(
@@ -102,12 +110,13 @@ def _by_layout(
     scale: float,
     dropout: float,
     settings: dict[str, Any],
+    most: int,
 ) -> torch.Tensor:
     """Attend within one packed sequence, its tokens in the first dimension."""
     _check_settings(module, layout, settings)
     layout.met.add(module.layer_idx)
     query = query * scale
-    if _fits_a_table(layout, query.device, query.dtype):
+    if _fits_a_table(layout, query.device, query.dtype, most):
         return _by_table(query, key, value, _shared(module, layout, key, value), layout, dropout)
     take, put, groups = layout.groups
     queries, keys, values = (_move(x, take, put) for x in (query, key, value))
@@ -116,17 +125,31 @@ def _by_layout(
     sizes = [group.rows * group.width for group in groups]
     sizes.append(len(queries) - sum(sizes))
     split = [torch.split(x, sizes) for x in (queries, keys, values)]  # whose gradients are put together, and not added
+    learns = any(x.requires_grad for x in (query, key, value))
     parts = []
     for group, q, k, v in zip(groups, *split, strict=False):  # what is left over is the place aside
         work = _fused if group.width > long else _by_scores
-        parts.append(work(q, k, v, before if group.shared else None, group, dropout))
+        given = q, k, v, before if group.shared else None, group, dropout
+        parts.append(_again(work, *given) if learns and _sees_far(layout, group) else work(*given))
     parts.append(torch.zeros_like(parts[-1][:1]))  # the place aside: no row's overflow reaches it
     return _move(torch.cat(parts), put, take)
 
 
-def _fits_a_table(layout: Layout, device: torch.device, dtype: torch.dtype) -> bool:
+def _sees_far(layout: Layout, group: Group) -> bool:
+    """Tell rows behind a beginning so long that their scores, or its copies, would outweigh all else that is kept."""
+    return group.shared and layout.shared + group.width > KEPT
+
+
+def _again(work: Any, *given: Any) -> torch.Tensor:
+    """Attend within a group, and once more on the way back, instead of keeping what that takes; drop the same then."""
+    dropout = given[-1]
+    out: torch.Tensor = checkpoint(work, *given, use_reentrant=False, preserve_rng_state=dropout > 0)
+    return out
+
+
+def _fits_a_table(layout: Layout, device: torch.device, dtype: torch.dtype, most: int) -> bool:
     """Tell where one table is quicker; in float16, where rows may overflow, one that has would spoil the others."""
-    return device.type != "cpu" and dtype != torch.float16 and layout.length * layout.seen <= TABLE
+    return device.type != "cpu" and dtype != torch.float16 and layout.length * layout.seen <= most
 
 
 def _by_table(
@@ -157,7 +180,7 @@ def _check_settings(module: Any, layout: Layout, settings: dict[str, Any]) -> No
     if any(settings.get(name) is not None for name in REFUSED) or not getattr(module, "is_causal", True):
         raise PackingError("its attention is of another kind")
     window = settings.get("sliding_window")
-    if window is not None and window < layout.longest:
+    if window is not None and 0 < window < layout.longest:
         raise PackingError("its attention slides over less than a row")
 
 
