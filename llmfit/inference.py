@@ -7,7 +7,7 @@ estimator. Every prompt has one answer back; an answer ends at an end-of-text to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -161,7 +161,6 @@ def generate(
     times = Counter(() if settings.do_sample else asked)  # answers that are drawn differ where prompts are equal
     rows = [Encoded(prompt, said=before) for prompt, before in (asked if settings.do_sample else times)]
     answers: list[Ids] = [()] * len(rows)
-    budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
     taken = [len(start_ids) + len(row.said) - 1 if start_ids else row.length for row in rows]
     rooms = [min(max_new_tokens, context_length - tokens) for tokens in taken]
     # Penalties on what was said count a decoder's prompt and padding as said: then only prompts of one length answer
@@ -180,7 +179,8 @@ def generate(
             step = 1 if counting else PAD_STEP
             return _generate_batch(model, part, config, device, pad_id, start_ids, step=step, begun=begun)
 
-        for positions, ids in run_batches(some, length_batches(some, budget), answer_batch):
+        batches = _batches(some, kind[0], begun, auto_budget(batch_tokens, device))
+        for positions, ids in run_batches(some, batches, answer_batch):
             for position, answer in zip(positions, ids, strict=True):
                 answers[alike[position]] = answer
                 row = rows[alike[position]]
@@ -190,6 +190,19 @@ def generate(
         answers = [known[one] for one in asked]
     ended = [_until_end(answer, end_ids) for answer in answers]
     return [answer for answer, _ in ended], sum(not stopped for _, stopped in ended)
+
+
+def _batches(rows: Sequence[Encoded], room: int, begun: Begun | None, budget: int) -> Iterator[list[int]]:
+    """Part rows into batches by what keys and values they keep, those of their answers too.
+
+    Prompts take half of the budget, and leave the other half for answers. Where what they begin with is read, and held
+    once, a row takes its own tokens and the room for its answer, but no more than it would take whole.
+    """
+    if begun is None:
+        return length_batches(rows, max(1, budget // 2))
+    read = len(begun.ids)
+    own = [row._replace(prompt=row.prompt[read:], completion=(0,) * min(room, row.length + read)) for row in rows]
+    return length_batches(own, budget)
 
 
 def _forget_own_settings(model: Any) -> None:
