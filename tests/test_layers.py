@@ -28,6 +28,7 @@ TIERS = [
         "objectives",
         "training",
         "together",
+        "tries",
         "scoring",
         "inference",
     ],

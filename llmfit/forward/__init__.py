@@ -11,12 +11,13 @@ from llmfit.forward.checking import packable, same_words
 from llmfit.forward.generation import Begun, begin, generation_inputs
 from llmfit.forward.pieces import completion_states
 from llmfit.forward.reading import Reading, go_on, keeps_all, read
-from llmfit.forward.words import choices, token_losses
+from llmfit.forward.words import Words, choices, most_positions, token_losses
 
 __all__ = [
     "Batch",
     "Begun",
     "Reading",
+    "Words",
     "ask",
     "begin",
     "choices",
@@ -27,6 +28,7 @@ __all__ = [
     "go_on",
     "keeps_all",
     "look",
+    "most_positions",
     "packable",
     "read",
     "same_words",
