@@ -30,6 +30,7 @@ TIERS = [
         "together",
         "tries",
         "scoring",
+        "pruning",
         "inference",
     ],
     ["bulk", "estimators"],

@@ -8,6 +8,18 @@ no label and no estimator.
 """
 
 from llmfit.packing.attention import PackingError, packed
+from llmfit.packing.behind import Behind, Branch, lay_behind
 from llmfit.packing.layouts import Layout, Layouts, Tree, common_prefix, lay_out
 
-__all__ = ["Layout", "Layouts", "PackingError", "Tree", "common_prefix", "lay_out", "packed"]
+__all__ = [
+    "Behind",
+    "Branch",
+    "Layout",
+    "Layouts",
+    "PackingError",
+    "Tree",
+    "common_prefix",
+    "lay_behind",
+    "lay_out",
+    "packed",
+]
