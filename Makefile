@@ -32,6 +32,7 @@ bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides "TRL, padding-free" "TRL, padding-free, eager"
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 32 --turns 1 --sides "plain loop" "plain loop, eager"
 	$(BIN)/python tests/benchmarks/scoring.py $(DATA) --turns 2
+	$(BIN)/python tests/benchmarks/generating.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/budgets.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/growth.py $(DATA) --rows 48

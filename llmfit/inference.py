@@ -162,14 +162,13 @@ def generate(
     times = Counter(() if settings.do_sample else asked)  # answers that are drawn differ where prompts are equal
     rows = [Encoded(prompt, said=before) for prompt, before in (asked if settings.do_sample else times)]
     answers: list[Ids] = [()] * len(rows)
-    budget = max(1, auto_budget(batch_tokens, device) // 2)  # the cache of an answer takes room as well
     taken = [len(start_ids) + len(row.said) - 1 if start_ids else row.length for row in rows]
     rooms = [min(max_new_tokens, context_length - tokens) for tokens in taken]
     # Penalties on what was said count a decoder's prompt and padding as said: then only prompts of one length answer
     # together, unpadded.
     counting = not start_ids and (settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size > 0)
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
-    where = {"pad_id": pad_id, "device": device, "room": max_new_tokens}
+    where, budget = {"pad_id": pad_id, "device": device, "room": max_new_tokens}, auto_budget(batch_tokens, device)
     begins = not start_ids and settings.num_beams == 1  # beams copy no cache that is given
     for positions, begun in _behind(model, rows, budget, where) if begins else [([*range(len(rows))], None)]:
         for kind in sorted({kinds[i] for i in positions}, reverse=True):  # rows near the context's end answer apart
@@ -181,7 +180,8 @@ def generate(
                 step = 1 if counting else PAD_STEP
                 return _generate_batch(model, part, config, device, pad_id, start_ids, step=step, begun=begun)
 
-            for batch, ids in run_batches(some, length_batches(some, budget), answer_batch):
+            batches = _batches(some, kind[0], begun, budget)
+            for batch, ids in run_batches(some, batches, answer_batch):
                 for position, answer in zip(batch, ids, strict=True):
                     answers[alike[position]] = answer
                     row = rows[alike[position]]
@@ -209,6 +209,19 @@ def _behind(
         whole += positions
     if whole:
         yield sorted(whole), None
+
+
+def _batches(rows: Sequence[Encoded], room: int, begun: Begun | None, budget: int) -> Iterator[list[int]]:
+    """Part rows into batches by what keys and values they keep, those of their answers too.
+
+    Prompts take half of the budget, and leave the other half for answers. Where what they begin with is read, and held
+    once, a row takes its own tokens and the room for its answer, but no more than it would take whole.
+    """
+    if begun is None:
+        return length_batches(rows, max(1, budget // 2))
+    read = len(begun.ids)
+    own = [row._replace(prompt=row.prompt[read:], completion=(0,) * min(room, row.length + read)) for row in rows]
+    return length_batches(own, budget)
 
 
 def _forget_own_settings(model: Any) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +22,27 @@ from numpy.typing import NDArray
 from llmfit.answers import answer, collate_answers, packable_answers
 from llmfit.batching import length_batches, pad
 from llmfit.encoding import Encoded, Ids
-from llmfit.forward import Reading, ask, choices, collate, completion_states, go_on, keeps_all, packable, read
+from llmfit.forward import (
+    Reading,
+    Words,
+    ask,
+    choices,
+    collate,
+    completion_states,
+    go_on,
+    keeps_all,
+    most_positions,
+    packable,
+    read,
+)
 from llmfit.memory import auto_budget, halved, is_out_of_memory
 from llmfit.objectives import completion_losses
-from llmfit.packing import Tree, by_beginning, packed, parted
+from llmfit.packing import by_beginning, packed, parted
+from llmfit.tries import Trie, tries
 
-__all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels"]
+__all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels", "whole"]
 
 T = TypeVar("T")
-MOST_TOKENS = 512  # of labels behind a prompt in one pass
 
 
 def label_sequences(labels: Sequence[Ids], end_id: int) -> list[Ids]:
@@ -111,7 +123,9 @@ def score_labels(
         work = partial(
             _score_batch, model, labels=labels, device=device, pad_id=pad_id, budget=budget, start_ids=start_ids
         )
-        for positions, values in run_batches(rows, length_batches(rows, budget), work):
+        most = most_positions(model)  # a prompt has its words too, one position each
+        batches = (some[i : i + most] for some in length_batches(rows, budget) for i in range(0, len(some), most))
+        for positions, values in run_batches(rows, batches, work):
             scores[positions] = values
             progress(sum(times[i] for i in positions))
     return scores[[distinct[one] for one in asked]].reshape(len(prompts), len(labels))
@@ -138,69 +152,6 @@ def run_batches(
 # Packed, the labels as a tree -----------------------------------------------------------------------
 
 
-class Trie(NamedTuple):
-    """Labels that go on from one another, each token that another one follows standing once.
-
-    Parameters
-    ----------
-    tokens : tuple of int, length n
-    tree : Tree
-        How they stand to one another.
-    following : tuple of n + 1 tuples of int
-        The tokens that are asked for behind a prompt, and behind each of `tokens`.
-    paths : tuple of (n_labels) tuples of (int, int)
-        Of each label: for each of its tokens, where it is asked for (0 behind the prompt), and its place there.
-    """
-
-    tokens: Ids
-    tree: Tree
-    following: tuple[Ids, ...]
-    paths: tuple[tuple[tuple[int, int], ...], ...]
-
-
-def make_trie(labels: Sequence[Ids]) -> Trie:
-    """Put labels together by what they begin with.
-
-    Examples
-    --------
-    >>> trie = make_trie([(5, 6), (5, 7, 8), (9,)])
-    >>> trie.tokens, trie.following
-    ((5, 7), ((5, 9), (6, 7), (8,)))
-    """
-    heads = sorted({label[:i] for label in labels for i in range(len(label))})  # () first, and each before what follows
-    place = {head: i for i, head in enumerate(heads)}
-    behind = [[label for label in labels if len(label) > len(head) and label[: len(head)] == head] for head in heads]
-    following = [sorted({label[len(head)] for label in some}) for head, some in zip(heads, behind, strict=True)]
-    ends = [1 + max(place[other] for other in heads if other[: len(head)] == head) for head in heads]
-    paths = [
-        tuple((place[label[:i]], following[place[label[:i]]].index(token)) for i, token in enumerate(label))
-        for label in labels
-    ]
-    tree = Tree(tuple(len(head) - 1 for head in heads[1:]), tuple(end - 1 for end in ends[1:]))
-    return Trie(tuple(head[-1] for head in heads[1:]), tree, tuple(map(tuple, following)), tuple(paths))
-
-
-def tries(labels: Sequence[Ids], most: int = MOST_TOKENS) -> Iterator[tuple[Trie, list[int]]]:
-    """Part labels into tries of so many tokens at most, where a label is not longer by itself.
-
-    Yields
-    ------
-    Trie
-    list of int
-        Positions of its labels; the last label is in the last one.
-    """
-    some: list[int] = []
-    heads: set[Ids] = set()
-    for i in sorted(range(len(labels)), key=lambda i: (i == len(labels) - 1, labels[i])):
-        own = {labels[i][:n] for n in range(1, len(labels[i]))}
-        if some and len(heads | own) > most:
-            yield make_trie([labels[i] for i in some]), some
-            some, heads = [], set()
-        some.append(i)
-        heads |= own
-    yield make_trie([labels[i] for i in some]), some
-
-
 def _score_packed(
     model: Any,
     rows: Sequence[Encoded],
@@ -212,26 +163,37 @@ def _score_packed(
     budget: int,
 ) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
     """Score the labels of a trie: one pass for some rows, each with the whole trie behind it."""
-    width = max(map(len, trie.paths))
-    path = torch.tensor([[*path, *((0, 0),) * (width - len(path))] for path in trie.paths], device=device)  # (K, L, 2)
-    known = torch.tensor([[i < len(path) for i in range(width)] for path in trie.paths])  # where sums are taken
+    paths = _along(trie.paths, device)
 
     @torch.inference_mode()
     def score(part: list[Encoded]) -> NDArray[np.float64]:
         prompts = [row.prompt for row in part]
-        with _whole(kept):
+        with whole(kept):
             batch = ask(prompts, trie.tokens, trie.tree, pad_id=pad_id, device=device, shared=shared, kept=kept)
             states, words = completion_states(model, batch)
         log_probs = choices(words, states.view(len(part), len(trie.following), -1), trie.following)  # (R, 1 + n, C)
-        chosen = log_probs[:, path[..., 0], path[..., 1]]  # (R, K, L)
-        return chosen.cpu().double().where(known, 0.0).sum(-1).numpy()
+        return _sums(log_probs, *paths)
 
     through = [row._replace(completion=trie.tokens) for row in rows]
     return run_batches(rows, length_batches(through, budget, shared, kept=True), score)
 
 
+def _along(paths: Sequence[Sequence[tuple[int, int]]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write down where each label's tokens are asked for, (K, L, 2), and where a label has any, (K, L)."""
+    width = max(map(len, paths))
+    filled = [[*path, *((0, 0),) * (width - len(path))] for path in paths]
+    known = torch.tensor([[i < len(path) for i in range(width)] for path in paths])
+    return torch.tensor(filled, device=device).view(len(paths), width, 2), known
+
+
+def _sums(log_probs: torch.Tensor, path: torch.Tensor, known: torch.Tensor) -> NDArray[np.float64]:
+    """Add up the log-probabilities, of (R, P, C), that each label passes: (R, K)."""
+    chosen = log_probs[:, path[..., 0], path[..., 1]]  # (R, K, L)
+    return chosen.cpu().double().where(known, 0.0).sum(-1).numpy()
+
+
 @contextmanager
-def _whole(kept: dict[int, Any] | None) -> Iterator[None]:
+def whole(kept: dict[int, Any] | None) -> Iterator[None]:
     """Forget keys and values where a pass fails, before all layers have theirs."""
     try:
         yield
@@ -261,10 +223,12 @@ def _score_batch(
     width = reading.known.shape[1] + len(said[0]) + longest
     if longest > 1 and not keeps_all(reading.cache, width):
         return _score_in_full(model, rows, labels, device, pad_id, budget, start_ids)
-    scores = _log_softmax(reading.first)[:, [label[0] for label in labels]]  # (B, K)
+    firsts = choices(Words(), reading.first[:, None], [[label[0] for label in labels]])  # (B, 1, K)
+    scores = firsts[:, 0].cpu().double().numpy()
     if longest > 1:
-        _add_tails(scores, model, reading, labels, max(1, budget // (width - 1)))
-    return scores.cpu().double().numpy()
+        forks = max(1, min(budget // (width - 1), most_positions(model) // (longest - 1)))
+        _add_tails(scores, model, reading, labels, forks, device)
+    return scores
 
 
 def _score_in_full(
@@ -287,11 +251,14 @@ def _score_in_full(
     return scores.reshape(len(rows), len(labels))
 
 
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-
-def _add_tails(scores: torch.Tensor, model: Any, reading: Reading, labels: Sequence[Ids], forks: int) -> None:
+def _add_tails(
+    scores: NDArray[np.float64],
+    model: Any,
+    reading: Reading,
+    labels: Sequence[Ids],
+    forks: int,
+    device: torch.device,
+) -> None:
     """Add the scores of all but the first token of each label, a few rows at a time over copies of their cache.
 
     Labels with equal heads are one sequence of the forward pass, however many tokens may follow the head. A pass holds
@@ -299,22 +266,29 @@ def _add_tails(scores: torch.Tensor, model: Any, reading: Reading, labels: Seque
     """
     heads = sorted({label[:-1] for label in labels if len(label) > 1})
     for some in (heads[i : i + forks] for i in range(0, len(heads), forks)):
-        tails = torch.from_numpy(pad(some, 0, step=1)[0]).to(scores.device)
-        for rows in torch.split(torch.arange(len(scores), device=scores.device), max(1, forks // len(some))):
-            logits = go_on(model, reading, rows, tails)
-            scores[rows] += _sum_tails(_log_softmax(logits), some, labels)
+        tails = torch.from_numpy(pad(some, 0, step=1)[0]).to(device)
+        asked, paths = _asked(some, tails.shape[1], labels)
+        along = _along(paths, device)
+        for rows in torch.split(torch.arange(len(scores), device=device), max(1, forks // len(some))):
+            logits = go_on(model, reading, rows, tails).flatten(1, 2)  # (R, H * T, V)
+            scores[rows.cpu().numpy()] += _sums(choices(Words(), logits, asked), *along)
 
 
-def _sum_tails(log_probs: torch.Tensor, heads: Sequence[Ids], labels: Sequence[Ids]) -> torch.Tensor:
-    """Add up the log-probabilities of all tokens but the first, for the labels behind these heads: (R, K)."""
-    sums = log_probs.new_zeros(len(log_probs), len(labels))
-    place = {head: i for i, head in enumerate(heads)}
-    for k, label in enumerate(labels):
-        if label[:-1] in place:
-            steps = torch.arange(len(label) - 1, device=log_probs.device)
-            following = torch.tensor(label[1:], device=log_probs.device)
-            sums[:, k] = log_probs[:, place[label[:-1]], steps, following].sum(-1)
-    return sums
+def _asked(
+    heads: Sequence[Ids], steps: int, labels: Sequence[Ids]
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """Say what is asked for behind each of so many tokens of each head, and where all but the first of a label are."""
+    asked: list[list[int]] = [[] for _ in range(len(heads) * steps)]
+    first = {head: i * steps for i, head in enumerate(heads)}
+    paths = []
+    for label in labels:
+        behind = range(first[label[:-1]], len(asked)) if label[:-1] in first else ()
+        path = list(zip(behind, label[1:], strict=False))
+        for place, token in path:
+            if token not in asked[place]:
+                asked[place].append(token)
+        paths.append([(place, asked[place].index(token)) for place, token in path])
+    return asked, paths
 
 
 @torch.inference_mode()
@@ -385,7 +359,7 @@ def head_outputs(
 
     @torch.no_grad()
     def run(part: list[Encoded], begun: int | None, kept: dict[int, Any] | None) -> torch.Tensor:
-        with _whole(kept):
+        with whole(kept):
             return answer(model, collate_answers(part, pad_id, device, begun, kept)).cpu()
 
     with packed(model) if shared is not None else nullcontext():

@@ -16,7 +16,7 @@ import torch
 
 import llmfit.base_model
 import llmfit.sources
-from llmfit import inference, scoring, training
+from llmfit import inference, pruning, scoring, training
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -144,6 +144,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         for room in (scoring, training):
             for name in ("packable", "packable_answers"):
                 monkeypatch.setattr(room, name, lambda *_, **__: None)
+        monkeypatch.setattr(pruning, "packable", lambda *_, **__: None)
         monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     return str(request.param)
 

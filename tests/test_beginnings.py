@@ -272,7 +272,7 @@ def halves(many: pd.DataFrame) -> pd.DataFrame:
 def test_two_beginnings_are_each_read_once(changed, batch_tokens, settings, halves, counted, monkeypatch):
     own = {**settings, "dtype": "float64", "max_length": None}
     clf = classifier(own, **changed).fit(halves)
-    clf.set_params(batch_tokens=batch_tokens).predict(halves)
+    clf.set_params(batch_tokens=batch_tokens).predict_log_proba(halves)
     counted.clear()
     found = clf.predict_log_proba(halves)
     prompts = [f"<{text} is a" for text in halves["text"]]

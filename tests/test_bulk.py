@@ -462,9 +462,9 @@ class TestResume:
         out = stopped(fake, table, monkeypatch)
         assert not out.exists()
         answered: list[int] = []
-        respond = type(fake)._respond
+        decide = type(fake)._decide
         monkeypatch.setattr(
-            type(fake), "_respond", lambda own, asked: answered.extend(asked.index) or respond(own, asked)
+            type(fake), "_decide", lambda own, asked: answered.extend(asked.index) or decide(own, asked)
         )
         fake.predict_files(table, out, chunk_rows=7, resume=True)
         assert set(answered) == set(range(14, 60)) - {32, 58}  # 14 rows were done, and two of the others are none
@@ -881,9 +881,9 @@ class TestRefusals:
             fake.predict_files(table, tmp_path / name, strict=True, chunk_rows=chunk_rows)
         assert json.loads((tmp_path / f"{name}.manifest.json").read_text())["rows"] == 6
         answered: list[list[int]] = []
-        respond = type(fake)._respond
+        decide = type(fake)._decide
         monkeypatch.setattr(
-            type(fake), "_respond", lambda own, asked: answered.append(list(asked.index)) or respond(own, asked)
+            type(fake), "_decide", lambda own, asked: answered.append(list(asked.index)) or decide(own, asked)
         )
         fake.predict_files(table, tmp_path / name, resume=True, chunk_rows=chunk_rows)
         again, answered[:] = list(answered), []

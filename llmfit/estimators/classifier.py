@@ -10,9 +10,10 @@ import pandas as pd
 from sklearn.base import ClassifierMixin
 
 from llmfit.encoding import Ids
-from llmfit.estimators import targets
+from llmfit.estimators import labelling, targets
 from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.reading import mean_hit, read_target
+from llmfit.estimators.recalling import recall
 from llmfit.exceptions import ParameterError
 from llmfit.features import infer_kind, label_text, resolve_target
 from llmfit.heads import resolve_head
@@ -254,26 +255,10 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         return np.asarray(-np.logaddexp(0.0, -outputs)) if self._form is not None else targets.log_normalised(outputs)
 
     def _in_words(self, base: Any, rows: Sequence[Any], later: int = 0) -> tuple[np.ndarray, list[Ids]]:
-        from llmfit.scoring import label_sequences, score_labels
+        return labelling.scored(self, base, rows)
 
-        encoder = self._prompts.encoder(base)
-        ids = self._label_ids(encoder)
-        labels = label_sequences(ids, encoder.end_id)
-        longest = max(row.length for row in rows) + max(map(len, labels))
-        with self._lend(base, longest) as model, self._bar(len(rows), "predict") as bar:
-            scores = score_labels(
-                model,
-                [row.prompt for row in rows],
-                labels,
-                device=base.device,
-                pad_id=base.pad_id,
-                start_ids=base.start_ids,
-                said=[row.said for row in rows],
-                batch_tokens=self.batch_tokens,
-                progress=bar.update,
-            )
-        answers = targets.log_normalised(scores)
-        return answers, [ids[i] for i in answers.argmax(axis=1)]
+    def _likeliest(self, base: Any, rows: Sequence[Any]) -> np.ndarray:
+        return labelling.likeliest(self, base, rows) if labelling.prunes(self, base) else self._answer(base, rows)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Predict the logarithm of every class's probability.
@@ -288,7 +273,7 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
         ndarray of shape (n_rows, n_classes), in nats
             Columns in the order of `classes_`.
         """
-        return np.asarray(self._respond(self._read_rows(X)[1]))
+        return recall(self, self._read_rows(X)[1], "predict_log_proba").copy()
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict the probability of every class.
@@ -321,12 +306,13 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             come as lists, or as the indicator that `fit` was given.
         """
         table, frame = self._read_rows(X)
-        return self._column(table, self._respond(frame))
+        return self._column(table, recall(self, frame, "predict", likeliest=True))
 
     def _column(self, table: Any, answers: np.ndarray) -> Any:
         if self._form is not None:
             return targets.answer_sets(table, targets.chosen_sets(answers, self.classes_), self._form, self.target_)
-        return table.answer(self.classes_[answers.argmax(axis=1)], self.target_, self.target_dtype_)
+        best = answers if answers.ndim == 1 else answers.argmax(axis=1)
+        return table.answer(self.classes_[best], self.target_, self.target_dtype_)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy of the predictions; of several labels a row, the share of rows with all of them right.
@@ -344,7 +330,8 @@ class LLMClassifier(ClassifierMixin, BaseLLM):
             Between 0 and 1.
         """
         table, frame = self._read_rows(X)
-        return self._score(table, read_target(self, table, y), self._respond(frame), sample_weight)
+        target, answers = read_target(self, table, y), recall(self, frame, "score", likeliest=True)
+        return self._score(table, target, answers, sample_weight)
 
     def _score(self, table: Any, target: pd.Series, answers: np.ndarray, sample_weight: Any) -> float:
         if self._form is not None:

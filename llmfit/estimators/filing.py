@@ -219,7 +219,7 @@ def _answering(estimator: Any, proba: bool) -> Any:
 
     def answer(frame: pd.DataFrame) -> dict[str, list[Any]]:
         table, rows = inner._read_rows(frame)
-        raw = inner._respond(rows)
+        raw = inner._respond(rows) if proba else inner._decide(rows)
         return {
             name: values
             for target, own in parts.items()

@@ -95,13 +95,26 @@ class Hooks:
 
     def _respond(self, frame: pd.DataFrame) -> Any:
         """Answer rows."""
+        return self._answer(*self._encoded(frame)) if len(frame) else self._no_answers()
+
+    def _decide(self, frame: pd.DataFrame) -> Any:
+        """Answer rows where the likeliest answer to each is enough."""
+        return self._likeliest(*self._encoded(frame)) if len(frame) else self._no_answers()
+
+    def _encoded(self, frame: pd.DataFrame) -> tuple[Any, list[Any]]:
+        """Find the base model, and encode rows for it."""
+        base = self._fitted_base()
+        return base, self._prompts.encode(base, frame)
+
+    def _answer(self, base: Any, rows: Sequence[Any]) -> Any:
+        """Answer encoded rows."""
         from llmfit.estimators.heads import answer
 
-        if not len(frame):
-            return self._no_answers()
-        base = self._fitted_base()
-        rows = self._prompts.encode(base, frame)
         return self._in_words(base, rows)[0] if self._head is None else self._read_head(answer(self, base, rows))
+
+    def _likeliest(self, base: Any, rows: Sequence[Any]) -> Any:
+        """Answer encoded rows where the likeliest answer to each is enough."""
+        return self._answer(base, rows)
 
     def _no_answers(self) -> Any:
         """Answer no rows."""

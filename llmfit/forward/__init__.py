@@ -7,16 +7,18 @@ mean a decoder. Rows of a decoder that attends as usual are packed, what all beg
 """
 
 from llmfit.forward.batches import Batch, ask, collate, completion_logits, look, side_by_side
-from llmfit.forward.checking import packable, same_words
+from llmfit.forward.behind import go_behind, goes_behind, read_rows
+from llmfit.forward.checking import number_bytes, packable, same_words
 from llmfit.forward.generation import Begun, begin, generation_inputs
 from llmfit.forward.pieces import completion_states
 from llmfit.forward.reading import Reading, go_on, keeps_all, read
-from llmfit.forward.words import choices, token_losses
+from llmfit.forward.words import Words, choices, most_positions, token_losses
 
 __all__ = [
     "Batch",
     "Begun",
     "Reading",
+    "Words",
     "ask",
     "begin",
     "choices",
@@ -24,11 +26,16 @@ __all__ = [
     "completion_logits",
     "completion_states",
     "generation_inputs",
+    "go_behind",
     "go_on",
+    "goes_behind",
     "keeps_all",
     "look",
+    "most_positions",
+    "number_bytes",
     "packable",
     "read",
+    "read_rows",
     "same_words",
     "side_by_side",
     "token_losses",

@@ -14,9 +14,9 @@ import torch
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.words import Words, without_words
-from llmfit.packing import Layout, Layouts, Tree, lay_out
+from llmfit.packing import Behind, Layout, Layouts, Tree, lay_out
 
-__all__ = ["Batch", "ask", "bare_states", "collate", "completion_logits", "look", "side_by_side"]
+__all__ = ["Batch", "ask", "bare_states", "collate", "completion_logits", "look", "on_device", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Batch:
     decoder_input_ids : Tensor of shape (B, A) or None
         For an encoder-decoder: what the decoder begins from, what it has said before, and the completion but for its
         last token.
-    layout : Layout, Layouts or None
+    layout : Layout, Layouts, Behind or None
         Of rows that are packed: then B is 1, and T its length.
     """
 
@@ -48,7 +48,7 @@ class Batch:
     weights: torch.Tensor
     attention_mask: torch.Tensor | None = None
     decoder_input_ids: torch.Tensor | None = None
-    layout: Layout | Layouts | None = None
+    layout: Layout | Layouts | Behind | None = None
 
 
 def collate(
@@ -92,10 +92,11 @@ def collate(
     targets, weights = _columns(known)
     read = torch.from_numpy(ids)
     tensors = [prompts, predicts, targets, weights, mask, read] if start_ids else [read, predicts, targets, weights]
-    return _batch(tensors, device)
+    return on_device(tensors, device)
 
 
-def _batch(tensors: Sequence[torch.Tensor], device: torch.device) -> Batch:
+def on_device(tensors: Sequence[torch.Tensor], device: torch.device) -> Batch:
+    """Put the tensors of a batch, in its order, on a device."""
     on: list[Any] = [tensor.to(device, non_blocking=True) for tensor in tensors]
     return Batch(*on)
 
@@ -124,7 +125,7 @@ def _pack(rows: Sequence[Encoded], pad_id: int, device: torch.device, shared: in
         predicts[0, begin : begin + len(asked)] = asked
         known += own
     ids = layout.ids(read, pad_id)
-    return replace(_batch([ids, predicts, *_columns(known)], device), layout=layout)
+    return replace(on_device([ids, predicts, *_columns(known)], device), layout=layout)
 
 
 def side_by_side(batches: Sequence[Batch]) -> Batch:
@@ -169,7 +170,7 @@ def ask(
         predicts[0, start + own - 1 : start + own + len(tokens)] = True
     ids = layout.ids([(*prompt, *tokens) for prompt in prompts], pad_id)
     nothing = torch.zeros(len(prompts) * (1 + len(tokens)), dtype=torch.long)
-    return replace(_batch([ids, predicts, nothing, nothing], device), layout=layout)
+    return replace(on_device([ids, predicts, nothing, nothing], device), layout=layout)
 
 
 def completion_logits(model: Any, batch: Batch) -> torch.Tensor:

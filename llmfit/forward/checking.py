@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.batches import ask, collate, completion_logits
-from llmfit.packing import Layout, Layouts, PackingError, Tree, common_prefix, packed
+from llmfit.packing import Behind, Layout, Layouts, PackingError, Tree, common_prefix, packed
 from llmfit.packing.attention import LONG
 from llmfit.selfcheck import Said, apart, seen_alike
 
-__all__ = ["packable", "rescales", "same_words", "some_ids"]
+__all__ = ["number_bytes", "packable", "rescales", "same_words", "some_ids"]
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
 RESCALED = ("dynamic", "longrope")  # rotary angles that depend on the longest row of a pass
@@ -33,18 +33,20 @@ WAYS = {
     "packed": "read packed rows",
     "begun": "read prompts whose beginning is known",
     "beside": "read rows of several adapters at once",
+    "behind": "go on from packed rows that it has read",
     "in pieces": "make the words of padded rows a piece at a time",
 }
 INSTEAD = {
     "packed": "they are padded, which takes longer",
     "begun": "they are read whole, which takes longer",
     "beside": "adapters are trained one by one, which takes longer",
+    "behind": "all classes are read behind each prompt, which takes longer",
     "in pieces": "they are made at once, which takes more memory",
 }
 ROUNDING = {1: 0.05, 2: 0.03, 4: 1e-3}  # by the bytes of the smallest numbers that take part
 
 
-Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | Layouts | None]]
+Read = Callable[[Sequence[Encoded], int | None], tuple[torch.Tensor, Layout | Layouts | Behind | None]]
 
 
 def packable(
@@ -150,6 +152,12 @@ def same_words(
     return seen_alike(own, layers, model, partial(_said, model, read), what=WAYS[way], instead=INSTEAD[way])
 
 
+def number_bytes(model: Any) -> int:
+    """Count the bytes of the smallest numbers that a model computes with, or has weights of."""
+    sizes: set[int] = {p.dtype.itemsize for p in model.parameters()} | _sizes_within(model)
+    return min(4, *sizes)
+
+
 @torch.no_grad()
 def _said(model: Any, read: Callable[[], Sequence[torch.Tensor] | None]) -> Said | None:
     """Let a model read both ways; a second time in the plain one measures the rounding."""
@@ -172,7 +180,7 @@ def _sizes_within(model: Any) -> set[int]:
 
 def _read_words(
     model: Any, pad_id: int, device: torch.device, rows: Sequence[Encoded], shared: int | None
-) -> tuple[torch.Tensor, Layout | Layouts | None]:
+) -> tuple[torch.Tensor, Layout | Layouts | Behind | None]:
     """Read rows whose answers begin alike, for their logits: packed, also with that token as a tree, twice."""
     batch = collate(rows, pad_id, device, shared=shared)
     logits = completion_logits(model, batch)

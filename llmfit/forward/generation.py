@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Ids
 from llmfit.forward.checking import rescales, same_words, some_ids
-from llmfit.forward.reading import begin_from, fork, keeps_all
+from llmfit.forward.reading import begin_from, keeps_all
 from llmfit.forward.words import find_own
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import common_prefix
@@ -124,8 +126,41 @@ def generation_inputs(
         mask = torch.cat([mask.new_ones(len(mask), read), mask], dim=1)
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if begun is not None:
-        given["past_key_values"] = fork(begun.cache, torch.zeros(len(ids), dtype=torch.long, device=device))
+        given["past_key_values"] = _go_on(begun.cache)
     if not start_ids:
         return given, ids.shape[1]
     starts = begin_from(start_ids, said, len(ids), device)
     return {**given, "decoder_input_ids": starts}, starts.shape[1]
+
+
+class Continued(DynamicLayer):
+    """Keys and values of rows behind those of their common beginning, which are held once for all rows.
+
+    Parameters
+    ----------
+    begun : transformers.cache_utils.DynamicLayer
+        Keys and values of the beginning, of one row.
+    """
+
+    def __init__(self, begun: Any) -> None:
+        super().__init__()
+        self.before = begun.keys, begun.values  # (1, heads, shared, D)
+        self.is_sliding = begun.is_sliding
+        self.lazy_initialization(*self.before)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Add keys and values of new tokens, and give those of all: copies that live as long as the layer attends."""
+        own = super().update(key_states, value_states, *args, **kwargs)
+        both = zip(self.before, own, strict=True)
+        return tuple(torch.cat([before.expand(len(y), -1, -1, -1), y], dim=-2) for before, y in both)
+
+    def get_seq_length(self) -> int:
+        """Count the tokens of a row, those of the beginning too."""
+        return int(super().get_seq_length() + self.before[0].shape[-2])
+
+
+def _go_on(cache: Any) -> Any:
+    """Make a cache for rows, however many, behind what was read."""
+    behind = copy.copy(cache)
+    behind.layers = [Continued(layer) for layer in cache.layers]
+    return behind

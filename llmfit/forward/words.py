@@ -14,9 +14,10 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Words", "choices", "find_own", "output_embeddings", "token_losses", "without_words"]
+__all__ = ["Words", "choices", "find_own", "most_positions", "output_embeddings", "token_losses", "without_words"]
 
 MOST_LOGITS = 2**24  # numbers that one piece may have
+AT_ONCE = {"cpu": 3 * 2**18}  # numbers of a piece that are looked at together, where that is less: what a cache holds
 BIAS = "final_logits_bias"  # what models of BART's kind add to their logits
 
 
@@ -99,6 +100,12 @@ def output_embeddings(model: Any) -> Any:
     return own.get_output_embeddings() if own is not None else None
 
 
+def most_positions(model: Any) -> int:
+    """Count the positions of which a model may make logits at once."""
+    layer = output_embeddings(model)
+    return Words(layer).most if layer is not None else MOST_LOGITS
+
+
 def _multiplies(own: Any, words: Any) -> bool:
     """Tell a model that does nothing more to its logits than to multiply them, or to add a bias of its own."""
     said = own.config.get_text_config().to_dict().items()
@@ -155,10 +162,21 @@ def choices(words: Words, hidden: torch.Tensor, tokens: Sequence[Sequence[int]])
     most = words.piece(flat)
     pieces = []
     for start in range(0, len(flat), most):
-        logits = _wide(words(flat[start : start + most]))
-        wanted = asked[torch.arange(start, start + len(logits), device=asked.device) % positions]
-        pieces.append(logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True))
+        logits, place = words(flat[start : start + most]), start
+        for some in torch.split(logits, _at_once(logits)):
+            wanted = asked[torch.arange(place, place + len(some), device=asked.device) % positions]
+            pieces.append(_chosen(_wide(some), wanted))
+            place += len(some)
     return torch.cat(pieces).view(rows, positions, width)
+
+
+def _chosen(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return logits.gather(1, wanted) - logits.logsumexp(1, keepdim=True)
+
+
+def _at_once(logits: torch.Tensor) -> int:
+    """Count the rows that are widened together: on a CPU what stays in its cache from one look to the next."""
+    return max(1, AT_ONCE.get(logits.device.type, logits.numel()) // logits.shape[1])
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,12 @@ gradient is the same. Knows no loss, no label and no estimator.
 
 from llmfit.packing.attention import PackingError, packed
 from llmfit.packing.beginnings import by_beginning, cut_step, extent, parted
+from llmfit.packing.behind import Behind, Branch, lay_behind
 from llmfit.packing.layouts import Layout, Layouts, Tree, common_prefix, lay_out
 
 __all__ = [
+    "Behind",
+    "Branch",
     "Layout",
     "Layouts",
     "PackingError",
@@ -20,6 +23,7 @@ __all__ = [
     "common_prefix",
     "cut_step",
     "extent",
+    "lay_behind",
     "lay_out",
     "packed",
     "parted",

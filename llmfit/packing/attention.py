@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llmfit.exceptions import LLMFitError
+from llmfit.packing.behind import Behind
 from llmfit.packing.layouts import Group, Layout, Layouts
 
 __all__ = ["PackingError", "packed"]
@@ -66,7 +67,7 @@ def attend(
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Layout | Layouts | None = None,
+    layout: Layout | Layouts | Behind | None = None,
     pairs: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -98,7 +99,33 @@ def attend(
             for one, two, three, part in zip(*split, layout.parts, strict=True)
         ]
         return torch.cat(each)[None], None
+    if isinstance(layout, Behind):
+        return _go_on(module, q, k, v, layout, scale, settings)[None], None
     return _by_layout(module, q, k, v, layout, scale, dropout, settings, most)[None], None
+
+
+def _go_on(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Behind,
+    scale: float,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """Attend from tokens that go on from rows which were read, in evaluation: (length, heads, D)."""
+    _check_settings(module, layout, settings)
+    layout.met.add(module.layer_idx)
+    read = layout.before.read if layout.before.read is not None else {}
+    keys, values = (
+        torch.cat([old[: layout.offset], new]) for old, new in zip(read[module.layer_idx], (key, value), strict=True)
+    )
+    read[module.layer_idx] = keys, values
+    before = _shared(module, layout.before, keys, values)
+    query, out = query * scale, value.new_zeros(*query.shape[:2], value.shape[-1])
+    for queries, places, group in layout.parts:
+        out[queries] = _by_scores(query[queries], keys[places], values[places], before, group, 0.0)
+    return out
 
 
 def _by_layout(
@@ -116,6 +143,8 @@ def _by_layout(
     _check_settings(module, layout, settings)
     layout.met.add(module.layer_idx)
     query = query * scale
+    if layout.read is not None:
+        layout.read[module.layer_idx] = key, value
     if _fits_a_table(layout, query.device, query.dtype, most):
         return _by_table(query, key, value, _shared(module, layout, key, value), layout, dropout)
     take, put, groups = layout.groups
@@ -176,7 +205,7 @@ def _by_table(
     return out[0].transpose(0, 1)
 
 
-def _check_settings(module: Any, layout: Layout, settings: dict[str, Any]) -> None:
+def _check_settings(module: Any, layout: Layout | Behind, settings: dict[str, Any]) -> None:
     if any(settings.get(name) is not None for name in REFUSED) or not getattr(module, "is_causal", True):
         raise PackingError("its attention is of another kind")
     window = settings.get("sliding_window")
@@ -228,11 +257,11 @@ def _by_scores(
 
     The queries of all rows meet the shared keys in one product; heads that share keys stand side by side.
     """
-    b, t, h = group.rows, group.width, key.shape[1]
+    b, t, w, h = group.rows, group.width, len(key) // group.rows, key.shape[1]
     g, d = query.shape[1] // h, query.shape[2]
     q = query.view(b, t, h, g, d).permute(2, 0, 1, 3, 4).reshape(h * b, t * g, d)
-    k, v = (x.view(b, t, h, -1).permute(2, 0, 1, 3).reshape(h * b, t, -1) for x in (key, value))
-    scores = (q @ k.transpose(1, 2)).view(h, b, t, g, t)
+    k, v = (x.view(b, w, h, -1).permute(2, 0, 1, 3).reshape(h * b, w, -1) for x in (key, value))
+    scores = (q @ k.transpose(1, 2)).view(h, b, t, g, w)
     visible = group.visible if group.visible.dim() == 3 else group.visible[None]
     scores = scores.masked_fill(~visible[None, :, :, None, :], -torch.inf)
     shared = before[0].shape[1] if before is not None else 0
@@ -243,8 +272,8 @@ def _by_scores(
     weights = scores.softmax(-1, dtype=wide).to(value.dtype)
     if dropout:
         weights = functional.dropout(weights, dropout)
-    to_shared, to_own = torch.split(weights, [shared, t], dim=-1)
-    out = to_own.reshape(h * b, t * g, t) @ v
+    to_shared, to_own = torch.split(weights, [shared, w], dim=-1)
+    out = to_own.reshape(h * b, t * g, w) @ v
     if before is not None:
         outer = to_shared.reshape(h, b * t * g, shared) @ before[1]
         out = out + outer.view(out.shape)

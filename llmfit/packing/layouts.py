@@ -99,6 +99,9 @@ class Layout:
     kept : dict of int to (Tensor, Tensor), or None
         A layer's keys and values of the shared beginning. An empty one is filled; a filled one stands for the tokens,
         which are then not in the sequence. None where the beginning is computed in each pass, with gradients.
+    read : dict of int to (Tensor, Tensor), or None
+        A layer's keys and values of the whole sequence, (length, heads, D), where more is to go on from its rows.
+        Filled by a pass.
     met : set of int
         Layers that have attended by this layout.
     """
@@ -111,6 +114,7 @@ class Layout:
     tree: Tree
     positions: torch.Tensor
     kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+    read: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     met: set[int] = field(default_factory=set)
     _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
 
@@ -231,7 +235,7 @@ def _group(
         take.append(torch.arange(inline))
         groups.append(Group(1, inline, False, _causal(inline)))
     order = sorted(range(len(totals)), key=lambda i: totals[i])
-    for _, alike in groupby(order, key=lambda i: _width_class(totals[i])):
+    for _, alike in groupby(order, key=lambda i: width_class(totals[i])):
         members = list(alike)
         width = -(-max(totals[i] for i in members) // PAD_STEP) * PAD_STEP
         most = max(1, SCORES // (width * (shared + width)))
@@ -250,7 +254,7 @@ def _group(
     return take, groups
 
 
-def _width_class(length: int) -> int:
+def width_class(length: int) -> int:
     """Tell lengths apart by steps, each twice as long as the one before: few products, and padding is cheap there."""
     return (max(length - 1, 0) // PAD_STEP).bit_length()
 

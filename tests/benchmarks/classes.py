@@ -1,11 +1,15 @@
 """What many classes cost: 2, 20 and 100 of them behind the same prompts, on SmolLM2.
 
-Usage: python tests/benchmarks/classes.py PATH/TO/sms_spam.csv [--turns N] [--rows N]
+Usage: python tests/benchmarks/classes.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--fit N]
        [--base-model NAME] [--device cpu|cuda]
 
 Numbers are classes of one or two tokens, topics classes of three to six. Behind each prompt stand the tokens of all
 classes but the last ones, which are only asked for; what classes begin alike with stands once. Prompts are messages, or
-eight of them joined: the longer a prompt, the less classes matter.
+eight of them joined: the longer a prompt, the less classes matter. `predict_proba` reads all classes, `predict` where
+they have many tokens only those that may still be the likeliest: how many that are depends on how sure a model is.
+
+--fit: messages that a model is fitted on, each of which begins with its class, as those that are then scored do; 0, the
+default, scores what no model has learned.
 """
 
 from __future__ import annotations
@@ -28,11 +32,28 @@ CLASSES = {"numbers": [str(i) for i in range(100)], "topics": TOPICS}
 COUNTS = (2, 20, 100)
 
 
-def fitted(given: Any, labels: list[str]) -> Any:
-    """A zero-shot classifier over some labels."""
-    known = pd.DataFrame({"text": ["x"] * len(labels), "label": labels})
+METHODS = ("predict_proba", "predict")
+
+
+def texts_of(texts: list[str], labels: list[str], *, told: int) -> list[str]:
+    """The texts, each behind one of the classes in turn where these are to be told."""
+    return [f"{labels[i % len(labels)]}: {text}" for i, text in enumerate(texts)] if told else texts
+
+
+def fitted(given: Any, labels: list[str], texts: list[str]) -> Any:
+    """A classifier over some labels, zero-shot or fitted on some rows of each."""
+    n = max(given.fit, len(labels))
+    known = pd.DataFrame({"text": ["x"] * n, "label": [labels[i % len(labels)] for i in range(n)]})
+    if given.fit:
+        known["text"] = texts_of([texts[i % len(texts)] for i in range(n)], labels, told=given.fit)
     template = {"task": "Say what this text is."}
-    settings = {"features": "text", "target": "label", "template": template, "adapter": None, "verbose": 0}
+    settings = {
+        "features": "text",
+        "target": "label",
+        "template": template,
+        "adapter": "lora" if given.fit else None,
+        "verbose": 0,
+    }
     return LLMClassifier(given.base_model, **settings, device=given.device, random_state=0).fit(known)
 
 
@@ -40,35 +61,45 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--fit", type=int, default=0)
     given = parser.parse_args()
     texts = messages(given.path)["text"]
     prompts = {
         "messages": texts[: given.rows].tolist(),
         "eight joined": [" ".join(texts[8 * i : 8 * i + 8]) for i in range(given.rows // 4)],
     }
-    models = {(kind, n): fitted(given, labels[:n]) for kind, labels in CLASSES.items() for n in COUNTS}
+    models = {
+        (kind, n): fitted(given, labels[:n], texts[given.rows :].tolist())
+        for kind, labels in CLASSES.items()
+        for n in COUNTS
+    }
     for name, rows in prompts.items():
-        frame = pd.DataFrame({"text": rows})
-        seconds: dict[tuple[str, int], list[float]] = {case: [] for case in models}
-        for turn in range(given.turns + 1):
-            for case, model in models.items():
-                started = time.perf_counter()
-                model.predict_proba(frame)
-                seconds[case] += [time.perf_counter() - started] if turn else []
-        records = []
-        for (kind, n), took in seconds.items():
-            ratios = [own / two for own, two in zip(took, seconds[kind, 2], strict=True)]
-            records.append(
-                {
-                    "prompts": name,
-                    "classes": f"{n} {kind}",
-                    "rows/s": round(statistics.median(len(rows) / s for s in took), 1),
-                    "times the cost of 2": round(statistics.median(ratios), 2),
-                    "spread": f"{min(ratios):.2f} to {max(ratios):.2f}",
-                }
-            )
-        print(json.dumps({f"classes, {name}": records}))
-        print(table(records), flush=True)
+        frames = {
+            case: pd.DataFrame({"text": texts_of(rows, CLASSES[case[0]][: case[1]], told=given.fit)}) for case in models
+        }
+        for method in METHODS:  # apart: what one has answered would serve the other
+            seconds: dict[tuple[str, int], list[float]] = {case: [] for case in models}
+            for turn in range(given.turns + 1):
+                for case, model in models.items():
+                    started = time.perf_counter()
+                    getattr(model, method)(frames[case])
+                    seconds[case] += [time.perf_counter() - started] if turn else []
+            records = [record(f"{method}, {name}", case, seconds, len(rows)) for case in models]
+            print(json.dumps({f"classes, {method}, {name}": records}))
+            print(table(records), flush=True)
+
+
+def record(name: str, case: tuple[str, int], seconds: Any, rows: int) -> dict[str, Any]:
+    """What some classes cost, and how many times as much as two of them."""
+    kind, n = case
+    ratios = [own / two for own, two in zip(seconds[case], seconds[kind, 2], strict=True)]
+    return {
+        "prompts": name,
+        "classes": f"{n} {kind}",
+        "rows/s": round(statistics.median(rows / s for s in seconds[case]), 1),
+        "times the cost of 2": round(statistics.median(ratios), 2),
+        "spread": f"{min(ratios):.2f} to {max(ratios):.2f}",
+    }
 
 
 if __name__ == "__main__":
