@@ -35,7 +35,7 @@ class LoRA(LayerSpec):
     target_modules : str or list of str, default="all-linear"
         Names of the layers adapted, or the name of one; "all-linear" is every linear layer but the output head. [] is
         none beside `target_parameters`. A text with more in it than letters, digits, dots, dashes and underscores is a
-        regular expression, which has to match the whole name of a layer: ``r".*\\.(q|v)_proj"``.
+        regular expression, which has to match the whole name of a layer: ``".*[.](q|v)_proj"``.
     target_parameters : list of str, default=None
         Names of weights adapted that are no layers of their own, as the experts of a mixture often are:
         ``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``. Every expert has an A and B of its own. The choice
@@ -63,8 +63,9 @@ class LoRA(LayerSpec):
         How A and B begin. True: A uniform, B zero; "gaussian": A normal, B zero; "orthogonal" (an even `r`); "mica":
         B the directions of the smallest singular values, A zero and alone trained. "pissa", "pissa_niter_[n]" [4]_ and
         "olora" [5]_ take the largest directions of W itself out of it, "loftq" [6]_ what W loses in few bits.
-        "eva" [7]_, "corda" [8]_ and "lora_ga" [9]_ look at rows of the fit, 128 of them at most, drawn. What a start takes out of W is given
-        back when the fit ends: the adapter is then kept as plain LoRA of rank ``2 r`` beside the W that it found.
+        "eva" [7]_, "corda" [8]_ and "lora_ga" [9]_ look at rows of the fit, 128 of them at most, drawn. What a start
+        takes out of W is given back when the fit ends: the adapter is then kept as plain LoRA of rank ``2 r`` beside
+        the W that it found.
     eva_config : dict, default=None
         For "eva": ``rho`` (2.0), the most that a layer's rank may grow by in the sharing out of ranks;
         ``use_label_mask`` (True), look at the positions that carry loss only; ``whiten`` (False);
