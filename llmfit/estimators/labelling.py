@@ -18,8 +18,10 @@ __all__ = ["likeliest", "prunes", "scored"]
 
 
 @contextmanager
-def _asking(estimator: Any, base: Any, rows: Sequence[Encoded]) -> Iterator[tuple[Any, dict[str, Any], list[Ids]]]:
-    """Lend the model; give it, with what is asked of it, and the tokens of every class."""
+def _asking(
+    estimator: Any, base: Any, rows: Sequence[Encoded]
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], list[Ids]]]:
+    """Lend the model; give it with prompts and labels, how they are asked, and the tokens of every class."""
     from llmfit.scoring import label_sequences
 
     encoder = estimator._prompts.encoder(base)
@@ -27,9 +29,7 @@ def _asking(estimator: Any, base: Any, rows: Sequence[Encoded]) -> Iterator[tupl
     labels = label_sequences(ids, encoder.end_id)
     longest = max(row.length for row in rows) + max(map(len, labels))
     with estimator._lend(base, longest) as model, estimator._bar(len(rows), "predict") as bar:
-        asked = {
-            "prompts": [row.prompt for row in rows],
-            "labels": labels,
+        how = {
             "device": base.device,
             "pad_id": base.pad_id,
             "start_ids": base.start_ids,
@@ -37,15 +37,15 @@ def _asking(estimator: Any, base: Any, rows: Sequence[Encoded]) -> Iterator[tupl
             "batch_tokens": estimator.batch_tokens,
             "progress": bar.update,
         }
-        yield model, asked, ids
+        yield (model, [row.prompt for row in rows], labels), how, ids
 
 
 def scored(estimator: Any, base: Any, rows: Sequence[Encoded]) -> tuple[np.ndarray, list[Ids]]:
     """Give the logarithms of all classes' probabilities, (n_rows, n_classes), and the likeliest one's tokens."""
     from llmfit import scoring
 
-    with _asking(estimator, base, rows) as (model, asked, ids):
-        answers = targets.log_normalised(scoring.score_labels(model, **asked))
+    with _asking(estimator, base, rows) as (asked, how, ids):
+        answers = targets.log_normalised(scoring.score_labels(*asked, **how))
     return answers, [ids[i] for i in answers.argmax(axis=1)]
 
 
@@ -62,5 +62,5 @@ def likeliest(estimator: Any, base: Any, rows: Sequence[Encoded]) -> np.ndarray:
     """Find the likeliest class alone: its places, (n_rows,)."""
     from llmfit.pruning import likeliest_labels
 
-    with _asking(estimator, base, rows) as (model, asked, _):
-        return likeliest_labels(model, **asked)
+    with _asking(estimator, base, rows) as (asked, how, _):
+        return likeliest_labels(*asked, **how)
