@@ -107,7 +107,8 @@ class Standing:
         before = {id(p) for p in base.model.parameters()}
         module = adapter.install(base, tensors, training=training)
         added = sum(p.nbytes for p in module.parameters() if id(p) not in before)
-        if getattr(adapter, "refillable", False) and added <= MOST_BYTES:
+        lasts = not torch.is_inference_mode_enabled()  # tensors that are made there cannot be written to elsewhere
+        if lasts and getattr(adapter, "refillable", False) and added <= MOST_BYTES:
             new = training and tensors is None
             drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
             self._last = _Installed(form, seed, module, Kept(base.model), drawn)

@@ -162,6 +162,7 @@ def test_a_prediction_is_looked_at_too(settings, frame, monkeypatch):
     """Whatever is trained: what is compared has gradients."""
     clf = classifier(settings, adapter={"r": 4}).fit(frame)
     expected = clf.predict_log_proba(frame)
+    llmfit.clear_cache()
     monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
     np.testing.assert_array_equal(clf.predict_log_proba(frame), expected)
     assert looks() == [True]

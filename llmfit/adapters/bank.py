@@ -84,7 +84,8 @@ def start_of(spec: AdapterSpec, model: Any) -> Start | None:
     """
     from peft.tuners.lora.layer import Linear
 
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = model.named_parameters()
+    parameters = {name: nn.Parameter(p.detach().clone()) for name, p in named if p.requires_grad}  # its own from now on
     layers: dict[str, Update] = {}
     for name, layer in model.named_modules():
         if type(layer) is Linear and is_plain(layer, "default"):
