@@ -22,7 +22,7 @@ from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.keeping import Kept, Standing
 from llmfit.kinds import draws_numbers, kind_of, missing_words, see_both_ways
-from llmfit.memory import is_out_of_memory, one_memory_error
+from llmfit.memory import free, is_out_of_memory, one_memory_error
 from llmfit.quantization import (
     Quantization,
     check_quantizable,
@@ -304,6 +304,7 @@ def load_base_model(
         if key not in _cache:
             while len(_cache) >= MOST_CACHED:
                 _cache.popitem(last=False)
+                free()  # adapters stand in cycles
             with one_memory_error("the base model"):
                 _cache[key] = BaseModel(source, where, numbers, few_bits)
         _cache.move_to_end(key)

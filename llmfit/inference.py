@@ -215,12 +215,16 @@ def _batches(rows: Sequence[Encoded], room: int, begun: Begun | None, budget: in
     """Part rows into batches by what keys and values they keep, those of their answers too.
 
     Prompts take half of the budget, and leave the other half for answers. Where what they begin with is read, and held
-    once, a row takes its own tokens and the room for its answer, but no more than it would take whole.
+    once, a row takes its own tokens and the room for its answer, but no more than it would take whole; and its part of
+    the beginning, of which each row has a copy in one layer at a time.
     """
     if begun is None:
         return length_batches(rows, max(1, budget // 2))
-    read = len(begun.ids)
-    own = [row._replace(prompt=row.prompt[read:], completion=(0,) * min(room, row.length + read)) for row in rows]
+    read, layers = len(begun.ids), len(begun.cache.layers)
+    own = [
+        row._replace(prompt=row.prompt[read:], completion=(0,) * min(room + -(-read // layers), row.length + read))
+        for row in rows
+    ]
     return length_batches(own, budget)
 
 

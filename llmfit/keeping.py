@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ class Standing:
         if lasts and getattr(adapter, "refillable", False) and added <= MOST_BYTES:
             new = training and tensors is None
             drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
-            self._last = _Installed(form, seed, module, Kept(base.model), drawn)
+            self._last = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn)  # lists are the user's
         return module
 
 

@@ -35,6 +35,7 @@ WORTH_ELSEWHERE = 64
 LEAST = 512  # tokens of labels behind all prompts below which one pass for all of them is quicker
 TRIED = 32  # prompts that show whether there is much to leave out
 SAVED = 0.4  # share of the labels' tokens that has to be left out there
+MOST_CELLS = 2**22  # nodes times what may follow one, in a table of all
 AT_ONCE = 128  # tokens that take no longer than the pass that they are in
 MARGINS = {1: 0.5, 2: 0.25, 4: 1e-3}  # nats that scores may be off by, by the bytes of the smallest numbers
 
@@ -76,17 +77,20 @@ def likeliest_labels(
     through = [row._replace(completion=max(labels, key=len)[begun:]) for row in rows]
     shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids)
     few = len(labels) < 2 or len(rows) * len(trie.tokens) < LEAST
-    if few or shared is None or not goes_behind(model, pad_id=pad_id, device=device):
+    many = len(trie.following) * max(map(len, trie.following)) > MOST_CELLS
+    if few or many or shared is None or not goes_behind(model, pad_id=pad_id, device=device):
         scores = in_full(model, prompts, labels, said=said, progress=progress)
         return np.asarray(scores.argmax(axis=1))
     best = np.full(len(rows), -1)
     budget, margin = auto_budget(batch_tokens, device), MARGINS[number_bytes(model)]
-    work = partial(_answer, model, trie, margin, budget, device=device, pad_id=pad_id)
+    work = partial(_answer, model, _Nodes(trie), margin, budget, device=device, pad_id=pad_id)
+    tried, saved = 0, 0.0
     with packed(model):
         for positions, (found, left_out) in _in_parts(rows, shared, budget, work):
             best[positions] = found
             progress(sum(times[rows[i].prompt] for i in positions if best[i] >= 0))
-            if left_out < SAVED:
+            tried, saved = tried + len(positions), saved + left_out * len(positions)
+            if tried >= TRIED and saved < SAVED * tried:
                 break  # all labels are as likely here: the other rows have them scored in one pass
     undecided = np.nonzero(best < 0)[0]
     if len(undecided):
@@ -118,7 +122,7 @@ def _some_first(batches: Iterator[list[int]]) -> Iterator[list[int]]:
 @torch.inference_mode()
 def _answer(
     model: Any,
-    trie: Trie,
+    nodes: _Nodes,
     margin: float,
     budget: int,
     rows: list[Encoded],
@@ -130,18 +134,22 @@ def _answer(
 ) -> Answered:
     """Find the likeliest label of some rows, -1 where it is not clear: one pass for all, and some over few tokens.
 
-    Given with the share of the labels' tokens that was left out, none where it is not clear.
+    What is read stays, so that it may be as many tokens as a pass may have and no more; rows that would need others
+    are not clear. Given with the share of the labels' tokens that was left out, none where it is not clear.
     """
-    search = _Search(trie, len(rows), margin)
+    search, trie = _Search(nodes, len(rows), margin), nodes.trie
     prompts = [row.prompt for row in rows]
     with scoring.whole(kept):
         states, words, layout = read_rows(model, prompts, pad_id=pad_id, device=device, shared=shared, kept=kept)
     first = choices(words, states[:, None], trie.following[:1])  # (R, 1, C)
     search.learn(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64), first[:, 0])
     while wanted := search.wanted():
+        if int(search.read[:, 1:].sum()) + sum(len(own) for _, own in wanted) > budget:
+            break
         for part in _parts(wanted, budget):
             _read_on(model, layout, trie, search, part, pad_id)
     best = search.best()
+    best[[row for row, _ in wanted]] = -1
     return best, 1 - float(search.read.mean(axis=1).clip(min=best < 0).mean())
 
 
@@ -171,22 +179,18 @@ def _parts(wanted: Sequence[tuple[int, list[int]]], budget: int) -> Iterator[lis
     yield part
 
 
-class _Search:
-    """What is known of the labels behind some rows, and what is to be read next.
+class _Nodes:
+    """The beginnings of labels, and where they stand to one another.
 
     A node is a beginning of labels: 0 is the empty one, i the one that ends with the trie's token i - 1.
 
     Parameters
     ----------
     trie : Trie
-    count : int
-        Of rows.
-    margin : float
-        Nats that a label must be likelier by.
     """
 
-    def __init__(self, trie: Trie, count: int, margin: float) -> None:
-        self.trie, self.margin = trie, margin
+    def __init__(self, trie: Trie) -> None:
+        self.trie = trie
         nodes, width = len(trie.following), max(map(len, trie.following))
         self.depths = np.array([0, *(depth + 1 for depth in trie.tree.depths)])
         self.ends = np.array([nodes, *(end + 1 for end in trie.tree.ends)])
@@ -196,15 +200,12 @@ class _Search:
             for (node, slot), (after, _) in pairwise(path):
                 self.goes_on[node, slot] = after
         self.above: list[tuple[int, ...]] = [()]  # of each node, all before it but the empty one
+        line: list[int] = []
         for node in range(1, nodes):
-            up = next(other for other in range(node - 1, -1, -1) if self.depths[other] < self.depths[node])
-            self.above.append((*self.above[up], up) if up else ())
+            del line[self.depths[node] - 1 :]
+            self.above.append(tuple(line))
+            line.append(node)
         self.lines = [self._line(node) for node in range(nodes)]
-        self.scores = np.full((count, nodes), -np.inf)  # of each node that is known
-        self.scores[:, 0] = 0.0
-        self.labels = np.full((count, len(trie.paths)), -np.inf)
-        self.read = np.zeros((count, nodes), dtype=bool)
-        self.places = np.zeros((count, nodes), dtype=np.int64)  # where each was read
 
     def _line(self, node: int) -> list[int]:
         """Give a node, and what alone can follow it, one behind the other."""
@@ -213,14 +214,36 @@ class _Search:
             line.append(int(self.goes_on[line[-1], 0]))
         return line
 
+
+class _Search:
+    """What is known of the labels behind some rows, and what is to be read next.
+
+    Parameters
+    ----------
+    nodes : _Nodes
+    count : int
+        Of rows.
+    margin : float
+        Nats that a label must be likelier by.
+    """
+
+    def __init__(self, nodes: _Nodes, count: int, margin: float) -> None:
+        self.nodes, self.margin = nodes, margin
+        number = len(nodes.depths)
+        self.scores = np.full((count, number), -np.inf)  # of each node that is known
+        self.scores[:, 0] = 0.0
+        self.labels = np.full((count, len(nodes.trie.paths)), -np.inf)
+        self.read = np.zeros((count, number), dtype=bool)
+        self.places = np.zeros((count, number), dtype=np.int64)  # where each was read
+
     def learn(self, rows: NDArray[np.int64], nodes: NDArray[np.int64], log_probs: torch.Tensor) -> None:
         """Take what follows some nodes, (N, C); a node comes behind the one before it."""
         said = log_probs.cpu().double().numpy()
-        for depth in np.unique(self.depths[nodes]):
-            here = self.depths[nodes] == depth
+        for depth in np.unique(self.nodes.depths[nodes]):
+            here = self.nodes.depths[nodes] == depth
             row, node = rows[here], nodes[here]
-            total = self.scores[row, node][:, None] + said[here, : self.goes_on.shape[1]]
-            for table, known in ((self.goes_on[node], self.scores), (self.is_label[node], self.labels)):
+            total = self.scores[row, node][:, None] + said[here, : self.nodes.goes_on.shape[1]]
+            for table, known in ((self.nodes.goes_on[node], self.scores), (self.nodes.is_label[node], self.labels)):
                 i, slot = np.nonzero(table[:, : total.shape[1]] >= 0)
                 known[row[i], table[i, slot]] = total[i, slot]
         self.read[rows, nodes] = True
@@ -236,19 +259,22 @@ class _Search:
         alive = open_ > (best - self.margin)[:, None]
         wanted = []
         for row in np.nonzero(alive.any(axis=1))[0]:
-            nodes = np.nonzero(alive[row])[0] if np.isfinite(best[row]) else self.lines[int(open_[row].argmax())]
+            nodes = np.nonzero(alive[row])[0] if np.isfinite(best[row]) else self.nodes.lines[int(open_[row].argmax())]
             wanted.append((int(row), [int(node) for node in nodes]))
-        whole = [(row, sorted({n for node in nodes for n in range(node, self.ends[node])})) for row, nodes in wanted]
+        whole = [
+            (row, sorted({n for node in nodes for n in range(node, self.nodes.ends[node])})) for row, nodes in wanted
+        ]
         return whole if sum(len(nodes) for _, nodes in whole) <= AT_ONCE else wanted
 
     def branch(self, row: int, nodes: Sequence[int]) -> Branch:
         """Put nodes, in order, together as what goes on from a row."""
-        depths = tuple(int(self.depths[node]) - 1 for node in nodes)
-        ends = tuple(bisect_left(nodes, int(self.ends[node])) for node in nodes)
+        depths = tuple(int(self.nodes.depths[node]) - 1 for node in nodes)
+        ends = tuple(bisect_left(nodes, int(self.nodes.ends[node])) for node in nodes)
         sees = tuple(
-            tuple(int(self.places[row, other]) for other in self.above[node] if self.read[row, other]) for node in nodes
+            tuple(int(self.places[row, other]) for other in self.nodes.above[node] if self.read[row, other])
+            for node in nodes
         )
-        return Branch(tuple(self.trie.tokens[node - 1] for node in nodes), Tree(depths, ends), sees)
+        return Branch(tuple(self.nodes.trie.tokens[node - 1] for node in nodes), Tree(depths, ends), sees)
 
     def best(self) -> NDArray[np.int64]:
         """Give each row's likeliest label, -1 where another one is as good."""

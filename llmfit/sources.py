@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, reason, suggest
+from llmfit.exceptions import ModelLoadError, missing_package, parameter_error, quoted, reason, suggest
 
 __all__ = [
     "ALIASES",
@@ -205,9 +205,14 @@ def _convert_gguf(path: Path, target: Path) -> None:
     try:
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
-            read = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **where)
+            read, told = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), dtype=torch.float32, output_loading_info=True, **where
+            )
     except Exception as error:  # a damaged file fails in whatever parser meets it first
         raise ModelLoadError(f"The GGUF file {str(path)!r} cannot be read: {reason(error)}.") from error
+    drawn = sorted({*told["missing_keys"]} & {name for name, _ in read.named_parameters()})
+    if drawn:
+        raise ModelLoadError(f"The GGUF file {str(path)!r} has no weights for {quoted(drawn, most=3)}.")
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are plain numbers now; saving refuses the mark

@@ -45,17 +45,28 @@ def make_trie(labels: Sequence[Ids]) -> Trie:
     >>> trie.tokens, trie.following
     ((5, 7), ((5, 9), (6, 7), (8,)))
     """
-    heads = sorted({label[:i] for label in labels for i in range(len(label))})  # () first, and each before what follows
+    asked: dict[Ids, set[int]] = {}
+    for label in labels:
+        for i, token in enumerate(label):
+            asked.setdefault(label[:i], set()).add(token)
+    heads = sorted(asked)  # () first, and each before what follows
+    slots = {head: {token: slot for slot, token in enumerate(sorted(asked[head]))} for head in heads}
     place = {head: i for i, head in enumerate(heads)}
-    behind = [[label for label in labels if len(label) > len(head) and label[: len(head)] == head] for head in heads]
-    following = [sorted({label[len(head)] for label in some}) for head, some in zip(heads, behind, strict=True)]
-    ends = [1 + max(place[other] for other in heads if other[: len(head)] == head) for head in heads]
-    paths = [
-        tuple((place[label[:i]], following[place[label[:i]]].index(token)) for i, token in enumerate(label))
-        for label in labels
-    ]
-    tree = Tree(tuple(len(head) - 1 for head in heads[1:]), tuple(end - 1 for end in ends[1:]))
-    return Trie(tuple(head[-1] for head in heads[1:]), tree, tuple(map(tuple, following)), tuple(paths))
+    paths = tuple(
+        tuple((place[label[:i]], slots[label[:i]][token]) for i, token in enumerate(label)) for label in labels
+    )
+    tree = Tree(tuple(len(head) - 1 for head in heads[1:]), tuple(end - 1 for end in _ends(heads)[1:]))
+    return Trie(tuple(head[-1] for head in heads[1:]), tree, tuple(tuple(slots[head]) for head in heads), paths)
+
+
+def _ends(heads: Sequence[Ids]) -> list[int]:
+    """Find where those end, in order, that go on from each."""
+    ends, above = [len(heads)] * len(heads), [0]
+    for i in range(1, len(heads)):
+        while heads[above[-1]] != heads[i][:-1]:
+            ends[above.pop()] = i
+        above.append(i)
+    return ends
 
 
 def tries(labels: Sequence[Ids], most: int = MOST_TOKENS) -> Iterator[tuple[Trie, list[int]]]:

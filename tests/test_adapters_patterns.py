@@ -149,3 +149,10 @@ def test_the_table_and_the_fields_are_all_that_peft_has() -> None:
         left = {field.name for field in fields(config_class(method.peft_type)) if field.init} - known - common
         assert left == LEFT_OUT.get(method.peft_type, {}).keys() & left, name
         assert LEFT_OUT.get(method.peft_type, {}).keys() <= left | {"r"}, name
+
+
+def test_feedforward_layers_of_ia3_are_some_of_those_that_match(settings: Any, frame: Any) -> None:
+    spec = {"type": "ia3", "target_modules": ".*[.](k|down)_proj", "feedforward_modules": ["down_proj"]}
+    classifier(settings, adapter=spec).fit(frame)
+    with pytest.raises(ParameterError, match="The 'feedforward_modules' parameter of IA3 must be among target_modules"):
+        classifier(settings, adapter={**spec, "target_modules": ".*[.]k_proj"}).fit(frame)

@@ -570,7 +570,7 @@ def test_generated_answers_are_the_models_own_greedy_words(
 ) -> None:
     model = LLMGenerator(target="label", features="text", adapter=None, generation={"max_new_tokens": 5}, **settings)
     model.fit(frame)
-    with pytest.warns(TruncationWarning, match=r"of 8 answers reached max_new_tokens=5 without an end\.$"):
+    with pytest.warns(TruncationWarning, match=r"of 8 answers for 'label' reached max_new_tokens=5 without an end\.$"):
         found = model.predict(frame)
     network = transformers.AutoModelForCausalLM.from_pretrained(tiny)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)

@@ -164,3 +164,14 @@ def test_an_adapter_beside_few_bits_is_written_with_its_head(settings: Any, fram
     clf.export(tmp_path / "out", merge=False)
     outputs = outputs_of(tmp_path / "out", folder, frame["text"] + " is a")  # beside the whole base
     np.testing.assert_allclose(softmax(outputs), clf.predict_proba(frame), atol=0.05)
+
+
+def test_a_head_on_what_the_layers_before_the_words_make_is_not_written(
+    tiny: str, tmp_path: Path, settings: Any, frame: Any
+) -> None:
+    """A RoBERTa that was saved as a decoder transforms its hidden states before they become words."""
+    base = make_other(tmp_path / "roberta", tiny, "roberta", is_decoder=True)
+    model = headed({**settings, "base_model": base}, adapter=None).fit(frame)
+    with pytest.raises(ParameterError, match="has layers of its own between its hidden states and its words"):
+        model.export(tmp_path / "out", merge=False)
+    assert not (tmp_path / "out").exists()

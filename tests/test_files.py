@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from llmfit.exceptions import DataError, ParameterError
+
+from llmfit.files import records  # isort: skip
 from llmfit.files import find_inputs, find_output, make_writer, open_source, plain_values, read_table
 from llmfit.files.types import MISSING
 
@@ -209,8 +211,20 @@ class TestBadRows:
         (chunk,) = open_source(tmp_path / "t.csv").chunks(100)
         assert chunk.frame["text"].tolist() == ["y"]
         assert [(row.row, row.reason) for row in chunk.bad] == [
-            (0, "a value in it has more than 16,777,216 characters, or a quote that is not closed.")
+            (0, "it has more characters than a row may have, or a quote that is not closed.")
         ]
+
+    def test_quotes_that_never_close_cost_little_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each line alone opens a quote that the next one closes and opens again."""
+        monkeypatch.setattr(records, "PATIENCE", 2**16)
+        (tmp_path / "t.csv").write_text("a,b\n" + 'x","y\n' * 3000 + "last,one\n")
+        read = []
+        line = records._Lines.__next__
+        monkeypatch.setattr(records._Lines, "__next__", lambda lines: read.append(1) or line(lines))
+        chunks = list(open_source(tmp_path / "t.csv").chunks(1000))
+        assert len(read) < 3000 * 1000
+        assert sum(len(chunk.bad) for chunk in chunks) == 3000
+        assert chunks[-1].frame["a"].tolist() == ["last"]
 
     def test_lines_of_json(self, tmp_path: Path) -> None:
         lines = [b'{"a": 1}', b'{"a": ', b"[1]", b"\xff", b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100_000, b'{"a": 7}']

@@ -693,6 +693,16 @@ def test_a_term_of_the_loss_pulls_as_in_ludwig(name: str) -> None:
     torch.testing.assert_close(mine, ludwigs)
 
 
+def test_a_term_of_no_type_is_none() -> None:
+    config = {**BASE, "trainer": {"regularization_lambda": 0.1, "regularization_type": None}}
+    assert "weight_decay" not in params(config)
+
+
+def test_an_axis_over_a_term_of_the_loss_is_one_over_the_decay() -> None:
+    search = from_config({**BASE, "hyperopt": {"trainer.regularization_lambda": [0, 0.1]}})
+    assert search.param_grid == {"weight_decay": [0, 0.2]}
+
+
 @pytest.mark.parametrize("name", ["nadam", "radam"])
 def test_decay_of_an_optimizer_is_in_the_gradient_as_in_ludwig(name: str) -> None:
     found = params({**BASE, "trainer": {"optimizer": {"type": name, "weight_decay": 0.1}}})
@@ -706,6 +716,7 @@ def test_accuracy_is_ludwigs_of_the_kind_of_target() -> None:
     assert from_config({**BASE, "hyperopt": asked}).scoring == "balanced_accuracy"
     binary = {**BASE, "output_features": [{"name": "label", "type": "binary"}], "hyperopt": asked}
     assert from_config(binary).scoring == "accuracy"
+    assert from_config({"estimator": "LLMClassifier", "target": "label", "hyperopt": asked}).scoring == "accuracy"
 
 
 SENTENCES: dict[str, tuple[Any, str]] = {

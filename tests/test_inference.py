@@ -144,7 +144,7 @@ def test_answers_without_an_end_are_counted_in_one_warning(settings, frame):
     model = untrained(settings, frame, generation={"max_new_tokens": 3})
     with pytest.warns(TruncationWarning) as warned:
         found = model.predict(RAGGED)
-    assert [str(w.message) for w in warned] == ["7 of 7 answers reached max_new_tokens=3 without an end."]
+    assert [str(w.message) for w in warned] == ["7 of 7 answers for 'label' reached max_new_tokens=3 without an end."]
     assert Path(warned[0].filename).name == Path(__file__).name
     assert all(len(text) <= 3 for text in found)
 

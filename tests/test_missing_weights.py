@@ -130,3 +130,25 @@ def test_whole_models_are_whole(tied: bool, kind: str, tiny: str, tmp_path: Path
         assert base.without == ()
     assert not any(parameter.is_meta for parameter in base.model.parameters())
     assert all(torch.isfinite(p).all() for p in base.model.parameters() if p.is_floating_point())
+
+
+def test_places_that_are_computed_are_not_missed(tiny: str, tmp_path: Path, settings: Any, frame: Any) -> None:
+    """Files of Pegasus leave the sinusoids out."""
+    whole = make_pair(tmp_path / "whole", tiny, "pegasus")
+    bare = without(whole, tmp_path / "bare", "embed_positions")
+    answers = [
+        classifier({**settings, "base_model": folder}, adapter=None).fit(frame).predict_log_proba(frame)
+        for folder in (whole, bare)
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_a_saved_model_whose_base_is_read_otherwise_now_is_refused(tmp_path: Path, settings: Any, frame: Any) -> None:
+    model = headed(settings, adapter=None).fit(frame)
+    model.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "llmfit.json"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"kind": "decoder"', '"kind": "encoder"'), encoding="utf-8"
+    )
+    with pytest.raises(ModelLoadError, match="was read as encoder by this fit, and is decoder now"):
+        llmfit.load(tmp_path / "saved", verbose=0).predict(frame)

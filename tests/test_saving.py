@@ -24,7 +24,9 @@ from llmfit import LLMClassifier, LLMEstimator, LLMGenerator, LoRA
 from llmfit.exceptions import DataError, ModelLoadError, ParameterError
 from llmfit.persistence import _digest_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*answers reached max_new_tokens:llmfit.exceptions.TruncationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*answers for .* reached max_new_tokens:llmfit.exceptions.TruncationWarning"
+)
 
 
 def answers(model: Any, frame: pd.DataFrame) -> Any:

@@ -569,6 +569,14 @@ def test_other_weights_in_the_same_place_are_another_search(part: str, gaps: pd.
     assert len(keys) == 2
 
 
+def test_another_file_of_a_base_model_is_another_search(gaps: pd.DataFrame, tmp_path: Path) -> None:
+    records, keys = Records(tmp_path / "records", None), set()
+    for content in (b"GGUF one", b"GGUF two"):
+        (tmp_path / "m.gguf").write_bytes(content)
+        keys.add(records.key(LLMClassifier(**{**FAKE, "base_model": tmp_path / "m.gguf"}), gaps, None, {}))
+    assert len(keys) == 2
+
+
 @pytest.mark.usefixtures("fake")
 def test_what_decides_no_score_finds_the_records_again(
     gaps: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -209,7 +209,7 @@ def test_labels_behind_an_answer_are_scored_as_by_a_naive_forward(
 
 def test_text_behind_an_answer_is_what_transformers_generates(table: pd.DataFrame, settings: Any, tiny: str) -> None:
     model = estimator(settings, adapter=None, target=["label", "note"], generation={"max_new_tokens": 6}).fit(table)
-    with pytest.warns(TruncationWarning, match="answers reached max_new_tokens=6 without an end"):
+    with pytest.warns(TruncationWarning, match="answers for 'note' reached max_new_tokens=6 without an end"):
         answers = model.predict(table)
     tokenizer, plain = plain_tokenizer(tiny), plain_model(tiny)
     for (_, row), text in zip(answers.iterrows(), table["text"], strict=True):

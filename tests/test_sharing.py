@@ -21,7 +21,9 @@ from llmfit import LLMEstimator
 from llmfit.base_model import load_base_model
 
 CAPPED = {"generation": {"max_new_tokens": 4}}
-pytestmark = pytest.mark.filterwarnings("ignore:.*answers reached max_new_tokens:llmfit.exceptions.TruncationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*answers for .* reached max_new_tokens:llmfit.exceptions.TruncationWarning"
+)
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def _scoring(said: Said, estimator: Any) -> Any:
             raise ParameterError(f"The config's 'hyperopt.goal' needs a 'metric' beside it. Got goal={goal!r} alone.")
         return None
     scorer = _scorer_of(metric, goal, _answers(estimator), several=_is_several(estimator.target))
-    return BINARY.get(metric, scorer) if _kinds(estimator) == {"binary"} else scorer
+    return scorer if {*_kinds(estimator)} & {"category"} else BINARY.get(metric, scorer)
 
 
 def _check_output(name: Any, target: Any) -> None:

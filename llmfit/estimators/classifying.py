@@ -12,7 +12,7 @@ from llmfit.exceptions import ParameterError
 from llmfit.features import label_text
 from llmfit.heads import Pooled, WithHead, split_tensors
 
-__all__ = ["LOADER", "as_classifier", "check_classifier", "installed"]
+__all__ = ["LOADER", "as_classifier", "check_classifier", "installed", "padded_probe"]
 
 LOADER = "AutoModelForSequenceClassification"
 LIKE = 1e-4  # of the largest answer: what two ways to compute it may differ by
@@ -103,7 +103,8 @@ def as_classifier(estimator: Any, base: Any, lent: Any) -> Any:
     return model
 
 
-def _padded(pad_id: int) -> Any:
+def padded_probe(pad_id: int) -> Any:
+    """Fill up two short rows: ids, and how many of each are its own."""
     import torch
 
     longest = max(map(len, PROBE))
@@ -116,13 +117,13 @@ def _probe(pooler: Any, pad_id: int) -> Any:
     import torch
 
     with torch.no_grad():
-        return pooler(*_padded(pad_id))
+        return pooler(*padded_probe(pad_id))
 
 
 def _alike(model: Any, expected: Any, pad_id: int) -> bool:
     import torch
 
-    ids, lengths = _padded(pad_id)
+    ids, lengths = padded_probe(pad_id)
     known = torch.arange(ids.shape[1])[None] < lengths[:, None]
     with torch.no_grad():
         found = model(input_ids=ids, attention_mask=known.long()).logits

@@ -13,7 +13,7 @@ from typing import Any
 from sklearn.utils.validation import check_is_fitted
 
 from llmfit.estimators.classifying import LOADER, as_classifier, check_classifier, installed
-from llmfit.estimators.heading import LOADERS, write_head
+from llmfit.estimators.heading import LOADERS, check_reads, write_head
 from llmfit.exceptions import LLMFitError, ParameterError, check_choice, parameter_error, reason
 from llmfit.heads import split_tensors
 from llmfit.persistence import write_folder
@@ -30,8 +30,8 @@ class Exported:
         """Write the fitted model for transformers, or its adapter for PEFT; llmfit is not needed to load either.
 
         A classifier with a linear head is merged into a model for ``AutoModelForSequenceClassification``, where that
-        answers alike: on a decoder, with the last token's vector and ``head={"type": "linear", "bias": False}``. Every
-        linear head can be written with ``merge=False``.
+        answers alike: on a decoder, with the last token's vector and ``head={"type": "linear", "bias": False}``. With
+        ``merge=False`` every linear head can be written but one on a model that was trained in full.
 
         Parameters
         ----------
@@ -84,9 +84,8 @@ class Exported:
                 check_classifier(inner)
         elif (inner._adapter is None and inner._head is None) or getattr(inner._adapter, "type", None) == "full":
             given = inner._adapter and inner._adapter.type
-            raise ParameterError(
-                f"merge=False writes an adapter by itself, and adapter={given!r} has none. Use merge=True."
-            )
+            advice = "Use merge=True." if inner._head is None else "Use save()."
+            raise ParameterError(f"merge=False writes an adapter by itself, and adapter={given!r} has none. {advice}")
         adapter = inner._adapter
         content = {
             "class": type(inner).__name__,
@@ -180,6 +179,7 @@ def _write_adapter(estimator: Any, folder: Path) -> Any:
         own = split_tensors(estimator._tensors)[1]
         estimator._adapter.save(folder, own, estimator.base_model_["name"], base.kind)
     if estimator._head is not None:
+        check_reads(base)
         write_head(estimator, folder)
     return base
 

@@ -190,7 +190,7 @@ batch_size_, max_length_, memory_footprint_
             )
         lead = self._prompts.template.frame.lead
         texts = [encoder.decode(ids).removeprefix(lead) for ids in answers]
-        of = f" answers reached max_new_tokens={most} without an end."
+        of = f" answers for {self.target_!r} reached max_new_tokens={most} without an end."
         warn(counted(TruncationWarning, cut, " of ", len(rows), of))
         return texts, answers
 

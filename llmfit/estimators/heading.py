@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llmfit.estimators.classifying import padded_probe
+from llmfit.exceptions import ParameterError
 from llmfit.features import label_text
-from llmfit.heads import save_head, split_tensors
+from llmfit.heads import Pooled, save_head, split_tensors
+from llmfit.selfcheck import apart
 
-__all__ = ["HEAD", "LOADERS", "reads", "write_head"]
+if TYPE_CHECKING:
+    from llmfit.base_model import BaseModel
+
+__all__ = ["HEAD", "LOADERS", "check_reads", "reads", "write_head"]
 
 HEAD = "head.json"
+ROUNDING = 0.05  # of the norm of hidden states, in 16 bits
 FORMAT = 1
 LOADERS = {"decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM", "encoder": "AutoModel"}
 STATES = {  # what transformers calls the hidden states that are read
@@ -23,6 +30,33 @@ STATES = {  # what transformers calls the hidden states that are read
     "encoder-decoder": "encoder_last_hidden_state",
     "encoder": "last_hidden_state",
 }
+
+
+def check_reads(base: BaseModel) -> None:
+    """Raise where a head reads something else than the hidden states that others are told of.
+
+    Families differ in what stands between their last layer and their words.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if base.kind != "decoder":
+        return
+    import torch
+
+    ids, lengths = padded_probe(base.pad_id)
+    with base.attach(Pooled("last")) as pooler, torch.no_grad():
+        expected = pooler(ids.to(base.device), lengths.to(base.device))
+    known = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+    with base.attach(None) as model, torch.no_grad():
+        told = model(ids.to(base.device), attention_mask=known.to(base.device), output_hidden_states=True)
+    found = told.hidden_states[-1][torch.arange(len(ids)), lengths - 1]
+    if apart(found.float(), expected.float()) > ROUNDING:
+        raise ParameterError(
+            f"The base model {base.source.name!r} has layers of its own between its hidden states and its words, and "
+            "the head reads what these make: no plain model of transformers gives that. Use save()."
+        )
 
 
 def write_head(estimator: Any, folder: Path) -> None:

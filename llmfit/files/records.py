@@ -1,7 +1,7 @@
 """Files of text as records, one after the other, each with the line where it begins.
 
 Takes a :class:`Place`; gives records, and for what is none the reason in its place, so that one bad line costs one row.
-No more than a few lines are held. Knows no types: cells are texts in CSV, values in JSON.
+No more than a record is held, or what may have been one. Knows no types: cells are texts in CSV, values in JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from llmfit.files.paths import Place
 
 __all__ = ["RECORDS", "Record", "check_names"]
 
-FIELD = 2**24  # characters of a cell; a quote that is never closed is given up there
+FIELD = 2**24  # characters of a cell, and of all lines of a record; a quote that is never closed is given up there
+PATIENCE = 2**26  # characters that are read in vain, after which records that are no better are given up sooner
+IMPATIENT = 2**12
 BLOCK = 2**16
 LARGEST = 2**26  # characters of one JSON value, after which a file is taken to be damaged
 NO_UTF8 = "it is not UTF-8"
@@ -63,31 +65,42 @@ class Record(NamedTuple):
     reason: str = ""
 
 
+class _EndlessError(csv.Error):
+    """A record goes on for longer than one may."""
+
+
 class _Lines:
     """Lines for a csv.reader, which can be given back: what follows a bad line is read anew."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.number = file, 0
         self.taken: list[str] = []  # lines of the record that is being read
+        self.size = 0  # characters of these
+        self.vain = 0  # characters that were given back
         self.back: list[str] = []
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
+        if self.taken and self.size > (FIELD if self.vain < PATIENCE else IMPATIENT):
+            raise _EndlessError("field limit")
         line = self.back.pop() if self.back else next(self.file)
         self.number += 1
         self.taken.append(line)
+        self.size += len(line)
         return line
 
     def begin(self) -> int:
         """Begin a record; gives its line."""
         self.taken.clear()
+        self.size = 0
         return self.number + 1
 
     def give_back(self) -> None:
         """Keep the first line of the record only."""
         again = self.taken[1:]
+        self.vain += self.size
         self.back += reversed(again)
         self.number -= len(again)
 
@@ -141,7 +154,7 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], str]]
 
 def _csv_words(error: str, lines: int) -> str:
     if "field limit" in error:
-        return f"a value in it has more than {csv.field_size_limit():,} characters, or a quote that is not closed"
+        return "it has more characters than a row may have, or a quote that is not closed"
     unclosed = lines > 1 or "unexpected end" in error
     return "a quote is opened in it and not closed" if unclosed else "a quoted value goes on behind its closing quote"
 

@@ -124,7 +124,7 @@ def _fingerprint(place: Any) -> str | None:
     from llmfit.sources import digest_folder, find_source
 
     try:
-        if isinstance(place, Path) and not (place / "config.json").is_file():
+        if isinstance(place, Path) and place.is_dir() and not (place / "config.json").is_file():
             return digest_folder(place)
         return find_source(place).fingerprint
     except (ModelLoadError, OSError):

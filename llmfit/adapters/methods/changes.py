@@ -7,6 +7,7 @@ One small dataclass each. A default that would not go with every model is None a
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,10 +55,19 @@ class IA3(LayerSpec):
                 "The 'target_modules' and 'feedforward_modules' parameters of IA3 belong together: give both, or none."
             )
         if self.target_modules not in (None, "all-linear") and not is_pattern(self.target_modules):
-            targets = as_names(self.target_modules)
-            for name in as_names(self.feedforward_modules):
-                if name not in targets:
-                    raise parameter_error("feedforward_modules", "IA3", "among target_modules", name)
+            self._check_feedforward(as_names(self.target_modules))
+
+    def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool, plan: Plan | None = None) -> Any:
+        """Wrap the layers; of those that a regular expression names, the feed-forward ones have to be some."""
+        if is_pattern(self.target_modules):
+            layers = (name for name, _ in base.model.named_modules())
+            self._check_feedforward([name for name in layers if re.fullmatch(self.target_modules, name)])
+        return super().install(base, tensors, training=training, plan=plan)
+
+    def _check_feedforward(self, targets: list[str]) -> None:
+        for name in as_names(self.feedforward_modules):
+            if not any(target == name or target.endswith(f".{name}") for target in targets):
+                raise parameter_error("feedforward_modules", "IA3", "among target_modules", name)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

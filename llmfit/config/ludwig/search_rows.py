@@ -22,7 +22,9 @@ SCORINGS: dict[str, tuple[str, str, str]] = {
     "softmax_cross_entropy": ("neg_log_loss", "minimize", "classes"),
     "binary_weighted_cross_entropy": ("neg_log_loss", "minimize", "classes"),
 }
-BINARY = {"accuracy": "accuracy"}  # where the type of the target is binary: Ludwig has another metric of that name
+BINARY = {
+    "accuracy": "accuracy"
+}  # unless the type is category: of a binary target Ludwig has another metric of that name
 LOSS_OF = {"classes": "neg_log_loss", "numbers": "neg_mean_squared_error"}  # of one target
 # Kind of search of Ludwig's algorithm; None is a grid where every axis lists its values, else so many draws.
 SEARCHES: dict[str, str | None] = {"variant_generator": None, "random": None, "optuna": "optuna"}
@@ -35,9 +37,9 @@ HYPEROPT: Table = table(
         "metric",
         "scoring, by scikit-learn's names; 'loss' is the loss of the kind of target. Refused where it measures another "
         "kind of target than there is, and for sets, texts and several targets but numbers alone: there the "
-        "estimator's own score is what is measured. Accuracy is the mean over the classes, and of a binary target "
-        "the share of right rows, as in Ludwig. Precision and recall are the mean over all classes, where Ludwig "
-        "has those of the positive class of a binary target; see metrics of a search",
+        "estimator's own score is what is measured. Accuracy is the mean over the classes of a category, and else "
+        "the share of right rows, as of a binary target in Ludwig. Precision and recall are the mean over all classes, "
+        "where Ludwig has those of the positive class of a binary target; see metrics of a search",
         "text",
         "loss",
     ),

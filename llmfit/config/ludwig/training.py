@@ -107,9 +107,12 @@ def _optimizer(given: Any, said: dict[str, Any]) -> dict[str, Any]:
         )
     settings = _optimizer_settings(name, spec)
     decay, pull = settings.pop("weight_decay", None), said.get("regularization_lambda")
-    if pull:
+    if said.get("regularization_type", "l2") is None:
+        pull = None
+    if pull is not None:
         name = name or "adam"  # as in Ludwig; llmfit's own would not take the term into its moments
-        _check_pull(name, said.get("regularization_type"), decay)
+    if pull:
+        _check_pull(str(name), said.get("regularization_type"), decay)
     if name in COUPLED_ON_REQUEST and (pull or decay):
         settings["decoupled_weight_decay"] = False
     if name is not None:
@@ -233,11 +236,12 @@ TRAINER: Table = table(
     mapped(
         "regularization_lambda",
         "weight_decay, twice as much: the gradient of lambda times the squares is twice the weights. With optimisers "
-        "that take it into their moments, as a term of the loss is (where none is said: adam); refused with others",
+        "that take it into their moments, as a term of the loss is (where none is said: adam); refused with others. It "
+        "is added behind the clipping of gradients, where Ludwig clips both. Give a range of it as weight_decay",
         "number",
         0.0,
     ),
-    mapped("regularization_type", "'l2' alone", "text", "l2"),
+    mapped("regularization_type", "'l2' alone; null takes the lambda as 0", "text", "l2"),
     mapped("gradient_clipping", "max_grad_norm; see trainer.gradient_clipping", "mapping"),
     mapped(
         "early_stop",
