@@ -309,11 +309,8 @@ class BaseLLM(Exported, Filed, NestedParams, Hooks, BaseEstimator):
                 f"The base model {self.base_model!r} is not the one that was fitted: its fingerprint is "
                 f"{base.source.fingerprint}, not {self.base_model_['fingerprint']}."
             )
-        then = self.base_model_.get("kind", base.kind)
-        if then != base.kind:
-            raise ModelLoadError(
-                f"The base model {self.base_model!r} was read as {then} by this fit, and is {base.kind} now. Fit again."
-            )
+        if (then := self.base_model_.get("kind", base.kind)) != base.kind:
+            raise ModelLoadError(f"The base model was read as {then} by this fit, and is {base.kind} now. Fit again.")
 
     def _read_rows(self, X: Any) -> tuple[Table, pd.DataFrame]:
         """Read rows to answer: the table, for the form of the answers, and its feature columns."""
