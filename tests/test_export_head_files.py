@@ -153,7 +153,7 @@ def test_what_has_no_adapter_and_no_head_of_its_own_is_refused(settings: Any, fr
     clf = headed(settings | {"adapter": "full"}).fit(frame)
     with pytest.raises(ParameterError) as error:
         clf.export(tmp_path / "out", merge=False)
-    assert str(error.value) == ("merge=False writes an adapter by itself, and adapter='full' has none. Use merge=True.")
+    assert str(error.value) == ("merge=False writes an adapter by itself, and adapter='full' has none. Use save().")
 
 
 def test_an_adapter_beside_few_bits_is_written_with_its_head(settings: Any, frame: Any, tmp_path: Path) -> None:
@@ -166,6 +166,7 @@ def test_an_adapter_beside_few_bits_is_written_with_its_head(settings: Any, fram
     np.testing.assert_allclose(softmax(outputs), clf.predict_proba(frame), atol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:This model cannot read packed rows")
 def test_a_head_on_what_the_layers_before_the_words_make_is_not_written(
     tiny: str, tmp_path: Path, settings: Any, frame: Any
 ) -> None:

@@ -143,12 +143,8 @@ def test_places_that_are_computed_are_not_missed(tiny: str, tmp_path: Path, sett
     np.testing.assert_array_equal(*answers)
 
 
-def test_a_saved_model_whose_base_is_read_otherwise_now_is_refused(tmp_path: Path, settings: Any, frame: Any) -> None:
+def test_a_model_whose_base_is_of_another_kind_now_is_refused(settings: Any, frame: Any) -> None:
     model = headed(settings, adapter=None).fit(frame)
-    model.save(tmp_path / "saved")
-    path = tmp_path / "saved" / "llmfit.json"
-    path.write_text(
-        path.read_text(encoding="utf-8").replace('"kind": "decoder"', '"kind": "encoder"'), encoding="utf-8"
-    )
+    model.base_model_["kind"] = "encoder"  # as a version of llmfit may have had it
     with pytest.raises(ModelLoadError, match="was read as encoder by this fit, and is decoder now"):
-        llmfit.load(tmp_path / "saved", verbose=0).predict(frame)
+        model.predict(frame)
