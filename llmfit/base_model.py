@@ -82,6 +82,8 @@ class BaseModel:
         self.tokenizer, self.model, self.kind, self.without = _read(source, dtype, device, quantization)
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else self.model.dtype
         self.model.requires_grad_(False).eval()
+        if (words := self.model.get_output_embeddings()) is not None:
+            words.register_forward_pre_hook(_side_by_side)
         if quantization is None:
             self.model.to(device)
         else:
@@ -205,6 +207,11 @@ class BaseModel:
             finally:
                 kept.restore()
                 self._lent = False
+
+
+def _side_by_side(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy hidden states that were cut out of longer rows: torch would copy the words' weights, once for each row."""
+    return tuple(x.contiguous() if isinstance(x, torch.Tensor) else x for x in inputs)
 
 
 def _cuda_in_use() -> range:

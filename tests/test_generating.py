@@ -95,3 +95,16 @@ def test_answers_behind_a_beginning_are_those_of_whole_prompts(drawing, settings
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     assert texts(model, rows) == behind
     assert len(set(behind)) > 1
+
+
+def test_the_words_weights_are_not_copied_for_each_row(settings):
+    """As torch does where what they are multiplied with is cut out of longer rows."""
+    model = fitted(settings)
+    words, seen = model._fitted_base().model.get_output_embeddings(), []
+    watching = words.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    try:
+        texts(model, rows_of(8))
+    finally:
+        watching.remove()
+    assert len(seen) > 1
+    assert all(seen)
