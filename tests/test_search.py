@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -569,7 +570,10 @@ def test_other_weights_in_the_same_place_are_another_search(part: str, gaps: pd.
     assert len(keys) == 2
 
 
-def test_another_file_of_a_base_model_is_another_search(gaps: pd.DataFrame, tmp_path: Path) -> None:
+def test_another_file_of_a_base_model_is_another_search(
+    gaps: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmfit.sources.find_source", lambda path: SimpleNamespace(fingerprint=path.read_bytes().hex()))
     records, keys = Records(tmp_path / "records", None), set()
     for content in (b"GGUF one", b"GGUF two"):
         (tmp_path / "m.gguf").write_bytes(content)

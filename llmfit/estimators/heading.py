@@ -14,7 +14,6 @@ from llmfit.estimators.classifying import padded_probe
 from llmfit.exceptions import ParameterError
 from llmfit.features import label_text
 from llmfit.heads import Pooled, save_head, split_tensors
-from llmfit.selfcheck import apart
 
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
@@ -44,6 +43,8 @@ def check_reads(base: BaseModel) -> None:
     if base.kind != "decoder":
         return
     import torch
+
+    from llmfit.selfcheck import apart
 
     ids, lengths = padded_probe(base.pad_id)
     with base.attach(Pooled("last")) as pooler, torch.no_grad():
