@@ -104,14 +104,17 @@ def test_gradients_are_those_of_kept_scores(own, dropout, recomputed, dtype, apa
 
 def test_scores_of_short_rows_are_kept(tiny, monkeypatch):
     """They are made once, where all that a token sees is no more than plain attention of padded rows keeps."""
-    model = plain_model(tiny).train().requires_grad_(True)
-    monkeypatch.setattr(attention, "_again", None)
-    with packed(model):
-        supervised(model, collate(rows_behind(400, 60, 4), 0, CPU, shared=400)).backward()
+    model, again = plain_model(tiny).train().requires_grad_(True), []
+    monkeypatch.setattr(attention, "_again", lambda work, *given: again.append(1) or work(*given))
+    for shared, times in ((400, 0), (900, 2)):  # once a layer
+        with packed(model):
+            supervised(model, collate(rows_behind(shared, 60, 4), 0, CPU, shared=shared)).backward()
+        assert len(again) == times
 
 
 def test_nothing_is_made_twice_where_there_is_no_way_back(tiny, monkeypatch):
-    model = plain_model(tiny)
-    monkeypatch.setattr(attention, "_again", None)
+    model, again = plain_model(tiny), []
+    monkeypatch.setattr(attention, "_again", lambda work, *given: again.append(1) or work(*given))
     with torch.no_grad(), packed(model):
         supervised(model, collate(rows_behind(900, 60, 4), 0, CPU, shared=900))
+    assert again == []
