@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch_side import Row, plain_tokenizer
 
+import llmfit
 from llmfit.sources import quiet_loading
 
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
@@ -96,3 +97,14 @@ def pair_losses(model: Any, prompt: list[int], completion: list[int], start: tup
     shifted = logits - logits.max(-1, keepdims=True)
     log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return np.array([-log_probs[len(start) - 1 + i, token] for i, token in enumerate(completion)])
+
+
+def assert_several_answered(pair: Any, frame: Any) -> None:
+    """A class and a text behind it, whatever the token budget."""
+    given = {"target": ["label", "size"], "features": "text", "generation": {"max_new_tokens": 3}}
+    table = frame.assign(size=frame["size"].astype(str) + " kg")
+    model = llmfit.LLMEstimator(**pair, **given).fit(table)
+    expected, proba = model.predict(table), model.predict_proba(table)["label"]
+    model.set_params(batch_tokens=1)
+    assert model.predict(table).equals(expected)
+    np.testing.assert_allclose(model.predict_proba(table)["label"], proba, atol=1e-5)

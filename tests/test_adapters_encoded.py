@@ -13,11 +13,10 @@ import pytest
 import torch
 from benchmarks.adapters import RATES
 from head_side import headed, make_encoder
-from seq2seq_side import KINDS, make_pair, pair_losses, pair_rows, plain_pair
+from seq2seq_side import KINDS, assert_several_answered, make_pair, pair_losses, pair_rows, plain_pair
 from torch_side import classifier, furthest, generator, plain_tokenizer, same, weights
 
 import llmfit
-from llmfit import LLMEstimator
 from llmfit.adapters import METHODS
 from llmfit.base_model import load_base_model
 from llmfit.exceptions import ParameterError, TruncationWarning
@@ -173,13 +172,7 @@ def test_a_fit_begins_from_a_folder_of_pefts(pair, kind, name, frame, tmp_path):
 
 @ENDLESS
 def test_several_targets_are_answered(pair, frame):
-    given = {"target": ["label", "size"], "features": "text", "generation": {"max_new_tokens": 3}}
-    table = frame.assign(size=frame["size"].astype(str) + " kg")
-    model = LLMEstimator(**pair, **given).fit(table)
-    expected, proba = model.predict(table), model.predict_proba(table)["label"]
-    model.set_params(batch_tokens=1)
-    assert model.predict(table).equals(expected)
-    np.testing.assert_allclose(model.predict_proba(table)["label"], proba, atol=1e-5)
+    assert_several_answered(pair, frame)
 
 
 # Heads ------------------------------------------------------------------------------------------------

@@ -12,11 +12,10 @@ import peft
 import pytest
 import torch
 from head_side import byte_tokenizer, headed, make_encoder, make_encoder_decoder, write
-from seq2seq_side import KINDS, make_pair, pair_losses, pair_rows, plain_pair
+from seq2seq_side import KINDS, assert_several_answered, make_pair, pair_losses, pair_rows, plain_pair
 from torch_side import classifier, furthest, generator, plain_tokenizer, same, weights
 
 import llmfit
-from llmfit import LLMEstimator
 from llmfit.base_model import load_base_model
 from llmfit.exceptions import ModelLoadError, ParameterError
 from llmfit.sources import quiet_loading
@@ -238,13 +237,7 @@ def test_a_fit_is_saved_goes_on_and_hangs_on_no_budget(learned: Any, pair: Any, 
 
 @ENDLESS
 def test_several_targets_are_answered(pair: Any, frame: Any) -> None:
-    given = {"target": ["label", "size"], "features": "text", "generation": {"max_new_tokens": 3}}
-    table = frame.assign(size=frame["size"].astype(str) + " kg")
-    model = LLMEstimator(**pair, **given).fit(table)
-    expected, proba = model.predict(table), model.predict_proba(table)["label"]
-    model.set_params(batch_tokens=1)
-    assert model.predict(table).equals(expected)
-    np.testing.assert_allclose(model.predict_proba(table)["label"], proba, atol=1e-5)
+    assert_several_answered(pair, frame)
 
 
 def test_a_folder_that_peft_made_by_itself_says_what_it_says_there(
