@@ -202,7 +202,7 @@ def test_a_model_attends_in_groups_where_it_is_told_to(tiny, monkeypatch):
     """The stand-in for a GPU: few pairs are looked at in a table on this device too."""
     model, done = plain_model(tiny), []
     monkeypatch.setattr(attention, "_fits_a_table", lambda layout, _, __, most: layout.length * layout.seen <= most)
-    for name in ("_by_table", "_by_scores", "_fused"):
+    for name in ("_by_table", "by_scores", "by_kernel"):
         real = getattr(attention, name)
         monkeypatch.setattr(attention, name, lambda *given, real=real, name=name: (done.append(name), real(*given))[1])
     found = []
@@ -212,15 +212,15 @@ def test_a_model_attends_in_groups_where_it_is_told_to(tiny, monkeypatch):
                 completion_logits(model, collate([row._replace(completion=(5,)) for row in SOME], 0, CPU, shared=1))
             )
     assert done[:2] == ["_by_table"] * 2
-    assert {*done[2:]} == {"_by_scores"}
+    assert {*done[2:]} == {"by_scores"}
     torch.testing.assert_close(*found)
 
 
 def test_groups_that_differ_are_found_where_the_table_agrees(tiny, monkeypatch):
     model = plain_model(tiny)
     monkeypatch.setattr(attention, "_fits_a_table", lambda layout, _, __, most: layout.length * layout.seen <= most)
-    real = attention._by_scores
-    monkeypatch.setattr(attention, "_by_scores", lambda *given: real(*given).flip(0))
+    real = attention.by_scores
+    monkeypatch.setattr(attention, "by_scores", lambda *given: real(*given).flip(0))
     monkeypatch.setattr(checking, "_looks", lambda *_: [("words", checking.SHORT, False)])
     assert packable(model, SOME, pad_id=0, device=CPU) == 1
     monkeypatch.setattr(

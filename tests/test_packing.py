@@ -448,15 +448,15 @@ def test_a_row_that_overflows_spoils_no_other(tiny, monkeypatch):
     """Inside the attention short rows are padded with a place aside, which the next layer reads as well."""
     model = plain_model(tiny)
     rows = [Encoded((1, 5, 6), (7, 8)), Encoded((1, 5, 9, 9, 9), (10,)), Encoded((1, *range(5, 50)), (11,))]
-    real, found = attention._by_scores, []
+    real, found = attention.by_scores, []
 
     def overflowing(*given: Any) -> torch.Tensor:
         out = real(*given)
-        return out if given[4].width < 32 else torch.full_like(out, torch.inf)
+        return out if given[4].shape[-1] < 32 else torch.full_like(out, torch.inf)
 
     with torch.no_grad(), packed(model):
         for work in (real, overflowing):
-            monkeypatch.setattr(attention, "_by_scores", work)
+            monkeypatch.setattr(attention, "by_scores", work)
             found.append(completion_logits(model, collate(rows, 0, CPU, shared=0)))
     assert not found[1][3].isfinite().all()
     torch.testing.assert_close(found[1][:3], found[0][:3], rtol=0, atol=0)
@@ -465,8 +465,8 @@ def test_a_row_that_overflows_spoils_no_other(tiny, monkeypatch):
 def test_a_tree_behind_a_long_row_is_every_answer_for_itself(tiny, monkeypatch):
     """Rows that a kernel without scores reads, with labels behind them, some beginning alike."""
     model, seen = plain_model(tiny), []
-    real = attention._fused
-    monkeypatch.setattr(attention, "_fused", lambda *given: (seen.append(given[4].visible.dim()), real(*given))[1])
+    real = attention.by_kernel
+    monkeypatch.setattr(attention, "by_kernel", lambda *given: (seen.append(given[4].dim()), real(*given))[1])
     rng = np.random.default_rng(0)
     before = tuple(rng.integers(5, 260, 30).tolist())
     prompts = [before + tuple(rng.integers(5, 260, n).tolist()) for n in (620, 700, 8)]
@@ -480,8 +480,8 @@ def test_a_tree_behind_a_long_row_is_every_answer_for_itself(tiny, monkeypatch):
 def test_long_rows_are_looked_at_before_they_are_trusted(tiny, monkeypatch):
     model = plain_model(tiny)
     rows = [Encoded((1, 5, 6, 7)), Encoded((1, *range(5, 250), *range(5, 250), *range(5, 250)))]
-    real = attention._fused
-    monkeypatch.setattr(attention, "_fused", lambda *given: real(*given).flip(0))
+    real = attention.by_kernel
+    monkeypatch.setattr(attention, "by_kernel", lambda *given: real(*given).flip(0))
     assert packable(model, rows[:1] * 2, pad_id=0, device=CPU) == 3
     with pytest.warns(PackingWarning, match="cannot read packed rows"):
         assert packable(model, rows, pad_id=0, device=CPU) is None

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from llmfit.exceptions import LLMFitError
 from llmfit.packing.behind import Behind
 from llmfit.packing.layouts import Group, Layout, Layouts
+from llmfit.packing.within import by_kernel, by_scores
 
 __all__ = ["PackingError", "packed"]
 
@@ -91,17 +92,21 @@ def attend(
         raise PackingError("it makes masks of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     most = TABLE if pairs is None else pairs
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first
-    if isinstance(layout, Layouts):
-        split = (torch.split(x, [part.length for part in layout.parts]) for x in (q, k, v))
-        each = [
-            _by_layout(module, one, two, three, part, scale, dropout, settings, most)
-            for one, two, three, part in zip(*split, layout.parts, strict=True)
-        ]
-        return torch.cat(each)[None], None
-    if isinstance(layout, Behind):
-        return _go_on(module, q, k, v, layout, scale, settings)[None], None
-    return _by_layout(module, q, k, v, layout, scale, dropout, settings, most)[None], None
+    with torch.autocast(device, enabled=False):  # of one dtype by now, also on the way back
+        if isinstance(layout, Layouts):
+            split = (torch.split(x, [part.length for part in layout.parts]) for x in (q, k, v))
+            each = [
+                _by_layout(module, one, two, three, part, scale, dropout, settings, most)
+                for one, two, three, part in zip(*split, layout.parts, strict=True)
+            ]
+            return torch.cat(each)[None], None
+        if isinstance(layout, Behind):
+            return _go_on(module, q, k, v, layout, scale, settings)[None], None
+        return _by_layout(module, q, k, v, layout, scale, dropout, settings, most)[None], None
 
 
 def _go_on(
@@ -124,7 +129,7 @@ def _go_on(
     before = _shared(module, layout.before, keys, values)
     query, out = query * scale, value.new_zeros(*query.shape[:2], value.shape[-1])
     for queries, places, group in layout.parts:
-        out[queries] = _by_scores(query[queries], keys[places], values[places], before, group, 0.0)
+        out[queries] = by_scores(query[queries], keys[places], values[places], before, group.visible)
     return out
 
 
@@ -157,8 +162,8 @@ def _by_layout(
     learns = any(x.requires_grad for x in (query, key, value))
     parts = []
     for group, q, k, v in zip(groups, *split, strict=False):  # what is left over is the place aside
-        work = _fused if group.width > long else _by_scores
-        given = q, k, v, before if group.shared else None, group, dropout
+        work = by_kernel if group.width > long else by_scores
+        given = q, k, v, before if group.shared else None, group.visible, dropout
         parts.append(_again(work, *given) if learns and _sees_far(layout, group) else work(*given))
     parts.append(torch.zeros_like(parts[-1][:1]))  # the place aside: no row's overflow reaches it
     return _move(torch.cat(parts), put, take)
@@ -243,63 +248,3 @@ def _shared(
     if layout.kept is not None:
         layout.kept[module.layer_idx] = own[0].contiguous(), own[1].contiguous()
     return own
-
-
-def _by_scores(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    before: tuple[torch.Tensor, torch.Tensor] | None,
-    group: Group,
-    dropout: float,
-) -> torch.Tensor:
-    """Attend within a group by plain products: (rows * width, heads, D).
-
-    The queries of all rows meet the shared keys in one product; heads that share keys stand side by side.
-    """
-    b, t, w, h = group.rows, group.width, len(key) // group.rows, key.shape[1]
-    g, d = query.shape[1] // h, query.shape[2]
-    q = query.view(b, t, h, g, d).permute(2, 0, 1, 3, 4).reshape(h * b, t * g, d)
-    k, v = (x.view(b, w, h, -1).permute(2, 0, 1, 3).reshape(h * b, w, -1) for x in (key, value))
-    scores = (q @ k.transpose(1, 2)).view(h, b, t, g, w)
-    visible = group.visible if group.visible.dim() == 3 else group.visible[None]
-    scores = scores.masked_fill(~visible[None, :, :, None, :], -torch.inf)
-    shared = before[0].shape[1] if before is not None else 0
-    if before is not None:
-        outer = q.view(h, b * t * g, d) @ before[0].transpose(1, 2)
-        scores = torch.cat([outer.view(h, b, t, g, shared), scores], dim=-1)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.softmax(-1, dtype=wide).to(value.dtype)
-    if dropout:
-        weights = functional.dropout(weights, dropout)
-    to_shared, to_own = torch.split(weights, [shared, w], dim=-1)
-    out = to_own.reshape(h * b, t * g, w) @ v
-    if before is not None:
-        outer = to_shared.reshape(h, b * t * g, shared) @ before[1]
-        out = out + outer.view(out.shape)
-    return out.view(h, b, t, g, -1).permute(1, 2, 0, 3, 4).reshape(b * t, h * g, -1)
-
-
-def _fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    before: tuple[torch.Tensor, torch.Tensor] | None,
-    group: Group,
-    dropout: float,
-) -> torch.Tensor:
-    """Attend within a group of long rows by torch's kernels: (rows * width, heads, D)."""
-    b, t = group.rows, group.width
-    repeats = query.shape[1] // key.shape[1]
-    q, k, v = (x.view(b, t, x.shape[1], -1).transpose(1, 2) for x in (query, key, value))
-    mask: torch.Tensor | None = None
-    if before is not None:
-        k, v = (torch.cat([x.expand(b, -1, -1, -1), y], dim=2) for x, y in zip(before, (k, v), strict=True))
-    if before is not None or group.visible.dim() == 3:
-        visible = group.visible if group.visible.dim() == 2 else group.visible[:, None]
-        mask = functional.pad(visible, (k.shape[2] - t, 0), value=True)
-    k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
-    out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
-    )
-    return out.transpose(1, 2).reshape(b * t, query.shape[1], -1)

@@ -1,0 +1,157 @@
+"""Attention within rows of one width: by plain products, whose way back is written out, or by torch's kernels.
+
+Takes queries, keys and values of rows side by side, and of what stands before all of them; gives what each query reads.
+Knows which key a query sees, and no layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+__all__ = ["by_kernel", "by_scores"]
+
+Before = tuple[torch.Tensor, torch.Tensor] | None
+
+
+def by_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: Before,
+    visible: torch.Tensor,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attend within rows of T queries and W keys.
+
+    Queries of all rows meet the shared keys in one product; heads that share keys stand side by side.
+
+    Parameters
+    ----------
+    query : Tensor of shape (B * T, heads, D)
+        Scaled.
+    key, value : Tensor of shape (B * W, heads that queries share, D)
+    before : (Tensor, Tensor) of shape (heads that queries share, S, D), or None
+        Keys and values that stand before every row, and that all of its queries see.
+    visible : Tensor of bool, of shape (T, W) or (B, T, W)
+        Which of its own keys a query sees.
+    dropout : float, default=0.0
+
+    Returns
+    -------
+    Tensor of shape (B * T, heads, D)
+    """
+    shared = (None, None) if before is None else before
+    visible = visible if visible.dim() == 3 else visible[None]
+    read: torch.Tensor = _ByScores.apply(query, key, value, *shared, visible, dropout)  # type: ignore[no-untyped-call]
+    return read
+
+
+def by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: Before,
+    visible: torch.Tensor,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Do what :func:`by_scores` does, without scores that are kept: for long rows, of as many queries as keys."""
+    t = visible.shape[-1]
+    b, repeats = len(query) // t, query.shape[1] // key.shape[1]
+    q, k, v = (x.view(b, t, x.shape[1], -1).transpose(1, 2) for x in (query, key, value))
+    mask: torch.Tensor | None = None
+    if before is not None:
+        k, v = (torch.cat([x.expand(b, -1, -1, -1), y], dim=2) for x, y in zip(before, (k, v), strict=True))
+    if before is not None or visible.dim() == 3:
+        mask = functional.pad(visible if visible.dim() == 2 else visible[:, None], (k.shape[2] - t, 0), value=True)
+    k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
+    )
+    return out.transpose(1, 2).reshape(b * t, query.shape[1], -1)
+
+
+class _ByScores(torch.autograd.Function):
+    """Attention in one piece: the operations that autograd would record for it take longer than their work."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys_before: torch.Tensor | None,
+        values_before: torch.Tensor | None,
+        visible: torch.Tensor,
+        dropout: float,
+    ) -> torch.Tensor:
+        heads, (t, w) = key.shape[1], visible.shape[1:]
+        rows = len(query) // t
+        q, k, v = _by_head(query, rows, heads), _by_head(key, rows, heads), _by_head(value, rows, heads)
+        scores = _meet(q, k, keys_before)
+        own = scores[..., scores.shape[-1] - w :].view(heads, rows, t, -1, w)
+        own.masked_fill_(~visible[None, :, :, None, :], -torch.inf)
+        weights = scores.softmax(-1)  # summed up in float32 by the kernels themselves
+        dropped, kept = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
+        ctx.save_for_backward(q, k, v, keys_before, values_before, weights, dropped, kept)
+        ctx.rows, ctx.heads, ctx.dropout, ctx.sharing = rows, heads, dropout, query.shape[1] // heads
+        return _by_token(_weigh(dropped, v, values_before), rows, heads, ctx.sharing)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, keys_before, values_before, weights, dropped, kept = ctx.saved_tensors
+        grad = _by_head(grad, ctx.rows, ctx.heads)
+        of_values, of_values_before = _collect(dropped, grad, values_before)
+        of_weights = _meet(grad, v, values_before)
+        if kept is not None:
+            of_weights = of_weights * kept / (1 - ctx.dropout)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_keys, of_keys_before = _collect(of_scores, q, keys_before)
+        of_queries = _by_token(_weigh(of_scores, k, keys_before), ctx.rows, ctx.heads, ctx.sharing)
+        of_keys, of_values = (_by_token(x, ctx.rows, ctx.heads, 1) for x in (of_keys, of_values))
+        return of_queries, of_keys, of_values, of_keys_before, of_values_before, None, None
+
+
+def _by_head(x: torch.Tensor, rows: int, heads: int) -> torch.Tensor:
+    """Put side by side what shares a head, G each: (B * T, heads * G, D) becomes (heads * B, T * G, D)."""
+    tokens, every, d = x.shape
+    t, g = tokens // rows, every // heads
+    return x.view(rows, t, heads, g, d).permute(2, 0, 1, 3, 4).reshape(heads * rows, t * g, d)
+
+
+def _by_token(x: torch.Tensor, rows: int, heads: int, g: int) -> torch.Tensor:
+    """Put back what :func:`_by_head` took apart."""
+    t = x.shape[1] // g
+    return x.view(heads, rows, t, g, -1).permute(1, 2, 0, 3, 4).reshape(rows * t, heads * g, -1)
+
+
+def _meet(x: torch.Tensor, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """Multiply (heads * B, T * G, D) by what is before all, and by the row's own: (heads * B, T * G, S + W)."""
+    inner = x @ own.transpose(1, 2)
+    if before is None:
+        return inner
+    outer = x.view(len(before), -1, x.shape[-1]) @ before.transpose(1, 2)
+    return torch.cat([outer.view(*inner.shape[:2], -1), inner], dim=-1)
+
+
+def _weigh(weights: torch.Tensor, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """Sum up what is before all, and the row's own, by (heads * B, T * G, S + W) weights: (heads * B, T * G, D)."""
+    if before is None:
+        return weights @ own
+    to_before, to_own = torch.split(weights, [before.shape[1], own.shape[1]], dim=-1)
+    outer = to_before.reshape(len(before), -1, before.shape[1]) @ before
+    return outer.view(*weights.shape[:2], -1).baddbmm_(to_own, own)
+
+
+def _collect(
+    weights: torch.Tensor, x: torch.Tensor, before: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sum up x over the queries, by their weights for the row's own, (heads * B, W, D), and for what is before."""
+    if before is None:
+        return weights.transpose(1, 2) @ x, None
+    shared = before.shape[1]
+    to_before, to_own = torch.split(weights, [shared, weights.shape[-1] - shared], dim=-1)
+    wide = to_before.reshape(len(before), -1, shared).transpose(1, 2) @ x.view(len(before), -1, x.shape[-1])
+    return to_own.transpose(1, 2) @ x, wide

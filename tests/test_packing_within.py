@@ -1,0 +1,98 @@
+"""Attention within rows of one width: both ways, and their gradients, against torch's own attention."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from llmfit.packing import lay_out
+from llmfit.packing.attention import attend
+from llmfit.packing.within import by_kernel, by_scores
+
+ROWS, WIDTH, HEADS, SHARING, D, SHARED = 3, 5, 2, 3, 4, 7
+
+
+def draw(*, shared: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """Queries, keys and values, those that all rows see behind them, and the gradient of what is read."""
+    torch.manual_seed(0)
+    shapes = [(ROWS * WIDTH, HEADS * SHARING, D), *[(ROWS * WIDTH, HEADS, D)] * 2]
+    shapes += [(HEADS, SHARED, D)] * 2 if shared else []
+    leaves = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
+    return [*leaves, torch.randn(shapes[0], dtype=dtype)]
+
+
+def visible(trees: bool) -> torch.Tensor:
+    """Which key a query sees; with trees it is another one for each row."""
+    causal = torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril()
+    if not trees:
+        return causal
+    each = causal.repeat(ROWS, 1, 1)
+    each[1, 4, 2:4] = False
+    return each
+
+
+def plainly(query: Any, key: Any, value: Any, before: Any, sees: torch.Tensor) -> torch.Tensor:
+    """The same by torch's attention over keys that are copied for each row."""
+    q, k, v = (x.view(ROWS, WIDTH, -1, D).transpose(1, 2) for x in (query, key, value))
+    sees = sees if sees.dim() == 3 else sees[None].expand(ROWS, -1, -1)
+    if before is not None:
+        k, v = (torch.cat([x.expand(ROWS, -1, -1, -1), y], dim=2) for x, y in zip(before, (k, v), strict=True))
+        sees = functional.pad(sees, (SHARED, 0), value=True)
+    k, v = (x.repeat_interleave(SHARING, dim=1) for x in (k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees[:, None], scale=1.0)
+    return out.transpose(1, 2).reshape(ROWS * WIDTH, HEADS * SHARING, D)
+
+
+@pytest.mark.parametrize("way", [by_scores, by_kernel])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("trees", [False, True])
+def test_what_is_read_and_all_gradients_are_those_of_torchs_attention(way, shared, trees):
+    *leaves, grad = draw(shared=shared)
+    before = tuple(leaves[3:]) or None
+    found, expected = (f(*leaves[:3], before, visible(trees)) for f in (way, plainly))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves, grad), torch.autograd.grad(expected, leaves, grad))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_drops_out_is_left_out_of_the_gradients_too(shared):
+    *leaves, _ = draw(shared=shared)
+
+    def read(*given: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)  # the same drops out every time
+        return by_scores(*given[:3], given[3:] or None, visible(False), 0.4)
+
+    assert torch.autograd.gradcheck(read, leaves)
+    drawn = torch.stack([by_scores(*leaves[:3], tuple(leaves[3:]) or None, visible(False), 0.4) for _ in range(4000)])
+    torch.testing.assert_close(drawn.mean(0), read_all(leaves), atol=0.15, rtol=0)
+
+
+def read_all(leaves: list[torch.Tensor]) -> torch.Tensor:
+    """What is read where nothing drops out."""
+    return by_scores(*leaves[:3], tuple(leaves[3:]) or None, visible(False))
+
+
+def test_no_score_in_bfloat16_is_kept_in_float32():
+    """Scores are most of what is kept behind a long instruction; the kernels sum them up in float32 by themselves."""
+    *leaves, _ = draw(shared=True, dtype=torch.bfloat16)
+    kept: list[torch.dtype] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.dtype), x)[1], lambda x: x):
+        read_all(leaves)
+    assert kept
+    assert set(kept) == {torch.bfloat16}
+
+
+def test_numbers_of_two_dtypes_are_multiplied_in_the_one_of_autocast():
+    """Models with norms of their queries give them in float32 where all is trained, and values in bfloat16."""
+    layout = lay_out([4, 11], 0, torch.device("cpu"))
+    heads = [torch.randn(1, n, layout.length, D).requires_grad_() for n in (4, 2, 2)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = heads[0], heads[1], heads[2].bfloat16()
+        out, _ = attend(SimpleNamespace(layer_idx=0, is_causal=True), *given, None, layout=layout)
+    assert out.dtype == torch.bfloat16
+    grads = torch.autograd.grad(out.sum(), heads)
+    assert all(grad.isfinite().all() and grad.dtype == torch.float32 for grad in grads)
