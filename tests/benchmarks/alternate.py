@@ -99,13 +99,29 @@ def summary(found: Mapping[str, Sequence[Mapping[str, Any]]], units: str) -> lis
     return records
 
 
-def check_quality(accuracies: Sequence[float], *, answers: int) -> None:
-    """End where the first side's accuracy is lower than another's by more than two standard errors."""
-    first, *others = accuracies
+def check_quality(shares: Sequence[float], *, answers: int) -> None:
+    """End where the first side's share of right answers is lower than another's by more than two standard errors."""
+    first, *others = shares
     for other in others:
         noise = 2 * math.sqrt((first * (1 - first) + other * (1 - other)) / answers)
         if first < other - noise:
-            raise SystemExit(f"Speed is not compared: accuracy {first} against {other}, noise {noise:.3f}.")
+            raise SystemExit(f"Speed is not compared: {first} right against {other}, noise {noise:.3f}.")
+
+
+def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """End where the first side is worse than another by more than two standard errors; give mean losses, in nats.
+
+    Losses stand in the same order on all sides, so that what differs is taken for each by itself. Where a few steps
+    leave every answer the same, it is they that tell what was learned.
+    """
+    losses = {name: [loss for turn in turns for loss in turn["losses"]] for name, turns in found.items()}
+    first, *others = losses
+    for other in others:
+        differences = [a - b for a, b in zip(losses[first], losses[other], strict=True)]
+        worse, noise = statistics.mean(differences), 2 * statistics.stdev(differences) / math.sqrt(len(differences))
+        if worse > noise:
+            raise SystemExit(f"Speed is not compared: {first} loses {worse:.4f} more than {other}, noise {noise:.4f}.")
+    return {name: round(statistics.mean(each), 4) for name, each in losses.items()}
 
 
 def _tokens(turns: Sequence[Mapping[str, Any]]) -> dict[str, int]:

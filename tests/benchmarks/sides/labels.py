@@ -35,6 +35,8 @@ def label_scores(model: Any, tokenizer: Any, prompts: list[str], labels: list[st
     return scores
 
 
-def accuracy_of(model: Any, tokenizer: Any, prompts: list[str], labels: list[str], truth: list[int]) -> float:
-    best = label_scores(model, tokenizer, prompts, labels).argmax(1)
-    return float((best == torch.tensor(truth)).float().mean())
+def judge(model: Any, tokenizer: Any, prompts: list[str], labels: list[str], truth: list[int]) -> dict[str, Any]:
+    """Accuracy of the likeliest labels, and the loss of each row, in nats: how unlikely the right one is among them."""
+    scores, right = label_scores(model, tokenizer, prompts, labels), torch.tensor(truth)
+    losses = torch.nn.functional.cross_entropy(scores, right, reduction="none")
+    return {"accuracy": float((scores.argmax(1) == right).float().mean()), "losses": losses.tolist()}

@@ -30,10 +30,11 @@ def prepare(job: dict[str, Any]) -> Any:
             random_state=0,
             verbose=0,
         )
-        search = GridSearchCV(model, job["grid"], cv=[(kept, held)], refit=False, error_score="raise")
+        how = {"scoring": ["accuracy", "neg_log_loss"], "refit": False, "error_score": "raise"}
+        search = GridSearchCV(model, job["grid"], cv=[(kept, held)], **how)
         search.fit(frame, frame["label"])
-        scores = search.cv_results_["mean_test_score"]
-        return {"fits": len(scores), "accuracy": round(float(scores.mean()), 4)}
+        scores, losses = (search.cv_results_[f"mean_test_{name}"] for name in how["scoring"])
+        return {"fits": len(scores), "accuracy": round(float(scores.mean()), 4), "losses": (-losses).tolist()}
 
     return work
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from turns import serve
 
@@ -17,7 +18,7 @@ def prepare(job: dict[str, Any]) -> Any:
         "target": "label",
         "template": job["template"],
         "adapter": {"r": 16, "alpha": 32},
-        "epochs": 1,
+        "epochs": job.get("epochs", 1),
         "batch_size": job["batch_size"],
         "learning_rate": 5e-4,
         "dtype": "bfloat16",
@@ -40,7 +41,10 @@ def prepare(job: dict[str, Any]) -> Any:
             "loss": round(float(model.history_["loss"].mean()), 4),
         }
         if request.get("evaluate"):
-            done["accuracy"] = float((model.predict(test) == test["label"]).mean())
+            told = model.predict_proba(test)
+            right = model.classes_.searchsorted(test["label"])
+            done["accuracy"] = float((told.argmax(1) == right).mean())
+            done["losses"] = (-np.log(told[range(len(test)), right])).tolist()
         return done
 
     return work

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from typing import Any
 
 import peer_train
 import torch
-from labels import accuracy_of
+from labels import judge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from turns import serve
 
@@ -15,7 +16,7 @@ from turns import serve
 def prepare(job: dict[str, Any]) -> Any:
     truth = [job["labels"].index(completion) for _, completion in job["pairs"]]
 
-    def fit(rank: int, rate: float, held: list[int]) -> float:
+    def fit(rank: int, rate: float, held: list[int]) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(job["folder"])
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -26,12 +27,17 @@ def prepare(job: dict[str, Any]) -> Any:
         kept = [pair for i, pair in enumerate(job["pairs"]) if i not in held]
         model, _, _ = peer_train.train_trl(model, tokenizer, {**job, "pairs": kept}, 0)
         prompts = [job["pairs"][i][0] for i in held]
-        return accuracy_of(model.eval(), tokenizer, prompts, job["labels"], [truth[i] for i in held])
+        return judge(model.eval(), tokenizer, prompts, job["labels"], [truth[i] for i in held])
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         held = job["folds"][request["turn"] % len(job["folds"])]
         scores = [fit(*one, held) for one in itertools.product(*job["grid"].values())]
-        return {"fits": len(scores), "accuracy": round(sum(scores) / len(scores), 4)}
+        accuracies, losses = ([one[name] for one in scores] for name in ("accuracy", "losses"))
+        return {
+            "fits": len(scores),
+            "accuracy": round(statistics.mean(accuracies), 4),
+            "losses": [statistics.mean(rows) for rows in losses],
+        }
 
     return work
 

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import torch
-from labels import accuracy_of
+from labels import judge
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from turns import serve
@@ -32,12 +32,13 @@ def train_trl(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> Any
     from trl import SFTConfig, SFTTrainer
 
     data = Dataset.from_list([{"prompt": p, "completion": c} for p, c in job["pairs"]])
-    steps = math.ceil(len(data) / job["batch_size"])
+    epochs = job.get("epochs", 1)
+    steps = epochs * math.ceil(len(data) / job["batch_size"])
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
             output_dir=folder,
             per_device_train_batch_size=job["batch_size"],
-            num_train_epochs=1,
+            num_train_epochs=epochs,
             learning_rate=RATE,
             lr_scheduler_type="cosine",
             warmup_steps=math.ceil(WARMUP * steps),
@@ -118,7 +119,7 @@ def prepare(job: dict[str, Any]) -> Any:
             "loss": round(loss, 4),
         }
         if request.get("evaluate"):
-            done["accuracy"] = accuracy_of(model.eval(), tokenizer, job["test_prompts"], job["labels"], job["truth"])
+            done |= judge(model.eval(), tokenizer, job["test_prompts"], job["labels"], job["truth"])
         inner = getattr(model, "module", model)
         inner.unload()
         return done
