@@ -282,7 +282,8 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
 
     adapted = frozenset(name for start in bank.starts for name in start.layers)
     with _stirred([p for place, *_ in chosen for p in bank.starts[place].parameters.values()]):
-        return same_words(model, "beside", read, adapted)
+        back = (adapted, "on the way back")
+        return same_words(model, "beside", read, adapted) and same_words(model, "beside", bank.both_ways, back)
 
 
 def _cover(bank: Bank) -> list[int]:

@@ -8,21 +8,25 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from torch_side import CPU, plain_model
 
-from llmfit.packing import lay_out
+from llmfit.encoding import Encoded
+from llmfit.exceptions import PackingWarning
+from llmfit.forward import packable
+from llmfit.packing import lay_out, within
 from llmfit.packing.attention import attend
 from llmfit.packing.within import by_kernel, by_scores
 
 ROWS, WIDTH, HEADS, SHARING, D, SHARED = 3, 5, 2, 3, 4, 7
 
 
-def draw(*, shared: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def draw(*, shared: bool, dtype: torch.dtype = torch.float64, value: int = D, keys: int = WIDTH) -> list[torch.Tensor]:
     """Queries, keys and values, those that all rows see behind them, and the gradient of what is read."""
     torch.manual_seed(0)
-    shapes = [(ROWS * WIDTH, HEADS * SHARING, D), *[(ROWS * WIDTH, HEADS, D)] * 2]
-    shapes += [(HEADS, SHARED, D)] * 2 if shared else []
+    shapes = [(ROWS * WIDTH, HEADS * SHARING, D), (ROWS * keys, HEADS, D), (ROWS * keys, HEADS, value)]
+    shapes += [(HEADS, SHARED, D), (HEADS, SHARED, value)] if shared else []
     leaves = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
-    return [*leaves, torch.randn(shapes[0], dtype=dtype)]
+    return [*leaves, torch.randn(ROWS * WIDTH, HEADS * SHARING, value, dtype=dtype)]
 
 
 def visible(trees: bool) -> torch.Tensor:
@@ -37,14 +41,14 @@ def visible(trees: bool) -> torch.Tensor:
 
 def plainly(query: Any, key: Any, value: Any, before: Any, sees: torch.Tensor) -> torch.Tensor:
     """The same by torch's attention over keys that are copied for each row."""
-    q, k, v = (x.view(ROWS, WIDTH, -1, D).transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x.view(ROWS, len(x) // ROWS, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
     sees = sees if sees.dim() == 3 else sees[None].expand(ROWS, -1, -1)
     if before is not None:
         k, v = (torch.cat([x.expand(ROWS, -1, -1, -1), y], dim=2) for x, y in zip(before, (k, v), strict=True))
         sees = functional.pad(sees, (SHARED, 0), value=True)
     k, v = (x.repeat_interleave(SHARING, dim=1) for x in (k, v))
     out = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees[:, None], scale=1.0)
-    return out.transpose(1, 2).reshape(ROWS * WIDTH, HEADS * SHARING, D)
+    return out.transpose(1, 2).reshape(ROWS * WIDTH, HEADS * SHARING, -1)
 
 
 @pytest.mark.parametrize("way", [by_scores, by_kernel])
@@ -56,6 +60,40 @@ def test_what_is_read_and_all_gradients_are_those_of_torchs_attention(way, share
     found, expected = (f(*leaves[:3], before, visible(trees)) for f in (way, plainly))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, leaves, grad), torch.autograd.grad(expected, leaves, grad))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_may_be_wider_and_keys_more_than_queries(shared):
+    """Some families have other values; rows that go on see more keys than they have queries."""
+    *leaves, grad = draw(shared=shared, value=6, keys=WIDTH + 4)
+    sees = torch.ones(WIDTH, WIDTH + 4, dtype=torch.bool).tril(4)
+    found, expected = (f(*leaves[:3], tuple(leaves[3:]) or None, sees) for f in (by_scores, plainly))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves, grad), torch.autograd.grad(expected, leaves, grad))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_in_bfloat16_are_as_near_as_torchs_own(shared):
+    """Weights in bfloat16 on the way back: against float64, no farther off than attention that keeps float32 ones."""
+    *leaves, grad = draw(shared=shared, dtype=torch.bfloat16)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    truth = torch.autograd.grad(plainly(*exact[:3], tuple(exact[3:]) or None, visible(True)), exact, grad.double())
+    off = []
+    for way in (by_scores, plainly):
+        found = torch.autograd.grad(way(*leaves[:3], tuple(leaves[3:]) or None, visible(True)), leaves, grad)
+        off.append([float((x.double() - y).norm() / y.norm()) for x, y in zip(found, truth, strict=True)])
+    assert max(off[0]) < 0.01
+    assert max(off[0]) < 1.5 * max(off[1])
+
+
+def test_a_row_that_overflows_in_float16_spoils_no_other():
+    *leaves, _ = draw(shared=True, dtype=torch.float16)
+    with torch.no_grad():
+        plain = read_all(leaves)
+        leaves[0][:WIDTH] *= 3e4
+        spoilt = read_all(leaves)
+    assert not spoilt[:WIDTH].isfinite().all()
+    torch.testing.assert_close(spoilt[WIDTH:], plain[WIDTH:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -88,7 +126,7 @@ def test_no_score_in_bfloat16_is_kept_in_float32():
 
 def test_numbers_of_two_dtypes_are_multiplied_in_the_one_of_autocast():
     """Models with norms of their queries give them in float32 where all is trained, and values in bfloat16."""
-    layout = lay_out([4, 11], 0, torch.device("cpu"))
+    layout = lay_out([4, 11], 0, CPU)
     heads = [torch.randn(1, n, layout.length, D).requires_grad_() for n in (4, 2, 2)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         given = heads[0], heads[1], heads[2].bfloat16()
@@ -96,3 +134,24 @@ def test_numbers_of_two_dtypes_are_multiplied_in_the_one_of_autocast():
     assert out.dtype == torch.bfloat16
     grads = torch.autograd.grad(out.sum(), heads)
     assert all(grad.isfinite().all() and grad.dtype == torch.float32 for grad in grads)
+
+
+def test_a_way_back_that_differs_is_found_before_rows_are_learned_from(tiny, monkeypatch):
+    """What a model says may be right where its gradients are not: both are looked at, of a model that learns."""
+    rows = [Encoded((1, 5, 6), (7, 8)), Encoded((1, 5, 9), (10,))]
+    real = within._collect
+    monkeypatch.setattr(within, "_collect", lambda *given: tuple(x if x is None else 1.2 * x for x in real(*given)))
+    model = plain_model(tiny)
+    with torch.no_grad():
+        assert packable(model, rows, pad_id=0, device=CPU) == 2
+    model.requires_grad_(True)
+    with pytest.warns(PackingWarning, match=r"cannot learn from packed rows \(its answers differ\): they are padded"):
+        assert packable(model, rows, pad_id=0, device=CPU) is None
+
+
+def test_no_gradient_of_a_gradient_is_made_up():
+    *leaves, grad = draw(shared=False)
+    read = by_scores(*leaves, None, visible(False))
+    (first,) = torch.autograd.grad(read, leaves[0], grad, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        first.sum().backward()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from llmfit.adapters.fused import is_plain
@@ -29,6 +30,7 @@ __all__ = ["Bank", "BankError", "Start", "can_start", "start_of"]
 
 STARTS = (True, "gaussian", "orthogonal")  # that look at nothing and leave the base as it is
 NAME = ".default."  # of the adapter, which peft leaves out in files
+LOOKED_AT = 16  # rows of each adapter with which a layer is seen to give the same forth and back
 
 
 class BankError(RuntimeError):
@@ -113,6 +115,7 @@ class Bank:
         self.starts = starts
         self._draws: dict[int, Any] = {}
         self._turns: list[tuple[int, slice]] = []
+        self._layers: dict[str, Any] = {}
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
         """Let the layers that any of the adapters changes compute with all of them; give the module to call."""
@@ -123,6 +126,7 @@ class Bank:
         for name, layer in base.model.named_modules():
             if name in adapted:
                 layer.forward = partial(self._forward, layer, name)
+                self._layers[name] = layer
         return base.model
 
     def draw_from(self, place: int, seed: int) -> None:
@@ -141,6 +145,33 @@ class Bank:
             yield
         finally:
             self._turns = []
+
+    def both_ways(self) -> list[torch.Tensor]:
+        """Compute one layer as autograd records it, and as it is written here; with all adapters that change it.
+
+        Returns
+        -------
+        list of two Tensors
+            Each in one row what comes out and the gradients, every one of norm 1.
+        """
+        name, layer = next(iter(self._layers.items()))
+        changing = [start for start in self.starts if name in start.layers]
+        source, given = torch.Generator().manual_seed(0), layer.weight
+        x, grad = (torch.randn(LOOKED_AT * len(changing), n, generator=source).to(given) for n in reversed(given.shape))
+        turns, weights = [], []
+        for i, start in enumerate(changing):
+            here = slice(i * LOOKED_AT, (i + 1) * LOOKED_AT)
+            noise = (x[here] > 0).to(x) * 2 if i % 2 else None
+            turns.append(_Turn(here, start.layers[name].scaling, noise))
+            weights += [start.parameters[start.layers[name].a], start.parameters[start.layers[name].b]]
+        ways = []
+        with torch.enable_grad():
+            for way in (_recorded, _Beside.apply):
+                leaf = x.clone().requires_grad_()
+                out = way(leaf, layer.weight, layer.bias, turns, *weights)
+                found = out, *torch.autograd.grad(out, [leaf, *weights], grad)
+                ways.append(torch.cat([functional.normalize(y.detach().flatten().float(), dim=0) for y in found]))
+        return ways
 
     def _forward(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
@@ -182,6 +213,18 @@ class _Turn(NamedTuple):
     noise: torch.Tensor | None
 
 
+def _recorded(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any, turns: list[_Turn], *weights: torch.Tensor
+) -> torch.Tensor:
+    """Compute what :class:`_Beside` does, turns side by side, and leave the way back to autograd."""
+    base, parts = functional.linear(x, weight, bias), []
+    for turn, a, b in zip(turns, weights[::2], weights[1::2], strict=True):
+        read = x[turn.here] if turn.noise is None else x[turn.here] * turn.noise
+        update = functional.linear(functional.linear(read, a.to(weight.dtype)), b.to(weight.dtype))
+        parts.append(base[turn.here] + turn.scaling * update)
+    return torch.cat(parts)
+
+
 class _Beside(torch.autograd.Function):
     """x W' + s (x A') B', each of some rows with an A, B and s of its own, all in the dtype of W."""
 
@@ -202,6 +245,7 @@ class _Beside(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         weight, *saved = ctx.saved_tensors
         n = len(ctx.turns)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from llmfit.selfcheck import Said, seen_alike
@@ -40,6 +41,7 @@ class _Adapted(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         flat, weight, low_a, low_b, inner = ctx.saved_tensors
         given, kind_a, kind_b = ctx.dtypes

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.batches import ask, collate, completion_logits
-from llmfit.packing import Behind, Layout, Layouts, PackingError, Tree, common_prefix, packed
+from llmfit.packing import Behind, Layout, Layouts, PackingError, Tree, both_ways, common_prefix, packed
 from llmfit.packing.attention import LONG
 from llmfit.selfcheck import Said, apart, seen_alike
 
@@ -63,8 +63,8 @@ def packable(
     """Say how many tokens all rows share, packed, in a lent model; None where they have to be padded.
 
     A model that is met for the first time, or with layers that it has not had before, reads three rows both ways, and
-    two of which one is long before it is given such ones: where the ways disagree, rows are padded, and a warning says
-    so.
+    two of which one is long before it is given such ones; before it learns, the gradients of the attention itself are
+    looked at. Where the ways disagree, rows are padded, and a warning says so.
 
     Parameters
     ----------
@@ -91,6 +91,12 @@ def packable(
         return None
     if not all(getattr(module, "packable", True) for module in model.modules()):
         return None
+    if (
+        torch.is_grad_enabled()
+        and any(p.requires_grad for p in model.parameters())
+        and not _goes_back(model, own, device)
+    ):
+        return None
     how = read or partial(_read_words, model, pad_id, device)
     for name, lengths, in_groups in _looks(own, kind, longest + behind, device):
         if not _sees(own, lengths):
@@ -98,6 +104,14 @@ def packable(
         if not same_words(model, "packed", partial(_both_ways, model, own, how, lengths, in_groups), name):
             return None
     return common_prefix([row.prompt for row in rows])
+
+
+def _goes_back(model: Any, own: Any, device: torch.device) -> bool:
+    """See once whether attention goes back, in the numbers that a model computes with, as autograd would."""
+    low = next((m.computes_in for m in model.modules() if getattr(m, "computes_in", None) is not None), None)
+    dtype = own.dtype if low is None else low
+    look = partial(both_ways, device, dtype)
+    return seen_alike(own, ("back", dtype), model, look, what="learn from packed rows", instead=INSTEAD["packed"])
 
 
 def _looks(own: Any, kind: str, tokens: int, device: torch.device) -> list[tuple[str, tuple[int, ...], bool]]:

@@ -11,6 +11,7 @@ from llmfit.packing.attention import PackingError, packed
 from llmfit.packing.beginnings import by_beginning, cut_step, extent, parted
 from llmfit.packing.behind import Behind, Branch, lay_behind
 from llmfit.packing.layouts import Layout, Layouts, Tree, common_prefix, lay_out
+from llmfit.packing.within import both_ways
 
 __all__ = [
     "Behind",
@@ -19,6 +20,7 @@ __all__ = [
     "Layouts",
     "PackingError",
     "Tree",
+    "both_ways",
     "by_beginning",
     "common_prefix",
     "cut_step",

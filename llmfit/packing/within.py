@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["by_kernel", "by_scores"]
+__all__ = ["both_ways", "by_kernel", "by_scores", "recorded"]
+
+ROUNDING = {1: 0.03, 2: 0.03, 4: 1e-3}  # by the bytes of a number
 
 Before = tuple[torch.Tensor, torch.Tensor] | None
 
@@ -43,10 +46,22 @@ def by_scores(
     -------
     Tensor of shape (B * T, heads, D)
     """
-    shared = (None, None) if before is None else before
-    visible = visible if visible.dim() == 3 else visible[None]
-    read: torch.Tensor = _ByScores.apply(query, key, value, *shared, visible, dropout)  # type: ignore[no-untyped-call]
+    given = query, key, value, *((None, None) if before is None else before), _each(visible), dropout
+    read: torch.Tensor = _ByScores.apply(*given)  # type: ignore[no-untyped-call]
     return read
+
+
+def recorded(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: Before,
+    visible: torch.Tensor,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Do what :func:`by_scores` does, and leave the way back to autograd."""
+    keys_before, values_before = (None, None) if before is None else before
+    return _attend(query, key, value, keys_before, values_before, _each(visible), dropout)[0]
 
 
 def by_kernel(
@@ -73,6 +88,27 @@ def by_kernel(
     return out.transpose(1, 2).reshape(b * t, query.shape[1], -1)
 
 
+@torch.enable_grad()
+def both_ways(device: torch.device, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Read random rows, some of what is seen dropped, as autograd records it and as :func:`by_scores` goes back.
+
+    Gives what is read and all gradients, the recorded ones first, and how far apart they may be.
+    """
+    rows, width, heads, sharing, d, shared = 2, 5, 2, 3, 8, 7
+    source = torch.Generator().manual_seed(0)
+    shapes = [(rows * width, heads * sharing, d), *[(rows * width, heads, d)] * 2, *[(heads, shared, d)] * 2]
+    leaves = [torch.randn(shape, generator=source).to(device, dtype).requires_grad_() for shape in shapes]
+    query, key, value, *before = leaves
+    visible = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    ways = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for way in (recorded, by_scores):
+            torch.manual_seed(0)
+            read = way(query, key, value, (before[0], before[1]), visible, 0.3)
+            ways.append([read.detach(), *torch.autograd.grad(read.square().sum(), leaves)])
+    return [(one, other, ROUNDING[min(4, dtype.itemsize)]) for one, other in zip(*ways, strict=True)]
+
+
 class _ByScores(torch.autograd.Function):
     """Attention in one piece: the operations that autograd would record for it take longer than their work."""
 
@@ -87,21 +123,16 @@ class _ByScores(torch.autograd.Function):
         visible: torch.Tensor,
         dropout: float,
     ) -> torch.Tensor:
-        heads, (t, w) = key.shape[1], visible.shape[1:]
-        rows = len(query) // t
-        q, k, v = _by_head(query, rows, heads), _by_head(key, rows, heads), _by_head(value, rows, heads)
-        scores = _meet(q, k, keys_before)
-        own = scores[..., scores.shape[-1] - w :].view(heads, rows, t, -1, w)
-        own.masked_fill_(~visible[None, :, :, None, :], -torch.inf)
-        weights = scores.softmax(-1)  # summed up in float32 by the kernels themselves
-        dropped, kept = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
-        ctx.save_for_backward(q, k, v, keys_before, values_before, weights, dropped, kept)
-        ctx.rows, ctx.heads, ctx.dropout, ctx.sharing = rows, heads, dropout, query.shape[1] // heads
-        return _by_token(_weigh(dropped, v, values_before), rows, heads, ctx.sharing)
+        read, used = _attend(query, key, value, keys_before, values_before, visible, dropout)
+        ctx.save_for_backward(keys_before, values_before, *used)
+        ctx.rows, ctx.heads, ctx.dropout = len(query) // visible.shape[1], key.shape[1], dropout
+        ctx.sharing = query.shape[1] // ctx.heads
+        return read
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, keys_before, values_before, weights, dropped, kept = ctx.saved_tensors
+        keys_before, values_before, q, k, v, weights, dropped, kept = ctx.saved_tensors
         grad = _by_head(grad, ctx.rows, ctx.heads)
         of_values, of_values_before = _collect(dropped, grad, values_before)
         of_weights = _meet(grad, v, values_before)
@@ -112,6 +143,32 @@ class _ByScores(torch.autograd.Function):
         of_queries = _by_token(_weigh(of_scores, k, keys_before), ctx.rows, ctx.heads, ctx.sharing)
         of_keys, of_values = (_by_token(x, ctx.rows, ctx.heads, 1) for x in (of_keys, of_values))
         return of_queries, of_keys, of_values, of_keys_before, of_values_before, None, None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys_before: torch.Tensor | None,
+    values_before: torch.Tensor | None,
+    visible: torch.Tensor,
+    dropout: float,
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """Attend, and give what the way back needs: queries, keys, values, weights, what is left of these, and which."""
+    heads, (t, w) = key.shape[1], visible.shape[1:]
+    rows = len(query) // t
+    q, k, v = _by_head(query, rows, heads), _by_head(key, rows, heads), _by_head(value, rows, heads)
+    scores = _meet(q, k, keys_before)
+    own = scores[..., scores.shape[-1] - w :].view(heads, rows, t, -1, w)
+    own.masked_fill_(~visible[None, :, :, None, :], -torch.inf)
+    weights = scores.softmax(-1)  # summed up in float32 by the kernels themselves
+    dropped, kept = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
+    read = _by_token(_weigh(dropped, v, values_before), rows, heads, query.shape[1] // heads)
+    return read, (q, k, v, weights, dropped, kept)
+
+
+def _each(visible: torch.Tensor) -> torch.Tensor:
+    return visible if visible.dim() == 3 else visible[None]
 
 
 def _by_head(x: torch.Tensor, rows: int, heads: int) -> torch.Tensor:

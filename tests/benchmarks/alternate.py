@@ -119,7 +119,7 @@ def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
     for other in others:
         differences = [a - b for a, b in zip(losses[first], losses[other], strict=True)]
         worse, noise = statistics.mean(differences), 2 * statistics.stdev(differences) / math.sqrt(len(differences))
-        if worse > noise:
+        if not worse <= noise:  # also where either is no number
             raise SystemExit(f"Speed is not compared: {first} loses {worse:.4f} more than {other}, noise {noise:.4f}.")
     return {name: round(statistics.mean(each), 4) for name, each in losses.items()}
 

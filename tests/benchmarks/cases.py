@@ -57,6 +57,12 @@ def rendered(frame: pd.DataFrame, template: dict[str, Any], base_model: str) -> 
     return list(zip(shown["prompt"], shown["completion"], strict=True))
 
 
+def bare(written: list[tuple[str, str]], answers: list[str]) -> list[str]:
+    """Take from completions of these answers what closes them: a label is scored without it."""
+    closing = written[0][1].removeprefix(answers[0])
+    return [completion.removesuffix(closing) for _, completion in written]
+
+
 def where(given: argparse.Namespace) -> dict[str, str]:
     """Model and device of a job; `folder` is where llmfit keeps the model in the form that transformers reads."""
     from llmfit.sources import find_source

@@ -5,6 +5,9 @@ Usage: python tests/benchmarks/scoring.py PATH/TO/sms_spam.csv [--turns N] [--on
 
 --times: so many times the rows of a case.
 
+With two classes the model is one that llmfit has fitted to 200 other messages, merged, which every side loads: what
+`generate` says is a class then. Peers read 8 or 32 rows at once.
+
 "agree" is the share of rows for which a side's best class is that of naive log-likelihoods in float32. Where it is
 below 0.9, a side does not answer the question: of llmfit that ends the run, of a peer the speed means nothing, and
 `valid` says so.
@@ -14,18 +17,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import tempfile
 from typing import Any
 
 import pandas as pd
 from alternate import Side, compare, own, peer, summary, table
-from cases import LONG, SHORT, TWENTY, messages, options, rendered, where
+from cases import LONG, SHORT, TWENTY, bare, messages, options, rendered, where
+
+from llmfit import LLMClassifier
 
 AGREE = 0.9
+BATCHES = (8, 32)  # rows at once of the peers
+FITTED = 200  # messages
 CASES: dict[str, tuple[dict[str, str], list[str], int]] = {
     "2 classes, short": (SHORT, ["ham", "spam"], 64),
     "2 classes, 200-token instruction": (LONG, ["ham", "spam"], 48),
     "20 classes of several tokens": ({"task": "Name the kind of this SMS message."}, TWENTY, 16),
 }
+
+
+def fitted(given: argparse.Namespace, case: str, folder: str) -> argparse.Namespace:
+    """The options with a model that has learned the classes of a case."""
+    settings: dict[str, Any] = {"adapter": {"r": 16}, "learning_rate": 5e-4, "batch_size": 8, "epochs": 1}
+    settings |= {"features": "text", "target": "label", "template": CASES[case][0], "device": given.device}
+    model = LLMClassifier(given.base_model, **settings, random_state=0, verbose=0)
+    model.fit(messages(given.path)[:FITTED]).export(folder, merge=True)
+    return argparse.Namespace(**{**vars(given), "base_model": folder})
 
 
 def sides(given: argparse.Namespace, case: str) -> dict[str, Any]:
@@ -34,16 +52,19 @@ def sides(given: argparse.Namespace, case: str) -> dict[str, Any]:
     rows *= given.times
     frame = messages(given.path)[3000 : 3000 + rows]
     texts = frame["text"].tolist()
-    job: dict[str, Any] = {"template": template, "texts": texts, "answers": answers, "batch": 16, **where(given)}
+    job: dict[str, Any] = {"template": template, "texts": texts, "answers": answers, **where(given)}
     known = frame.assign(label=[answers[i % len(answers)] for i in range(rows)])
     job["prompts"] = [prompt for prompt, _ in rendered(known, template, given.base_model)]
     written = rendered(pd.DataFrame({"text": ["x"] * len(answers), "label": answers}), template, given.base_model)
-    closing = written[0][1].removeprefix(answers[0])  # a label is scored without what closes it
-    job["labels"] = [completion.removesuffix(closing) for _, completion in written]
+    job["labels"] = bare(written, answers)
     command = peer("peer_score.py")
     return {
         "llmfit": (own("llmfit_score.py"), job),
-        **{name: (command, {**job, "peer": name}) for name in ("generate", "naive", "harness")},
+        **{
+            f"{name}, {batch} rows": (command, {**job, "peer": name, "batch": batch})
+            for name in ("generate", "naive", "harness")
+            for batch in BATCHES
+        },
     }
 
 
@@ -54,8 +75,9 @@ def main() -> None:
     parser.add_argument("--only", choices=[*CASES])
     given = parser.parse_args()
     for case in [given.only] if given.only else CASES:
-        every = sides(given, case)
-        command, job = every["naive"]
+        folder = tempfile.mkdtemp()
+        every = sides(given if CASES[case][1] is TWENTY else fitted(given, case, folder), case)
+        command, job = every["naive, 8 rows"]
         exact = Side("naive, float32", command, {**job, "dtype": "float32"})
         truth = exact.ask({"turn": 0})["best"]
         exact.close()
@@ -68,6 +90,7 @@ def main() -> None:
             raise SystemExit(f"Speed is not compared: llmfit agrees in {records[0]['agree']} of the rows.")
         print(json.dumps({f"scoring, {case}": records}))
         print(table(records), flush=True)
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import statistics
 
 from alternate import check_losses, compare, own, peer, summary, table
-from cases import SHORT, messages, options, rendered, where
+from cases import SHORT, bare, messages, options, rendered, where
 
 ROWS, FOLDS = 48, 3
 GRID = {"adapter__r": [4, 8, 16], "learning_rate": [2e-4, 5e-4]}
@@ -23,10 +23,11 @@ def main() -> None:
     given = options(__doc__).parse_args()
     frame = messages(given.path)[:ROWS]
     pairs = rendered(frame, SHORT, given.base_model)
-    labels = sorted({completion for _, completion in pairs})
+    labels = bare(pairs, frame["label"].tolist())
     folds = [[i for i in range(ROWS) if i % FOLDS == fold] for fold in range(FOLDS)]
     job = {"template": SHORT, "rows": frame.to_dict("list"), "folds": folds, "grid": GRID, "batch_size": 8}
-    job |= {"pairs": pairs, "labels": labels, "mixed": False, **where(given)}
+    job |= {"pairs": pairs, "labels": sorted({*labels}), "truth": [sorted({*labels}).index(label) for label in labels]}
+    job |= {"mixed": False, "warmup": 0, **where(given)}  # TRL's first step of a warm-up teaches nothing
     best = {**job, "trl": {"padding_free": True}, "attention": "eager"}
     sides = {"llmfit": (own("llmfit_search.py"), job), "TRL in a loop": (peer("peer_search.py"), best)}
     found = compare(sides, turns=FOLDS)

@@ -25,6 +25,7 @@ def prepare(job: dict[str, Any]) -> Any:
             adapter={"r": 16},
             epochs=1,
             batch_size=job["batch_size"],
+            warmup=job["warmup"],
             dtype="bfloat16",
             device=job["device"],
             random_state=0,

@@ -21,6 +21,7 @@ def prepare(job: dict[str, Any]) -> Any:
         "epochs": job.get("epochs", 1),
         "batch_size": job["batch_size"],
         "learning_rate": 5e-4,
+        "warmup": job["warmup"],
         "dtype": "bfloat16",
         "device": job["device"],
         "verbose": 0,

@@ -14,8 +14,6 @@ from turns import serve
 
 
 def prepare(job: dict[str, Any]) -> Any:
-    truth = [job["labels"].index(completion) for _, completion in job["pairs"]]
-
     def fit(rank: int, rate: float, held: list[int]) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(job["folder"])
         if tokenizer.pad_token_id is None:
@@ -27,7 +25,7 @@ def prepare(job: dict[str, Any]) -> Any:
         kept = [pair for i, pair in enumerate(job["pairs"]) if i not in held]
         model, _, _ = peer_train.train_trl(model, tokenizer, {**job, "pairs": kept}, 0)
         prompts = [job["pairs"][i][0] for i in held]
-        return judge(model.eval(), tokenizer, prompts, job["labels"], [truth[i] for i in held])
+        return judge(model.eval(), tokenizer, prompts, job["labels"], [job["truth"][i] for i in held])
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         held = job["folds"][request["turn"] % len(job["folds"])]

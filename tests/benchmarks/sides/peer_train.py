@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from turns import serve
 
-RATE, WARMUP = 5e-4, 0.1
+RATE = 5e-4
 
 
 def lora() -> LoraConfig:
@@ -41,7 +41,7 @@ def train_trl(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> Any
             num_train_epochs=epochs,
             learning_rate=RATE,
             lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(WARMUP * steps),
+            warmup_steps=math.ceil(job["warmup"] * steps),
             weight_decay=0.0,
             max_length=None,
             completion_only_loss=True,
@@ -72,7 +72,7 @@ def train_loop(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> An
     size = job["batch_size"]
     steps = math.ceil(len(rows) / size)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
-    warm = math.ceil(WARMUP * steps)
+    warm = math.ceil(job["warmup"] * steps)
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda s: (s + 1) / warm if s < warm else 0.5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm))),
