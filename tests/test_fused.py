@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import llmfit
 from llmfit import LLMEstimator, selfcheck, together
+from llmfit.adapters import bank
 from llmfit.base_model import load_base_model
 from llmfit.estimators import joining
 from llmfit.estimators.base import BaseLLM
@@ -272,12 +273,18 @@ def test_a_model_that_cannot_pack(one, ragged, beside, monkeypatch):
     assert not beside
 
 
-def test_a_model_that_mixes_what_stands_side_by_side(one, ragged, beside, monkeypatch):
+@pytest.mark.parametrize("fault", ["what it says", "its gradients"])
+def test_a_model_that_mixes_what_stands_side_by_side(fault, one, ragged, beside, monkeypatch):
     monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
-    read = together.completion_logits
-    monkeypatch.setattr(
-        together, "completion_logits", lambda model, batch: read(model, batch) * (1 + isinstance(batch.layout, Layouts))
-    )
+    read, recorded = together.completion_logits, bank._recorded
+    if fault == "what it says":
+        monkeypatch.setattr(
+            together,
+            "completion_logits",
+            lambda model, batch: read(model, batch) * (1 + isinstance(batch.layout, Layouts)),
+        )
+    else:
+        monkeypatch.setattr(bank, "_recorded", lambda x, *given: recorded(x, *given) + 0.1 * x.sum())
     with pytest.warns(PackingWarning) as caught:
         outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
     assert next(str(warning.message) for warning in caught if warning.category is PackingWarning) == (

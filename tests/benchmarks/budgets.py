@@ -32,28 +32,39 @@ def main() -> None:
     settings |= {"epochs": 1, "batch_size": given.rows, "random_state": 0, "device": given.device}
     most = torch.get_num_threads()
     ways = [(budget, most) for budget in BUDGETS] + ([(2048, 1)] if given.device == "cpu" and most > 1 else [])
-    found: dict[tuple[int, int], list[tuple[float, float]]] = {way: [] for way in ways}
+    found: dict[tuple[int, int], list[tuple[float, float, float]]] = {way: [] for way in ways}
     for turn in range(given.turns + 1):
         for (budget, threads), turns in found.items():
             torch.set_num_threads(threads)
             model: Any = LLMClassifier(given.base_model, **settings, batch_tokens=budget)
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             model.fit(rows)
             between = time.perf_counter()
             model.predict_proba(rows)
-            turns += [(between - started, time.perf_counter() - between)] if turn else []
+            took = between - started, time.perf_counter() - between, time.process_time() - busy
+            turns += [took] if turn else []
     torch.set_num_threads(most)
     records = [
         {
             "batch_tokens": budget,
             "threads": threads,
-            "trained rows/s": round(statistics.median(given.rows / fit for fit, _ in turns), 1),
-            "scored rows/s": round(statistics.median(given.rows / score for _, score in turns), 1),
+            **_rates("trained", given.rows, [fit for fit, _, _ in turns]),
+            **_rates("scored", given.rows, [score for _, score, _ in turns]),
+            "cpu_s of both": round(statistics.median(cpu for _, _, cpu in turns), 1),
         }
         for (budget, threads), turns in found.items()
     ]
     print(json.dumps({"token budgets": records}))
     print(table(records), flush=True)
+
+
+def _rates(name: str, rows: int, seconds: list[float]) -> dict[str, Any]:
+    """Rows a second, and their spread over the turns."""
+    rates = [rows / each for each in seconds]
+    return {
+        f"{name} rows/s": round(statistics.median(rates), 1),
+        f"{name}, spread": f"{min(rates):.1f} to {max(rates):.1f}",
+    }
 
 
 if __name__ == "__main__":

@@ -79,12 +79,20 @@ def main() -> None:
         }
         for method in METHODS:  # apart: what one has answered would serve the other
             seconds: dict[tuple[str, int], list[float]] = {case: [] for case in models}
+            busy: dict[tuple[str, int], list[float]] = {case: [] for case in models}
             for turn in range(given.turns + 1):
                 for case, model in models.items():
-                    started = time.perf_counter()
+                    started, cpu = time.perf_counter(), time.process_time()
                     getattr(model, method)(frames[case])
                     seconds[case] += [time.perf_counter() - started] if turn else []
-            records = [record(f"{method}, {name}", case, seconds, len(rows)) for case in models]
+                    busy[case] += [time.process_time() - cpu] if turn else []
+            records = [
+                {
+                    **record(f"{method}, {name}", case, seconds, len(rows)),
+                    "cpu_s": round(statistics.median(busy[case]), 2),
+                }
+                for case in models
+            ]
             print(json.dumps({f"classes, {method}, {name}": records}))
             print(table(records), flush=True)
 
