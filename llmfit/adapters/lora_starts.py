@@ -53,9 +53,9 @@ def put_in(spec: Any, base: BaseModel, config: Any, plan: Plan | None, put: Put)
         raise ParameterError(
             "The 'loftq_config' parameter has no meaning beside a quantized base model, whose bits are known."
         )
-    for layer in layers.values():
+    for layer in layers.values():  # a parameter of its own: an embedding tied to an output head stays where it is
         if not is_packed(layer):
-            layer.weight.data = layer.weight.data.clone()
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
     if plan is not None and start in NEEDS_ROWS:
         NEEDS_ROWS[start](base.model, config, plan)
     if start == "loftq":
