@@ -24,6 +24,8 @@ __all__ = ["OtherSpec", "other_method", "other_names"]
 REFUSED = {
     "cartridge": "it begins from the cache of a text that a model has read",
     "cpt": "it needs ids and types of the tokens of its context, which no row has",
+    "lily": "it mixes its experts by a mean over all tokens of a pass, by which a row's answer depends on the rows "
+    "beside it, and a token on those behind it",
     "multitask_prompt_tuning": "it needs the number of a task with every row",
     "poly": "it needs the number of a task with every row",
     "xlora": "it mixes adapters that are trained already",
