@@ -284,7 +284,7 @@ class _Covariance:
         values = inputs[0].detach()
         values = (values.cpu() if values.device.type == "mps" else values).double()  # MPS has no such numbers
         if self.chosen is not None and self.chosen.shape == values.shape[:2]:
-            values = values[self.chosen]
+            values = values[self.chosen.to(values.device)]
         values = values.reshape(-1, values.shape[-1])
         self.number += len(values)
         self.total = self.total.to(values.device) + values.sum(0)
