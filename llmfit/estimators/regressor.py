@@ -131,8 +131,8 @@ batch_size_, max_length_, memory_footprint_
         self.target_scale_ = spread or 1.0
 
     def _answer_texts(self, y: pd.Series) -> list[str]:
-        truth = pd.api.types.is_bool_dtype(y.dtype)  # answers are read as numbers: True is 1
-        return [label_text(int(value) if truth else value) for value in np.asarray(y.to_numpy())]
+        values = np.asarray(y.to_numpy())  # answers are read as numbers: True is 1
+        return [label_text(int(value) if isinstance(value, bool | np.bool_) else value) for value in values]
 
     def _head_task(self) -> tuple[str, int]:
         return "number", 1
