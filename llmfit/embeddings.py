@@ -11,6 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def look_up(
     prompts : sequence of tuple of int, length n
     compute : callable (list of m distinct prompts) -> Tensor of shape (m, hidden)
     folder : path or None
-        Where vectors are looked for, and those computed are left for other processes.
+        Where vectors are looked for, and those that it lacks are left for other processes.
     in_memory : bool, default=True
         Look for vectors in this process and keep them there. Without, what comes out does not depend on what ran before
         in the process: a vector's last digits do on the prompts that it was computed beside.
@@ -85,8 +86,8 @@ def look_up(
     if missing:  # without the lock: what computes waits for the model, whose holder may ask for vectors here
         vectors = compute([prompt_of[key] for key in missing])
         found |= dict(zip(missing, vectors.unbind(0), strict=True))
-        if folder is not None:
-            _write(folder, missing, vectors)
+    if folder is not None and (lacking := _lacking(folder, prompt_of)):
+        _write(folder, lacking, torch.stack([found[key] for key in lacking]))
     if in_memory:
         with _lock:
             _keep(found)
@@ -127,6 +128,17 @@ def _read(folder: Path, wanted: Iterable[bytes]) -> dict[bytes, torch.Tensor]:
                 found[key] = vector.clone()
         rest -= found.keys()
     return found
+
+
+def _lacking(folder: Path, keys: Iterable[bytes]) -> list[bytes]:
+    """Tell which vectors no file of a folder names; a damaged file is seen to when it is read."""
+    from safetensors import safe_open
+
+    there: set[bytes] = set()
+    for path in folder.glob(FILES):
+        with suppress(Exception), safe_open(path, framework="pt") as file:  # safetensors' own error is not exported
+            there |= {bytes(key) for key in file.get_tensor("keys").numpy()}
+    return [key for key in keys if key not in there]
 
 
 def _read_file(path: Path) -> dict[bytes, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.base import clone
 from torch_side import classifier, furthest, plain_model, same, weights
 
 import llmfit
+from llmfit.adapters.lora_starts import _Covariance
 from llmfit.base_model import load_base_model
 from llmfit.exceptions import ParameterError
 from llmfit.sources import quiet_loading
@@ -145,6 +147,22 @@ def test_eva_looks_at_all_that_a_head_reads(pooling: str, settings: Any, frame: 
     _, vectors = torch.linalg.eigh(torch.cov(seen.T))
     first = next(a for name, a in sides(whole, "A").items() if ".layer.0." in name).double()
     assert float(torch.linalg.svdvals(first @ vectors[:, -4:]).min()) > 0.999
+
+
+def test_eva_chooses_tokens_where_their_inputs_lie() -> None:
+    """Inputs on MPS, which has no float64, are summed up on the CPU; what says which of them count comes after them."""
+    values, chosen = torch.randn(2, 3, 4), torch.tensor([[True, False, True], [False, True, True]])
+
+    class Elsewhere:
+        shape = chosen.shape
+
+        def to(self, device: torch.device) -> torch.Tensor:
+            return chosen.to(device)
+
+    seen = _Covariance(SimpleNamespace(r=2, in_features=4))
+    seen.chosen = Elsewhere()  # type: ignore[assignment]
+    seen(torch.nn.Identity(), (values,))
+    torch.testing.assert_close(seen.covariance / 3, torch.cov(values[chosen].double().T))
 
 
 def test_eva_looks_where_the_last_token_of_a_decoder_is(settings: Any, frame: Any, tiny: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from head_side import headed, make_encoder
+from safetensors.torch import load_file, save_file
 from torch_side import classifier, make_other, plain_model, weights
 
 import llmfit
+from llmfit.adapters import lora_starts
 from llmfit.base_model import load_base_model
 from llmfit.exceptions import ParameterError
 
@@ -108,6 +112,48 @@ def test_what_began_beside_few_bits_is_merged_into_what_these_stand_for(
     if bits == 4:  # whose products are those of the weights that they stand for
         again = classifier(settings, base_model=str(tmp_path / "merged"), adapter=None).fit(frame)
         np.testing.assert_allclose(again.predict_proba(frame), clf.predict_proba(frame), atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_names_in_files_may_have_a_prefix_that_the_model_has_not(
+    parts: int, settings: Any, frame: Any, tmp_path: Path
+) -> None:
+    """As in files of a BERT that fills in words, read as an encoder."""
+    folder = make_encoder(tmp_path / "bert", masked=True, hidden=64)
+    held = load_file(Path(folder) / "model.safetensors")
+    if parts == 2:
+        (Path(folder) / "model.safetensors").unlink()
+        named = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(held)}
+        for file in {*named.values()}:
+            save_file({n: t for n, t in held.items() if named[n] == file}, Path(folder) / file, {"format": "pt"})
+        index = {"metadata": {}, "weight_map": named}
+        (Path(folder) / "model.safetensors.index.json").write_text(json.dumps(index))
+    given = settings | {"base_model": folder, "quantization": 4, "learning_rate": 1e-30}
+    tensors = weights(headed(given, adapter={**LOFTQ, "target_modules": ["query"]}).fit(frame))
+    _, layers = packed_layers(folder, 4)
+    name = "encoder.layer.1.attention.self.query"
+    a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    lost = held[f"bert.{name}.weight"] - stands_for(layers[name])
+    left, values, right = torch.linalg.svd(lost, full_matrices=False)
+    torch.testing.assert_close(2 * b @ a, left[:, :4] * values[:4] @ right[:4], rtol=0, atol=1e-4)
+
+
+def test_a_layer_that_the_files_do_not_name_is_named(
+    settings: Any, frame: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where transformers renames weights when it reads them."""
+    folder = make_encoder(tmp_path / "bert", hidden=64)
+    files = lora_starts._files
+    renamed = lambda folder: {name.replace("query", "q"): path for name, path in files(folder).items()}  # noqa: E731
+    monkeypatch.setattr(lora_starts, "_files", renamed)
+    given = settings | {"base_model": folder, "quantization": 4}
+    with pytest.raises(ParameterError) as error:
+        headed(given, adapter={**LOFTQ, "target_modules": ["query"]}).fit(frame)
+    assert str(error.value) == (
+        "The 'init_lora_weights' parameter of LoRA cannot be 'loftq' here: it reads what the weights were in "
+        f"safetensors files, and those of {str(Path(folder).resolve())!r} have none of the name "
+        "'encoder.layer.0.attention.self.query.weight'."
+    )
 
 
 def test_a_head_is_exported_with_it(folders: dict[str, str], settings: Any, frame: Any, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def exported(clf: Any, folder: Path) -> torch.Tensor:
 # Methods that only peft has -------------------------------------------------------------------------
 
 
-UNMERGED = {"lily", "shadow"}
+UNMERGED = {"shadow"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -110,6 +110,40 @@ def test_what_peft_says_of_settings_is_one_sentence(settings, frame):
     )
 
 
+def test_ranks_of_osf_may_be_shares(settings, frame, tmp_path):
+    """peft: "int or float in (0, 1]"; what is not in the low rank is trained."""
+    spec = {"type": "osf", "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 0.25}}
+    share = classifier(settings, adapter=spec).fit(frame)
+    assert same(share, classifier(settings, adapter={**spec, "rank_pattern": {"q_proj": 8}}).fit(frame))
+    assert not same(share, classifier(settings, adapter={**spec, "rank_pattern": None}).fit(frame))
+    share.save(tmp_path / "m")
+    np.testing.assert_array_equal(llmfit.load(tmp_path / "m").predict_proba(frame), share.predict_proba(frame))
+
+
+OSF: dict[str, tuple[dict[str, Any], str]] = {
+    "share": (
+        {"rank_pattern": {"q_proj": 1.5}},
+        "The \"rank_pattern['q_proj']\" parameter of osf must be an int >= 1, or a number > 0 and <= 1. "
+        "Got 1.5 instead.",
+    ),
+    "zero": (
+        {"rank_pattern": {"q_proj": 0}},
+        "The \"rank_pattern['q_proj']\" parameter of osf must be an int >= 1, or a number > 0 and <= 1. Got 0 instead.",
+    ),
+    "ignored": (
+        {"target_svd_config": {"q_proj": 4}},
+        "The 'target_svd_config' parameter of osf must be None, as PEFT ignores it. Got {'q_proj': 4} instead.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "sentence"), OSF.values(), ids=OSF)
+def test_settings_of_osf_are_checked(given, sentence, settings, frame):
+    with pytest.raises(ParameterError) as error:
+        classifier(settings, adapter={"type": "osf", **given}).fit(frame)
+    assert str(error.value) == sentence
+
+
 # Methods of the house that a model may not suit -----------------------------------------------------
 
 MODELS: dict[str, tuple[str, dict[str, Any], str]] = {

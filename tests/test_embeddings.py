@@ -227,6 +227,19 @@ def test_a_folder_of_vectors_is_written_where_it_is_asked_for(
     assert len(rows_read) == 16
 
 
+def test_a_folder_is_filled_from_memory(rows_read: Any, frame: pd.DataFrame, settings: Any, tmp_path: Path) -> None:
+    given = settings | {"adapter": None, "epochs": 3}
+    headed(given).fit(frame.iloc[:5])
+    kept = headed(given, head={"cache": tmp_path / "vectors"}).fit(frame)
+    headed(given, head={"cache": tmp_path / "vectors"}).fit(frame)
+    assert len(rows_read) == 8
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    embeddings.forget_embeddings()
+    again = headed(given, head={"cache": tmp_path / "vectors"}).fit(frame)
+    assert len(rows_read) == 8
+    assert same(kept, again)
+
+
 def test_the_benchmark_measures_both(tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     script = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "frozen_head.py"))
     script["main"].__globals__["REPEATS"] = 1

@@ -487,6 +487,15 @@ HEAD_SENTENCES: list[tuple[Any, str]] = [
 ]
 
 
+def test_a_head_alone_computes_no_layer_again(settings: Any, frame: Any) -> None:
+    with pytest.raises(ParameterError) as error:
+        headed(settings, adapter=None, gradient_checkpointing=True).fit(frame)
+    assert str(error.value) == (
+        "The 'gradient_checkpointing' parameter has no meaning with a linear head alone, for which no layer of the "
+        "base model is trained. Set gradient_checkpointing=False, or an adapter."
+    )
+
+
 @pytest.mark.parametrize(("head", "sentence"), HEAD_SENTENCES)
 def test_a_head_that_cannot_be_used_has_its_sentence(head, sentence, frame, monkeypatch):
     put_in_place(monkeypatch)

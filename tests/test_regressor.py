@@ -157,6 +157,22 @@ def test_a_constant_target_is_answered(priced: pd.DataFrame, settings: Any) -> N
     assert model.predict(priced).tolist() == pytest.approx([4.5] * 8)
 
 
+@pytest.mark.parametrize("value", [0.1, -0.1, 1e9 + 0.1, 0.0])
+def test_a_constant_whose_mean_is_rounded_has_no_spread(value: float, priced: pd.DataFrame, settings: Any) -> None:
+    rows = priced.iloc[:3].assign(price=value)
+    model = headed(settings, LLMRegressor, target="price", adapter=None).fit(rows)
+    assert model.target_scale_ == 1.0
+    near = headed(settings, LLMRegressor, target="price", adapter=None).fit(rows.assign(price=[1, 1, 1 + 1e-9]))
+    assert 0 < near.target_scale_ < 1e-8
+
+
+def test_booleans_in_words_are_numbers_whatever_holds_them(priced: pd.DataFrame, settings: Any) -> None:
+    given = settings | {"target": "n", "features": "text", "head": "lm", "epochs": 2}
+    truth = pd.Series([True, False] * 4, index=priced.index)
+    fits = [LLMRegressor(**given).fit(priced, truth.astype(kind)) for kind in (int, bool, "boolean", object)]
+    assert all(same(fits[0], other) for other in fits[1:])
+
+
 KINDS: dict[str, Any] = {
     "int": pd.Series([1, 2, 3, 4] * 2),
     "Int64": pd.Series([1, 2, 3, 4] * 2, dtype="Int64"),

@@ -53,9 +53,9 @@ def put_in(spec: Any, base: BaseModel, config: Any, plan: Plan | None, put: Put)
         raise ParameterError(
             "The 'loftq_config' parameter has no meaning beside a quantized base model, whose bits are known."
         )
-    for layer in layers.values():
+    for layer in layers.values():  # a parameter of its own: an embedding tied to an output head stays where it is
         if not is_packed(layer):
-            layer.weight.data = layer.weight.data.clone()
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
     if plan is not None and start in NEEDS_ROWS:
         NEEDS_ROWS[start](base.model, config, plan)
     if start == "loftq":
@@ -132,19 +132,13 @@ def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
     A base model that is in few bits stays as it is: what it has lost is known from the weights on disk. Else the
     product is taken out of W, so that the model begins as it was found.
     """
-    from peft.utils.loftq_utils import _SafetensorLoader
-
     packed = any(is_packed(layer.get_base_layer()) for layer in _lora_layers(model).values())
-    if packed and not any(Path(folder).glob("*.safetensors")):
-        raise ParameterError(
-            "The 'init_lora_weights' parameter of LoRA cannot be 'loftq' here: it reads what the weights were in "
-            f"safetensors files, and {folder!r} has none."
-        )
+    files = _files(folder) if packed else {}
     for name, layer in _lora_layers(model).items():
         own, scale = layer.get_base_layer(), layer.scaling["default"]
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         if is_packed(own):
-            full = _SafetensorLoader(model, folder).get_tensor(f"{name}.weight").to(own.weight.device).float()
+            full = _on_disk(files, folder, model.get_base_model(), f"{name}.weight").to(own.weight.device).float()
             full = full.T if is_reversed(own) else full
             left, right = _product(full - unpacked(own).float(), len(a))
         else:
@@ -157,6 +151,39 @@ def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
         a.data, b.data = right.to(a.dtype).contiguous(), (left / scale).to(b.dtype).contiguous()
         if not is_packed(own):
             own.weight.data -= layer.get_delta_weight("default").to(own.weight.dtype)
+
+
+def _files(folder: str) -> dict[str, Path]:
+    """Find the files of a model's weights: the one, or the parts, by the names of the weights."""
+    from safetensors import safe_open
+
+    whole = Path(folder) / "model.safetensors"
+    names: dict[str, Path] = {}
+    for path in [whole] if whole.exists() else sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names |= dict.fromkeys(file.keys(), path)
+    if not names:
+        raise ParameterError(
+            "The 'init_lora_weights' parameter of LoRA cannot be 'loftq' here: it reads what the weights were in "
+            f"safetensors files, and {folder!r} has none."
+        )
+    return names
+
+
+def _on_disk(files: Mapping[str, Path], folder: str, model: Any, name: str) -> torch.Tensor:
+    """Read a weight by the name that it has in a model, which in the files has the model's prefix, or has it not."""
+    from safetensors import safe_open
+
+    prefix = f"{model.base_model_prefix}."
+    own = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in files), None)
+    if own is None:
+        raise ParameterError(
+            "The 'init_lora_weights' parameter of LoRA cannot be 'loftq' here: it reads what the weights were in "
+            f"safetensors files, and those of {folder!r} have none of the name {name!r}."
+        )
+    with safe_open(files[own], framework="pt") as file:
+        weight: torch.Tensor = file.get_tensor(own)
+    return weight
 
 
 def _product(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -257,7 +284,7 @@ class _Covariance:
         values = inputs[0].detach()
         values = (values.cpu() if values.device.type == "mps" else values).double()  # MPS has no such numbers
         if self.chosen is not None and self.chosen.shape == values.shape[:2]:
-            values = values[self.chosen]
+            values = values[self.chosen.to(values.device)]
         values = values.reshape(-1, values.shape[-1])
         self.number += len(values)
         self.total = self.total.to(values.device) + values.sum(0)

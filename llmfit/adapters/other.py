@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.peft_spec import Named, config_class
+from llmfit.adapters.rules import Rule, ranks_or_shares
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import ParameterError, parameter_error
 
@@ -24,12 +25,16 @@ __all__ = ["OtherSpec", "other_method", "other_names"]
 REFUSED = {
     "cartridge": "it begins from the cache of a text that a model has read",
     "cpt": "it needs ids and types of the tokens of its context, which no row has",
+    "lily": "it mixes its experts by a mean over all tokens of a pass, by which a row's answer depends on the rows "
+    "beside it, and a token on those behind it",
     "multitask_prompt_tuning": "it needs the number of a task with every row",
     "poly": "it needs the number of a task with every row",
     "xlora": "it mixes adapters that are trained already",
 }
 NEEDED = {"trainable_tokens": ("token_indices",)}
+OWN_RULES: dict[str, dict[str, Rule]] = {"osf": {"rank_pattern": ranks_or_shares}}  # in place of the house's
 WITHOUT_EFFECT: dict[str, dict[str, tuple[Any, str]]] = {
+    "osf": {"target_svd_config": (None, "PEFT ignores it")},
     "shadow": {"auxiliary_loss_weight": (0, "the loss is taken of the model's logits, and the model sees no labels")},
 }
 AVERAGES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")  # that AdaMSS keeps of each subspace
@@ -48,6 +53,9 @@ class OtherSpec(Named):
         if self.type in REFUSED:
             raise ParameterError(f"The adapter {self.type!r} cannot be used: {REFUSED[self.type]}.")
         super().check()
+        for field, rule in OWN_RULES.get(self.type, {}).items():
+            if getattr(self, field) is not None:
+                rule(field, self.type, getattr(self, field))
         for field in NEEDED.get(self.type, ()):
             if not getattr(self, field):
                 raise ParameterError(f"The adapter {self.type!r} needs {field!r}.")
@@ -119,7 +127,8 @@ def other_method(name: str) -> type[OtherSpec]:
         name,
         [(f.name, Any, WITHOUT_EFFECT.get(name, {}).get(f.name, [_default(f)])[0]) for f in own],
         bases=(OtherSpec,),
-        namespace={"type": name, "peft_type": name.upper(), "quantizable": (4, 8) if _reads_few_bits(name) else ()},
+        namespace={"type": name, "peft_type": name.upper(), "quantizable": (4, 8) if _reads_few_bits(name) else ()}
+        | {"unruled": (*OtherSpec.unruled, *OWN_RULES.get(name, {}))},
         frozen=True,
         kw_only=True,
         repr=False,

@@ -117,6 +117,14 @@ def _pattern(name: str, owner: str, value: Any, *, whole: bool = True) -> None:
             check_number(f"{name}[{key!r}]", owner, number, least=0)
 
 
+def ranks_or_shares(name: str, owner: str, value: Any) -> None:
+    """Check a dict of layer to rank, or to a rank's share of the layer's width."""
+    _pattern(name, owner, value, whole=False)
+    for key, number in value.items():
+        if number == 0 or (number > 1 and number != int(number)):
+            raise parameter_error(f"{name}[{key!r}]", owner, "an int >= 1, or a number > 0 and <= 1", number)
+
+
 def one_of(choices: Sequence[Any]) -> Rule:
     """Make a rule of a list of choices."""
     return lambda name, owner, value: check_choice(name, owner, value, choices)

@@ -67,7 +67,7 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
     resolve_optimizer(estimator.optimizer)
     adapter = resolve_adapter(estimator.adapter)
     check_quantizable(adapter, resolve_quantization(estimator.quantization))
-    _check_recomputable(estimator, adapter, owner)
+    _check_recomputable(estimator, adapter, head, owner)
     check_use(head, adapter)
     stopping = resolve_early_stopping(estimator.early_stopping)
     if stopping is not None and not (estimator.validation_fraction or validated):
@@ -86,12 +86,17 @@ def check_parameters(estimator: Any, *, validated: bool = False) -> Checked:
     )
 
 
-def _check_recomputable(estimator: Any, adapter: AdapterSpec | None, owner: str) -> None:
+def _check_recomputable(estimator: Any, adapter: AdapterSpec | None, head: LinearHead | None, owner: str) -> None:
     check_choice("gradient_checkpointing", owner, estimator.gradient_checkpointing, [True, False])
     if estimator.gradient_checkpointing and adapter is not None and not adapter.recomputable:
         raise ParameterError(
             f"The 'gradient_checkpointing' parameter of {owner} must be False with adapter={adapter.type!r}, whose "
             "vectors the layers would lose when they are computed again."
+        )
+    if estimator.gradient_checkpointing and adapter is None and head is not None:
+        raise ParameterError(
+            "The 'gradient_checkpointing' parameter has no meaning with a linear head alone, for which no layer of the "
+            "base model is trained. Set gradient_checkpointing=False, or an adapter."
         )
 
 

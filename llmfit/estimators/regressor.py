@@ -128,11 +128,12 @@ batch_size_, max_length_, memory_footprint_
         weights = weights if weights.any() else np.ones(len(values))
         self.target_mean_ = float(np.average(values, weights=weights))
         spread = float(np.sqrt(np.average((values - self.target_mean_) ** 2, weights=weights)))
-        self.target_scale_ = spread or 1.0
+        rounding = 10 * np.finfo(float).eps * abs(self.target_mean_)  # of the mean of one number, many times
+        self.target_scale_ = spread if spread > rounding else 1.0
 
     def _answer_texts(self, y: pd.Series) -> list[str]:
-        truth = pd.api.types.is_bool_dtype(y.dtype)  # answers are read as numbers: True is 1
-        return [label_text(int(value) if truth else value) for value in np.asarray(y.to_numpy())]
+        values = np.asarray(y.to_numpy())  # answers are read as numbers: True is 1
+        return [label_text(int(value) if isinstance(value, bool | np.bool_) else value) for value in values]
 
     def _head_task(self) -> tuple[str, int]:
         return "number", 1
