@@ -1,4 +1,4 @@
-"""What a model is made of, kept before it is lent and put back afterwards; and the adapter that stood in it last.
+"""What a model is made of, kept before it is lent and put back afterwards; and the adapters that stood in it last.
 
 Takes a module tree; puts back its submodules, hooks, flags, parameters and configurations, and the objects in which
 bitsandbytes keeps the scales of quantized layers. Knows no kind of adapter: whatever one has put in is gone, or there
@@ -16,7 +16,7 @@ from torch import nn
 
 __all__ = ["Kept", "Standing"]
 
-MOST_BYTES = 2**26  # of an adapter's weights that are held between two uses
+MOST_BYTES = 2**26  # of adapters' weights that are held between two uses; what was drawn for them comes to as many
 
 STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
 
@@ -64,20 +64,21 @@ class _Installed:
     module: nn.Module
     kept: Kept
     drawn: dict[str, torch.Tensor]
+    size: int
 
 
 class Standing:
-    """The adapter that a model had in it last, as it stood there: to be put back with other weights.
+    """Adapters that a model had in it last, each as it stood there alone: to be put back with other weights.
 
     Wrapping a model's layers takes as long as reading a few dozen rows, and leaves garbage that takes Python as long
-    again to find. A prediction after a fit needs none of it, nor does the next fit of a search whose rank is the same.
+    again to find. A prediction after a fit needs none of it, nor does a fit of a search whose rank has been there.
     """
 
     def __init__(self) -> None:
-        self._last: _Installed | None = None
+        self._known: list[_Installed] = []  # the one that was used last comes last
 
     def put_in(self, base: Any, adapter: Any, tensors: Any, *, seed: int, training: bool) -> Any:
-        """Install an adapter in a base model; or put back the last one, if it is the same, and write its weights.
+        """Install an adapter in a base model; or put back the same one, if it is known, and write its weights.
 
         Parameters
         ----------
@@ -93,18 +94,20 @@ class Standing:
         """
         spec = getattr(adapter, "spec", adapter)
         form = (spec, getattr(base.model.config, "_attn_implementation", None))
-        last = self._last if self._last is not None and self._last.form == form else None
-        if last is not None and not training and tensors is not None:
-            last.kept.restore()
-            spec.load(last.module, tensors)
-            return last.module.requires_grad_(False)
-        if last is not None and training and tensors is None and last.drawn and last.seed == seed:
-            last.kept.restore()
+        known = next((one for one in self._known if one.form == form), None)
+        self._known = [one for one in self._known if one is not known]
+        if known is not None and not training and tensors is not None:
+            known.kept.restore()
+            spec.load(known.module, tensors)
+            self._known.append(known)
+            return known.module.requires_grad_(False)
+        if known is not None and training and tensors is None and known.drawn and known.seed == seed:
+            known.kept.restore()
             with torch.no_grad():
-                for name, parameter in _trained(last.module).items():
-                    parameter.copy_(last.drawn[name])
-            return last.module
-        self._last = None
+                for name, parameter in _trained(known.module).items():
+                    parameter.copy_(known.drawn[name])
+            self._known.append(known)
+            return known.module
         before = {id(p) for p in base.model.parameters()}
         module = adapter.install(base, tensors, training=training)
         added = sum(p.nbytes for p in module.parameters() if id(p) not in before)
@@ -112,7 +115,10 @@ class Standing:
         if lasts and getattr(adapter, "refillable", False) and added <= MOST_BYTES:
             new = training and tensors is None
             drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
-            self._last = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn)  # lists are the user's
+            new_one = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, added)  # lists are the user's
+            while self._known and sum(one.size for one in self._known) + added > MOST_BYTES:
+                del self._known[0]
+            self._known.append(new_one)
         return module
 
 

@@ -14,7 +14,7 @@ from torch_side import classifier, generator, weights
 
 from llmfit import keeping
 from llmfit.adapters.methods import lora
-from llmfit.base_model import load_base_model
+from llmfit.base_model import clear_cache, load_base_model
 
 ADAPTERS: dict[str, Any] = {
     "lora": {"type": "lora", "r": 4},
@@ -79,7 +79,7 @@ def test_the_results_are_the_same_however_the_base_is_lent(
             np.testing.assert_array_equal(mine, plain)
 
 
-def test_predictions_wrap_nothing_and_a_search_as_often_as_the_rank_changes(
+def test_predictions_wrap_nothing_and_a_search_as_often_as_a_rank_is_new(
     settings: Any, frame: pd.DataFrame, wraps: list[Any]
 ) -> None:
     model = classifier(settings, adapter={"r": 4}).fit(frame)
@@ -90,7 +90,30 @@ def test_predictions_wrap_nothing_and_a_search_as_often_as_the_rank_changes(
     GridSearchCV(classifier(settings), grid, cv=2, refit=False).fit(frame[["text"]], frame["label"])
     assert len(wraps) == 1 + 2
     model.predict(frame)
-    assert len(wraps) == 1 + 2 + 1
+    assert len(wraps) == 1 + 2
+
+
+def test_adapters_of_several_ranks_stand_beside_one_another(
+    settings: Any, frame: pd.DataFrame, wraps: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a search whose folds are the outer loop; until their weights are more than are held, oldest first."""
+    ranks, rows = [2, 4, 8], frame.head(8)
+
+    def in_turn() -> list[Any]:
+        models = [classifier(settings, adapter={"r": r, "alpha": 2 * r}, learning_rate=1e-2) for r in ranks]
+        fits = [model.fit(rows).predict_proba(rows) for _ in range(2) for model in models]
+        return [*fits, *(model.predict_proba(rows) for model in models)]
+
+    found = in_turn()
+    assert len(wraps) == 3
+    one = sum(tensor.nbytes for tensor in weights(classifier(settings, adapter={"r": 8}).fit(rows)).values())
+    monkeypatch.setattr(keeping, "MOST_BYTES", one + 1)
+    clear_cache()
+    wraps.clear()
+    np.testing.assert_array_equal(found, in_turn())
+    assert len(wraps) == 9  # every one is gone before it is asked for again
+    always_anew(monkeypatch)
+    np.testing.assert_array_equal(found, in_turn())
 
 
 def test_another_seed_draws_anew(settings: Any, frame: pd.DataFrame, wraps: list[Any]) -> None:
