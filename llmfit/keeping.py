@@ -16,6 +16,7 @@ from torch import nn
 
 __all__ = ["Kept", "Standing"]
 
+MOST = 8  # adapters that are held: each has layers of its own, and remembers those of the base
 MOST_BYTES = 2**26  # of adapters' weights that are held between two uses; what was drawn for them comes to as many
 
 STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
@@ -64,7 +65,7 @@ class _Installed:
     module: nn.Module
     kept: Kept
     drawn: dict[str, torch.Tensor]
-    size: int
+    size: int  # bytes
 
 
 class Standing:
@@ -116,7 +117,9 @@ class Standing:
             new = training and tensors is None
             drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
             new_one = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, added)  # lists are the user's
-            while self._known and sum(one.size for one in self._known) + added > MOST_BYTES:
+            while len(self._known) >= MOST or (
+                self._known and sum(one.size for one in self._known) + added > MOST_BYTES
+            ):
                 del self._known[0]
             self._known.append(new_one)
         return module

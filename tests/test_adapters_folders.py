@@ -180,6 +180,12 @@ CHANGES: dict[str, tuple[dict[str, Any], type[LLMFitError], str]] = {
         "The saved weights do not belong to this base model: "
         "'base_model.model.model.layers.0.self_attn.k_proj.lora_A.default.weight' is in one only.",
     ),
+    "missing embeddings": (
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        ModelLoadError,
+        "The saved weights do not belong to this base model: "
+        "'base_model.model.model.embed_tokens.lora_embedding_A.default' is in one only.",
+    ),
 }
 
 

@@ -116,6 +116,14 @@ def test_adapters_of_several_ranks_stand_beside_one_another(
     np.testing.assert_array_equal(found, in_turn())
 
 
+def test_no_more_adapters_stand_than_a_few(settings: Any, frame: pd.DataFrame) -> None:
+    """Of tiny ones many would have room, each with layers of its own."""
+    base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
+    for alpha in range(1, keeping.MOST + 4):
+        classifier(settings, dtype="float32", adapter={"r": 1, "alpha": alpha}).fit(frame.head(4))
+    assert len(base._standing._known) == keeping.MOST
+
+
 def test_another_seed_draws_anew(settings: Any, frame: pd.DataFrame, wraps: list[Any]) -> None:
     first, second = (weights(classifier({**settings, "random_state": seed}).fit(frame)) for seed in (0, 1))
     assert len(wraps) == 2

@@ -152,7 +152,7 @@ class Bank:
         Returns
         -------
         list of two Tensors
-            Each in one row what comes out and the gradients, every one of norm 1.
+            Each in one row what comes out and the gradients, each as a share of the recorded one's norm.
         """
         name, layer = next(iter(self._layers.items()))
         changing = [start for start in self.starts if name in start.layers]
@@ -169,9 +169,9 @@ class Bank:
             for way in (_recorded, _Beside.apply):
                 leaf = x.clone().requires_grad_()
                 out = way(leaf, layer.weight, layer.bias, turns, *weights)
-                found = out, *torch.autograd.grad(out, [leaf, *weights], grad)
-                ways.append(torch.cat([functional.normalize(y.detach().flatten().float(), dim=0) for y in found]))
-        return ways
+                ways.append([out.detach(), *torch.autograd.grad(out, [leaf, *weights], grad)])
+        sizes = [float(y.float().norm()) for y in ways[0]]
+        return [torch.cat([y.flatten().float() / n for y, n in zip(found, sizes, strict=True)]) for found in ways]
 
     def _forward(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,7 @@ def _files(folder: str) -> dict[str, Path]:
     whole = Path(folder) / "model.safetensors"
     names: dict[str, Path] = {}
     for path in [whole] if whole.exists() else sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+        with suppress(Exception), safe_open(path, framework="pt") as file:  # a file that is none names nothing
             names |= dict.fromkeys(file.keys(), path)
     if not names:
         raise ParameterError(

@@ -156,8 +156,6 @@ class PeftSpec(AdapterSpec):
         """
         import peft
 
-        if _copied(model, tensors):
-            return
         try:
             loaded = peft.set_peft_model_state_dict(model, tensors)
             odd = [name for name in loaded.unexpected_keys if name not in APART]
@@ -305,16 +303,6 @@ def size_of(layer: Any) -> tuple[int, int]:
 def named_sizes(model: Any, config: Any) -> dict[str, tuple[int, int]]:
     """Count inputs and outputs of the layers that a configuration names, by their names."""
     return {name: size_of(layer) for name, layer in target_layers(model, config).items() if layer.weight.dim() == 2}
-
-
-def _copied(model: Any, tensors: Tensors) -> bool:
-    """Write weights where each has one of its name and shape, as in most adapters; peft takes ten times as long."""
-    places = {name.replace(".default.", "."): p for name, p in model.named_parameters() if ".default." in name}
-    if places.keys() != tensors.keys() or any(p.shape != tensors[name].shape for name, p in places.items()):
-        return False
-    for name, parameter in places.items():
-        parameter.data.copy_(tensors[name])
-    return True
 
 
 def is_packed(layer: Any) -> bool:

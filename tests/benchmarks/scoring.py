@@ -16,6 +16,7 @@ below 0.9, a side does not answer the question: of llmfit that ends the run, of 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import shutil
 import tempfile
@@ -76,6 +77,7 @@ def main() -> None:
     given = parser.parse_args()
     for case in [given.only] if given.only else CASES:
         folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         every = sides(given if CASES[case][1] is TWENTY else fitted(given, case, folder), case)
         command, job = every["naive, 8 rows"]
         exact = Side("naive, float32", command, {**job, "dtype": "float32"})
@@ -90,7 +92,6 @@ def main() -> None:
             raise SystemExit(f"Speed is not compared: llmfit agrees in {records[0]['agree']} of the rows.")
         print(json.dumps({f"scoring, {case}": records}))
         print(table(records), flush=True)
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -218,6 +218,11 @@ class LoRA(LayerSpec):
             return go_on(self, base, config, tensors, super().put_in)
         return put_in(self, base, config, plan, super().put_in)
 
+    def load(self, model: Any, tensors: Tensors) -> None:
+        """Write fitted weights into the adapter; A and B without peft, which takes longer, if they are all."""
+        if not (self.refillable and _copied(model, tensors)):
+            super().load(model, tensors)
+
     def tensors(self, model: Any) -> Tensors:
         """Copy A and B of every adapted layer, relative to the base model's own weights."""
         from llmfit.adapters.lora_starts import kept
@@ -260,12 +265,26 @@ def _check_needs(spec: LoRA, owner: str) -> None:
                 raise parameter_error(name, owner, f"{wanted} where {field} is given", value)
 
 
+def _copied(model: Any, tensors: Tensors) -> bool:
+    """Write A and B, where there is nothing else to write, and each has one of its name and shape; tell whether."""
+    added = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    places = {name.replace(".default.", "."): p for name, p in added.items() if name.endswith(PLAIN)}
+    if not places or len(places) != len(added) or places.keys() != tensors.keys():
+        return False
+    if any(p.shape != tensors[name].shape for name, p in places.items()):
+        return False
+    for name, parameter in places.items():
+        parameter.data.copy_(tensors[name])
+    return True
+
+
 def _layers_with_a(tensors: Tensors) -> list[tuple[str, str]]:
     """Names of every A, and of the layer that it belongs to."""
     parts = [(name, *name.removeprefix(WRAPPED).partition(".lora_")) for name in tensors]
     return [(name, layer) for name, layer, _, rest in parts if rest.startswith(("A", "embedding_A"))]
 
 
+PLAIN = (".lora_A.default.weight", ".lora_B.default.weight")
 NEEDS: dict[str, dict[str, list[Any]]] = {
     "lora_bias": {"use_dora": [False], "init_lora_weights": [True]},
     "target_parameters": {
