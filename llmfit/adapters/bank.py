@@ -170,7 +170,7 @@ class Bank:
                 leaf = x.clone().requires_grad_()
                 out = way(leaf, layer.weight, layer.bias, turns, *weights)
                 ways.append([out.detach(), *torch.autograd.grad(out, [leaf, *weights], grad)])
-        sizes = [float(y.float().norm()) for y in ways[0]]
+        sizes = [float(y.float().norm()) or 1.0 for y in ways[0]]  # an A beside a B of zeros has no gradient
         return [torch.cat([y.flatten().float() / n for y, n in zip(found, sizes, strict=True)]) for found in ways]
 
     def _forward(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
