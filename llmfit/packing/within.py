@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["both_ways", "by_kernel", "by_scores", "recorded"]
+__all__ = ["both_ways", "by_kernel", "by_scores"]
 
 ROUNDING = {1: 0.03, 2: 0.03, 4: 1e-3}  # by the bytes of a number
 
@@ -26,6 +26,8 @@ def by_scores(
     before: Before,
     visible: torch.Tensor,
     dropout: float = 0.0,
+    *,
+    recorded: bool = False,
 ) -> torch.Tensor:
     """Attend within rows of T queries and W keys.
 
@@ -41,27 +43,17 @@ def by_scores(
     visible : Tensor of bool, of shape (T, W) or (B, T, W)
         Which of its own keys a query sees.
     dropout : float, default=0.0
+    recorded : bool, default=False
+        Leave the way back to autograd.
 
     Returns
     -------
     Tensor of shape (B * T, heads, D)
     """
-    given = query, key, value, *((None, None) if before is None else before), _each(visible), dropout
-    read: torch.Tensor = _ByScores.apply(*given)  # type: ignore[no-untyped-call]
-    return read
-
-
-def recorded(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    before: Before,
-    visible: torch.Tensor,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """Do what :func:`by_scores` does, and leave the way back to autograd."""
     keys_before, values_before = (None, None) if before is None else before
-    return _attend(query, key, value, keys_before, values_before, _each(visible), dropout)[0]
+    given = query, key, value, keys_before, values_before, visible if visible.dim() == 3 else visible[None], dropout
+    read: torch.Tensor = _attend(*given)[0] if recorded else _ByScores.apply(*given)  # type: ignore[no-untyped-call]
+    return read
 
 
 def by_kernel(
@@ -92,7 +84,11 @@ def by_kernel(
 def both_ways(device: torch.device, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
     """Read random rows, some of what is seen dropped, as autograd records it and as :func:`by_scores` goes back.
 
-    Gives what is read and all gradients, the recorded ones first, and how far apart they may be.
+    Returns
+    -------
+    list of (Tensor, Tensor, float)
+        What is read, of shape (B * T, heads, D), and the gradients of queries, keys, values and those before; each as
+        recorded, as written out, and how far apart they may be, as a share of the recorded one's norm.
     """
     rows, width, heads, sharing, d, shared = 2, 5, 2, 3, 8, 7
     source = torch.Generator().manual_seed(0)
@@ -102,9 +98,9 @@ def both_ways(device: torch.device, dtype: torch.dtype) -> list[tuple[torch.Tens
     visible = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     ways = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for way in (recorded, by_scores):
+        for recorded in (True, False):
             torch.manual_seed(0)
-            read = way(query, key, value, (before[0], before[1]), visible, 0.3)
+            read = by_scores(query, key, value, (before[0], before[1]), visible, 0.3, recorded=recorded)
             ways.append([read.detach(), *torch.autograd.grad(read.square().sum(), leaves)])
     return [(one, other, ROUNDING[min(4, dtype.itemsize)]) for one, other in zip(*ways, strict=True)]
 
@@ -165,10 +161,6 @@ def _attend(
     dropped, kept = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
     read = _by_token(_weigh(dropped, v, values_before), rows, heads, query.shape[1] // heads)
     return read, (q, k, v, weights, dropped, kept)
-
-
-def _each(visible: torch.Tensor) -> torch.Tensor:
-    return visible if visible.dim() == 3 else visible[None]
 
 
 def _by_head(x: torch.Tensor, rows: int, heads: int) -> torch.Tensor:
