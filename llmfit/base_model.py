@@ -22,7 +22,7 @@ from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
 from llmfit.keeping import Kept, Standing
 from llmfit.kinds import draws_numbers, kind_of, missing_words, see_both_ways
-from llmfit.memory import free, is_out_of_memory, one_memory_error
+from llmfit.memory import free, is_out_of_memory, keep_freed, one_memory_error
 from llmfit.quantization import (
     Quantization,
     check_quantizable,
@@ -79,6 +79,7 @@ class BaseModel:
         self, source: Source, device: torch.device, dtype: torch.dtype | str, quantization: Quantization | None = None
     ) -> None:
         self.source, self.device, self.quantization = source, device, quantization
+        keep_freed()
         self.tokenizer, self.model, self.kind, self.without = _read(source, dtype, device, quantization)
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else self.model.dtype
         self.model.requires_grad_(False).eval()

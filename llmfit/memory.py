@@ -15,11 +15,22 @@ import torch
 from llmfit.exceptions import MemoryWarning, OutOfMemoryError, check_int
 from llmfit.exceptions import warn as tell
 
-__all__ = ["auto_budget", "bare", "enough", "free", "halved", "is_out_of_memory", "one_memory_error", "runs_out"]
+__all__ = [
+    "auto_budget",
+    "bare",
+    "enough",
+    "free",
+    "halved",
+    "is_out_of_memory",
+    "keep_freed",
+    "one_memory_error",
+    "runs_out",
+]
 
 WORDS = ("can't allocate memory", "out of memory")  # of allocators that raise a plain RuntimeError
 ADVICE = "Choose a smaller base_model or adapter rank, or a dtype of fewer bytes."
 AUTO_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}
+BLOCK = 31 * 2**20  # bytes: just below the most that glibc learns to keep
 ENOUGH = {"cpu": 2048}  # tokens of a pass from which a device gains nothing by more of them
 
 
@@ -75,6 +86,16 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def keep_freed() -> None:
+    """Let the C library keep the memory of tensors that are gone, for those of the next layer.
+
+    glibc hands a freed block back to the system, which fills it with zeros before it gives it out again, page by page,
+    unless one as large was freed before; and what is free beyond two such blocks. A pass that scores may never free a
+    large one. So one is freed here, in which nothing is ever written; elsewhere that does nothing.
+    """
+    torch.empty(BLOCK, dtype=torch.uint8)
 
 
 def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:

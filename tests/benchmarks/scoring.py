@@ -1,9 +1,10 @@
 """Scoring of classes against transformers' generate, naive log-likelihoods and lm-evaluation-harness, on SmolLM2.
 
-Usage: python tests/benchmarks/scoring.py PATH/TO/sms_spam.csv [--turns N] [--only CASE] [--times N]
+Usage: python tests/benchmarks/scoring.py PATH/TO/sms_spam.csv [--turns N] [--only CASE] [--times N] [--sides NAME ...]
        [--base-model NAME] [--device cpu|cuda]
 
---times: so many times the rows of a case.
+--times: so many times the rows of a case. --sides: few peers at a time; the longer a side waits for its turn, the more
+of its memory a system may take back meanwhile, and the quickest side pays most for that.
 
 With two classes the model is one that llmfit has fitted to 200 other messages, merged, which every side loads: what
 `generate` says is a class then. Peers read 8 or 32 rows at once.
@@ -73,6 +74,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", help="peers to compare with, as the tables name them")
     parser.add_argument("--only", choices=[*CASES])
     given = parser.parse_args()
     for case in [given.only] if given.only else CASES:
@@ -83,7 +85,8 @@ def main() -> None:
         exact = Side("naive, float32", command, {**job, "dtype": "float32"})
         truth = exact.ask({"turn": 0})["best"]
         exact.close()
-        found = compare(every, turns=given.turns)
+        chosen = {side: job for side, job in every.items() if side == "llmfit" or side in (given.sides or every)}
+        found = compare(chosen, turns=given.turns)
         for turns in found.values():
             for turn in turns:
                 turn["agree"] = round(sum(map(int.__eq__, turn["best"], truth)) / len(truth), 3)
