@@ -18,6 +18,8 @@ from typing import Any
 from alternate import Side, check_losses, compare, own, peer, summary, table
 from cases import LONG, SHORT, bare, messages, options, rendered, where
 
+from llmfit.base_model import load_base_model
+
 TEMPLATES = {"short": SHORT, "long": LONG}
 
 
@@ -40,16 +42,27 @@ def sides(
     trl = {**job, "peer": "trl", "mixed": False}
     loop = {**trl, "peer": "loop"}
     free, eager = {"trl": {"padding_free": True}}, {"attention": "eager"}
+    full = {"packing": True, "per_device_train_batch_size": 1, "max_length": _tokens_of_a_step(given, pairs)}
+    packing = {"trl": {**full, "train_sampling_strategy": "random"}}
     peers = {
         "TRL": trl,
         "TRL, eager": trl | eager,
         "TRL, padding-free": trl | free,
         "TRL, padding-free, eager": trl | free | eager,
+        "TRL, packing": trl | packing,
+        "TRL, packing, eager": trl | packing | eager,
         "plain loop": loop,
         "plain loop, eager": loop | eager,
     }
     command = peer("peer_train.py")
     return {"llmfit": (own("llmfit_train.py"), job), **{name: (command, job) for name, job in peers.items()}}
+
+
+def _tokens_of_a_step(given: argparse.Namespace, pairs: list[tuple[str, str]]) -> int:
+    """Count the tokens of as many rows as a step has, of middling length."""
+    tokenizer = load_base_model(given.base_model, device="cpu").tokenizer
+    tokens = sum(len(tokenizer(prompt + completion)["input_ids"]) for prompt, completion in pairs)
+    return round(given.batch_size * tokens / len(pairs))
 
 
 def quality(given: argparse.Namespace, rows: int = 200, test: int = 200) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Fine-tune with a peer: TRL's SFTTrainer ("trl"), or a plain loop over transformers and peft ("loop").
 
 Only training counts, not the loading of the model nor tokenisation. The base is in bfloat16, which was as fast as mixed
-precision here; TRL groups rows by length, pads no more than a batch needs or not at all ("padding_free"), and both may
-use transformers' fused attention ("sdpa") or its plain one ("eager").
+precision here; TRL groups rows by length, pads no more than a batch needs or not at all ("padding_free"), or packs as
+many rows as a batch has on average into each of its sequences ("packing"), and both may use transformers' fused
+attention ("sdpa") or its plain one ("eager").
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ def train_trl(model: Any, tokenizer: Any, job: dict[str, Any], seed: int) -> Any
     epochs = job.get("epochs", 1)
     steps = epochs * math.ceil(len(data) / job["batch_size"])
     with tempfile.TemporaryDirectory() as folder:
-        args = SFTConfig(
-            output_dir=folder,
-            per_device_train_batch_size=job["batch_size"],
-            num_train_epochs=epochs,
-            learning_rate=RATE,
-            lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(job["warmup"] * steps),
-            weight_decay=0.0,
-            max_length=None,
-            completion_only_loss=True,
-            train_sampling_strategy="group_by_length",
-            use_cpu=job["device"] == "cpu",
-            bf16=job["mixed"],
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="epoch",
-            disable_tqdm=True,
-            seed=seed,
-            **job.get("trl", {}),
-        )
+        settings: dict[str, Any] = {
+            "output_dir": folder,
+            "per_device_train_batch_size": job["batch_size"],
+            "num_train_epochs": epochs,
+            "learning_rate": RATE,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": math.ceil(job["warmup"] * steps),
+            "weight_decay": 0.0,
+            "max_length": None,
+            "completion_only_loss": True,
+            "train_sampling_strategy": "group_by_length",
+            "use_cpu": job["device"] == "cpu",
+            "bf16": job["mixed"],
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_strategy": "epoch",
+            "disable_tqdm": True,
+            "seed": seed,
+        }
+        args = SFTConfig(**{**settings, **job.get("trl", {})})
         trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora())
         wall, cpu = time.perf_counter(), time.process_time()
         loss = trainer.train().training_loss
