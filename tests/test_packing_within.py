@@ -97,6 +97,16 @@ def test_a_row_that_overflows_in_float16_spoils_no_other():
 
 
 @pytest.mark.parametrize("shared", [False, True])
+def test_a_key_that_overflows_spoils_no_token_that_does_not_see_it(shared):
+    query, key, value, *before, _ = draw(shared=shared)
+    with torch.no_grad():
+        expected = by_scores(query, key, value, tuple(before) or None, visible(trees=False))
+        key.view(ROWS, WIDTH, HEADS, D)[:, -1] = torch.inf
+        found = by_scores(query, key, value, tuple(before) or None, visible(trees=False))
+    torch.testing.assert_close(found.view(ROWS, WIDTH, -1)[:, :-1], expected.view(ROWS, WIDTH, -1)[:, :-1])
+
+
+@pytest.mark.parametrize("shared", [False, True])
 def test_what_drops_out_is_left_out_of_the_gradients_too(shared):
     *leaves, _ = draw(shared=shared)
 

@@ -15,6 +15,7 @@ from torch_side import classifier, generator, weights
 from llmfit import keeping
 from llmfit.adapters.methods import lora
 from llmfit.base_model import clear_cache, load_base_model
+from llmfit.exceptions import PackingWarning
 
 ADAPTERS: dict[str, Any] = {
     "lora": {"type": "lora", "r": 4},
@@ -169,3 +170,21 @@ def test_what_is_drawn_in_a_prediction_is_the_same_with_layers_wrapped_anew(
     always_anew(monkeypatch)
     assert first.tolist() == second.tolist() == model.predict(frame).tolist()
     assert first.nunique() > 1
+
+
+def test_where_weights_are_written_otherwise_peft_writes_them_and_says_so(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = answers(settings, frame, {"r": 4})
+    real = lora._copied
+
+    def doubled(model: Any, tensors: Any) -> bool:
+        return real(model, {name: tensor * 2 for name, tensor in tensors.items()})
+
+    clear_cache()
+    monkeypatch.setattr(lora, "_copied", doubled)
+    with pytest.warns(PackingWarning, match=r"written by their names \(its answers differ\): peft writes them"):
+        found = answers(settings, frame, {"r": 4})
+    for mine, right in zip(found, plain, strict=True):
+        if not isinstance(mine, dict):
+            np.testing.assert_array_equal(mine, right)

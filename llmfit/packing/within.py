@@ -151,10 +151,13 @@ def _attend(
     dropout: float,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """Attend, and give what the way back needs: queries, keys, values, weights, what is left of these, and which."""
-    heads, rows = key.shape[1], len(query) // visible.shape[1]
+    heads, (t, w) = key.shape[1], visible.shape[1:]
+    rows = len(query) // t
     q, k, v = _by_head(query, rows, heads), _by_head(key, rows, heads), _by_head(value, rows, heads)
-    unseen = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, -torch.inf)
-    weights = _meet(q, k, keys_before, unseen).softmax(-1)  # summed up in float32 by the kernels themselves
+    scores = _meet(q, k, keys_before)
+    own = scores[..., scores.shape[-1] - w :].view(heads, rows, t, -1, w)
+    own.masked_fill_(~visible[None, :, :, None, :], -torch.inf)
+    weights = scores.softmax(-1)  # summed up in float32 by the kernels themselves
     dropped, kept = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
     read = _by_token(_weigh(dropped, v, values_before), rows, heads, query.shape[1] // heads)
     return read, (q, k, v, weights, dropped, kept)
@@ -173,22 +176,18 @@ def _by_token(x: torch.Tensor, rows: int, heads: int, g: int) -> torch.Tensor:
     return x.view(heads, rows, t, g, -1).permute(1, 2, 0, 3, 4).reshape(rows * t, heads * g, -1)
 
 
-def _meet(
-    x: torch.Tensor, own: torch.Tensor, before: torch.Tensor | None, added: torch.Tensor | None = None
-) -> torch.Tensor:
+def _meet(x: torch.Tensor, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
     """Multiply (heads * B, T * G, D) by what is before all, and by the row's own: (heads * B, T * G, S + W).
 
-    Products are written where they belong; `added`, (1 or B, T, W), is what the row's own are added to.
+    Both products are written where they belong.
     """
-    shared, w = 0 if before is None else before.shape[1], own.shape[1]
-    met = x.new_empty(*x.shape[:2], shared + w)
-    inner = met[..., shared:]
-    if added is not None:
-        inner.view(-1, *added.shape[:2], x.shape[1] // added.shape[1], w).copy_(added[:, :, None])
-    inner.baddbmm_(x, own.transpose(1, 2), beta=0 if added is None else 1)
-    if before is not None:
-        outer = met.view(len(before), -1, shared + w)[..., :shared]
-        outer.baddbmm_(x.view(len(before), -1, x.shape[-1]), before.transpose(1, 2), beta=0)
+    if before is None:
+        return x @ own.transpose(1, 2)
+    shared = before.shape[1]
+    met = x.new_empty(*x.shape[:2], shared + own.shape[1])
+    met[..., shared:].baddbmm_(x, own.transpose(1, 2), beta=0)
+    outer = met.view(len(before), -1, met.shape[-1])[..., :shared]
+    outer.baddbmm_(x.view(len(before), -1, x.shape[-1]), before.transpose(1, 2), beta=0)
     return met
 
 

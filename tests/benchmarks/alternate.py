@@ -54,6 +54,14 @@ class Side:
         self.process.wait()
 
 
+def chosen(every: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Keep the first side, llmfit's, and those of these names; None keeps all."""
+    first = next(iter(every))
+    if unknown := sorted({*(names or ())} - {*every}):
+        raise SystemExit(f"--sides: {unknown[0]!r} is none of {', '.join(map(repr, every))}.")
+    return {side: job for side, job in every.items() if names is None or side in (first, *names)}
+
+
 def compare(
     sides: Mapping[str, tuple[Sequence[str], Mapping[str, Any]]],
     *,

@@ -24,7 +24,7 @@ import tempfile
 from typing import Any
 
 import pandas as pd
-from alternate import Side, compare, own, peer, summary, table
+from alternate import Side, chosen, compare, own, peer, summary, table
 from cases import LONG, SHORT, TWENTY, bare, messages, options, rendered, where
 
 from llmfit import LLMClassifier
@@ -85,8 +85,7 @@ def main() -> None:
         exact = Side("naive, float32", command, {**job, "dtype": "float32"})
         truth = exact.ask({"turn": 0})["best"]
         exact.close()
-        chosen = {side: job for side, job in every.items() if side == "llmfit" or side in (given.sides or every)}
-        found = compare(chosen, turns=given.turns)
+        found = compare(chosen(every, given.sides), turns=given.turns)
         for turns in found.values():
             for turn in turns:
                 turn["agree"] = round(sum(map(int.__eq__, turn["best"], truth)) / len(truth), 3)

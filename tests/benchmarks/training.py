@@ -4,8 +4,9 @@ Usage: python tests/benchmarks/training.py PATH/TO/sms_spam.csv [--turns N] [--r
        [--only short|long] [--sides NAME ...] [--quality] [--base-model NAME] [--device cpu|cuda]
 
 Losses on rows that were not trained on are compared before speed is: a run fails where llmfit's are higher by more than
-such a sample may be by chance. With --quality: these and accuracies alone, after two epochs of the same steps on the
-same rows, three seeds.
+such a sample may be by chance. TRL's packing fills sequences that hold the tokens of a step: some remain open, so that
+it takes a step or two more than the others. With --quality: these and accuracies alone, after two epochs of the same
+steps on the same rows, three seeds.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import json
 import statistics
 from typing import Any
 
-from alternate import Side, check_losses, compare, own, peer, summary, table
+from alternate import Side, check_losses, chosen, compare, own, peer, summary, table
 from cases import LONG, SHORT, bare, messages, options, rendered, where
-
-from llmfit.base_model import load_base_model
+from transformers import AutoTokenizer
 
 TEMPLATES = {"short": SHORT, "long": LONG}
 
@@ -42,7 +42,7 @@ def sides(
     trl = {**job, "peer": "trl", "mixed": False}
     loop = {**trl, "peer": "loop"}
     free, eager = {"trl": {"padding_free": True}}, {"attention": "eager"}
-    full = {"packing": True, "per_device_train_batch_size": 1, "max_length": _tokens_of_a_step(given, pairs)}
+    full = {"packing": True, "per_device_train_batch_size": 1, "max_length": _tokens_of_a_step(job, pairs)}
     packing = {"trl": {**full, "train_sampling_strategy": "random"}}
     peers = {
         "TRL": trl,
@@ -58,11 +58,11 @@ def sides(
     return {"llmfit": (own("llmfit_train.py"), job), **{name: (command, job) for name, job in peers.items()}}
 
 
-def _tokens_of_a_step(given: argparse.Namespace, pairs: list[tuple[str, str]]) -> int:
+def _tokens_of_a_step(job: dict[str, Any], pairs: list[tuple[str, str]]) -> int:
     """Count the tokens of as many rows as a step has, of middling length."""
-    tokenizer = load_base_model(given.base_model, device="cpu").tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     tokens = sum(len(tokenizer(prompt + completion)["input_ids"]) for prompt, completion in pairs)
-    return round(given.batch_size * tokens / len(pairs))
+    return round(job["batch_size"] * tokens / len(pairs))
 
 
 def quality(given: argparse.Namespace, rows: int = 200, test: int = 200) -> list[dict[str, Any]]:
@@ -97,8 +97,7 @@ def main() -> None:
         return
     for name in [given.only] if given.only else TEMPLATES:
         every = sides(given, TEMPLATES[name], given.rows, test=32)
-        chosen = {side: job for side, job in every.items() if side == "llmfit" or side in (given.sides or every)}
-        found = compare(chosen, turns=given.turns, request={"evaluate": True})
+        found = compare(chosen(every, given.sides), turns=given.turns, request={"evaluate": True})
         losses, records = check_losses(found), summary(found, "rows")
         for record in records:
             record["log_loss"] = losses[record["side"]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters import start_settings as starts
@@ -12,6 +14,7 @@ from llmfit.adapters.places import matching
 from llmfit.adapters.rules import RULES
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import check_choice, parameter_error
+from llmfit.selfcheck import Said, seen_alike
 
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
@@ -220,7 +223,7 @@ class LoRA(LayerSpec):
 
     def load(self, model: Any, tensors: Tensors) -> None:
         """Write fitted weights into the adapter; A and B without peft, which takes longer, if they are all."""
-        if not (self.refillable and _copied(model, tensors)):
+        if not (self.refillable and _writes_alike(model, tensors, super().load) and _copied(model, tensors)):
             super().load(model, tensors)
 
     def tensors(self, model: Any) -> Tensors:
@@ -265,9 +268,37 @@ def _check_needs(spec: LoRA, owner: str) -> None:
                 raise parameter_error(name, owner, f"{wanted} where {field} is given", value)
 
 
+def _writes_alike(model: Any, tensors: Tensors, load: Callable[[Any, Tensors], None]) -> bool:
+    """See once for a base model and names of weights whether :func:`_copied` writes what `load` does, to the bit."""
+    from transformers import PreTrainedModel
+
+    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+    return seen_alike(
+        own,
+        ("written", frozenset(tensors)),
+        model,
+        partial(_write, model, tensors, load),
+        what="have an adapter's weights written by their names",
+        instead="peft writes them, which takes longer",
+    )
+
+
+def _write(model: Any, tensors: Tensors, load: Callable[[Any, Tensors], None]) -> Said | None:
+    """Give A and B as they are written both ways."""
+    if not _copied(model, tensors):
+        return None
+    copied = [p.detach().clone() for p in _added(model).values()]
+    load(model, tensors)
+    return [(p.detach(), other, 0.0) for p, other in zip(_added(model).values(), copied, strict=True)]
+
+
+def _added(model: Any) -> dict[str, Any]:
+    return {name: p for name, p in model.named_parameters() if ".lora_" in name}
+
+
 def _copied(model: Any, tensors: Tensors) -> bool:
     """Write A and B, where there is nothing else to write, and each has one of its name and shape; tell whether."""
-    added = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    added = _added(model)
     places = {name.replace(".default.", "."): p for name, p in added.items() if name.endswith(PLAIN)}
     if not places or len(places) != len(added) or places.keys() != tensors.keys():
         return False
