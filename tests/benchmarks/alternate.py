@@ -119,14 +119,18 @@ def check_quality(shares: Sequence[float], *, answers: int) -> None:
 def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     """End where the first side is worse than another by more than two standard errors; give mean losses, in nats.
 
-    Losses stand in the same order on all sides, so that what differs is taken for each by itself. Where a few steps
-    leave every answer the same, it is they that tell what was learned.
+    Losses stand in the same order on all sides, so that what differs is taken for each by itself. What the turns of a
+    side differ by, each of which has a seed or rows of its own, counts too: few steps end here or there by chance.
+    Where they leave every answer the same, it is losses that tell what was learned.
     """
     losses = {name: [loss for turn in turns for loss in turn["losses"]] for name, turns in found.items()}
     first, *others = losses
+    runs = [[statistics.mean(turn["losses"]) for turn in turns] for turns in found.values()]
+    between = statistics.mean(statistics.variance(each) for each in runs) if len(runs[0]) > 1 else 0.0
     for other in others:
         differences = [a - b for a, b in zip(losses[first], losses[other], strict=True)]
-        worse, noise = statistics.mean(differences), 2 * statistics.stdev(differences) / math.sqrt(len(differences))
+        worse, alike = statistics.mean(differences), statistics.variance(differences) / len(differences)
+        noise = 2 * math.sqrt(alike + 2 * between / len(runs[0]))
         if not worse <= noise:  # also where either is no number
             raise SystemExit(f"Speed is not compared: {first} loses {worse:.4f} more than {other}, noise {noise:.4f}.")
     return {name: round(statistics.mean(each), 4) for name, each in losses.items()}

@@ -30,11 +30,12 @@ from llmfit.objectives import supervised
 from llmfit.packing import common_prefix, packed
 
 ROWS, STEP = 64, 8
+OF_PEFT = LoRA(r=16, alpha=32)  # the same, written otherwise: what stands in the model already is another one
 WAYS = {
     "frozen base, packed": (None, True, True),
     "LoRA, packed": (LoRA(r=16), True, True),
-    "LoRA of peft, packed": (LoRA(r=16), False, True),
-    "LoRA of peft, padded": (LoRA(r=16), False, False),
+    "LoRA of peft, packed": (OF_PEFT, False, True),
+    "LoRA of peft, padded": (OF_PEFT, False, False),
 }
 
 
