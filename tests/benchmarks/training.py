@@ -4,7 +4,8 @@ Usage: python tests/benchmarks/training.py PATH/TO/sms_spam.csv [--turns N] [--r
        [--only short|long] [--sides NAME ...] [--quality] [--base-model NAME] [--device cpu|cuda]
 
 Losses on rows that were not trained on are compared before speed is: a run fails where llmfit's are higher by more than
-such a sample may be by chance. TRL's packing fills sequences that hold the tokens of a step: some remain open, so that
+such a sample may be by chance; rates fall from the first step on, as a warm-up of one step is another one in each
+library. TRL's packing fills sequences that hold the tokens of a step: some remain open, so that
 it takes a step or two more than the others. With --quality: these and accuracies alone, after two epochs of the same
 steps on the same rows, three seeds.
 """
@@ -24,13 +25,13 @@ TEMPLATES = {"short": SHORT, "long": LONG}
 
 
 def sides(
-    given: argparse.Namespace, template: dict[str, Any], rows: int, test: int = 0
+    given: argparse.Namespace, template: dict[str, Any], rows: int, test: int = 0, warmup: float = 0.0
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """The same rows for every side."""
     every = messages(given.path)
     train, held = every[:rows], every[3000 : 3000 + test]
     pairs = rendered(train, template, given.base_model)
-    job: dict[str, Any] = {"batch_size": given.batch_size, "pairs": pairs, "template": template, "warmup": 0.1}
+    job: dict[str, Any] = {"batch_size": given.batch_size, "pairs": pairs, "template": template, "warmup": warmup}
     job |= where(given)
     job["rows"] = train.to_dict("list")
     if test:
@@ -68,7 +69,7 @@ def _tokens_of_a_step(job: dict[str, Any], pairs: list[tuple[str, str]]) -> int:
 def quality(given: argparse.Namespace, rows: int = 200, test: int = 200) -> list[dict[str, Any]]:
     """Accuracy and log loss after the same steps, three seeds; of TRL as it is quickest."""
     found = {}
-    for name, (command, job) in sides(given, SHORT, rows, test).items():
+    for name, (command, job) in sides(given, SHORT, rows, test, warmup=0.1).items():
         if name in ("llmfit", "TRL, padding-free, eager"):
             side = Side(name, command, {**job, "epochs": 2})
             found[name] = [side.ask({"turn": 0, "seed": seed, "evaluate": True}) for seed in range(3)]
