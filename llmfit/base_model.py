@@ -79,8 +79,9 @@ class BaseModel:
         self, source: Source, device: torch.device, dtype: torch.dtype | str, quantization: Quantization | None = None
     ) -> None:
         self.source, self.device, self.quantization = source, device, quantization
-        keep_freed()
         self.tokenizer, self.model, self.kind, self.without = _read(source, dtype, device, quantization)
+        if device.type == "cpu":
+            keep_freed()
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else self.model.dtype
         self.model.requires_grad_(False).eval()
         if (words := self.model.get_output_embeddings()) is not None:

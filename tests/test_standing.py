@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch_side import classifier, generator, weights
 from llmfit import keeping
 from llmfit.adapters.methods import lora
 from llmfit.base_model import clear_cache, load_base_model
-from llmfit.exceptions import PackingWarning
+from llmfit.exceptions import ModelLoadError, PackingWarning
 
 ADAPTERS: dict[str, Any] = {
     "lora": {"type": "lora", "r": 4},
@@ -172,19 +173,72 @@ def test_what_is_drawn_in_a_prediction_is_the_same_with_layers_wrapped_anew(
     assert first.nunique() > 1
 
 
-def test_where_weights_are_written_otherwise_peft_writes_them_and_says_so(
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Forget afterwards what is seen of a base model meanwhile."""
+    yield
+    clear_cache()
+
+
+def alike(found: list[Any], expected: list[Any]) -> None:
+    for mine, right in zip(found, expected, strict=True):
+        if isinstance(mine, dict):
+            assert mine.keys() == right.keys()
+            assert all(torch.equal(mine[key], right[key]) for key in mine)
+        else:
+            np.testing.assert_array_equal(mine, right)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_where_weights_are_written_otherwise_peft_writes_them_and_says_so_once(
     settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = answers(settings, frame, {"r": 4})
-    real = lora._copied
-
-    def doubled(model: Any, tensors: Any) -> bool:
-        return real(model, {name: tensor * 2 for name, tensor in tensors.items()})
-
-    clear_cache()
-    monkeypatch.setattr(lora, "_copied", doubled)
-    with pytest.warns(PackingWarning, match=r"written by their names \(its answers differ\): peft writes them"):
+    real = lora._copy
+    clear_cache()  # of what was seen of it, too
+    monkeypatch.setattr(lora, "_copy", lambda places, tensors: real(places, {k: 2 * v for k, v in tensors.items()}))
+    with pytest.warns(PackingWarning) as told:
         found = answers(settings, frame, {"r": 4})
-    for mine, right in zip(found, plain, strict=True):
-        if not isinstance(mine, dict):
-            np.testing.assert_array_equal(mine, right)
+    assert [str(one.message) for one in told if one.category is PackingWarning] == [
+        "This model cannot have an adapter's weights written by their names (its answers differ): peft writes them, "
+        "which takes longer."
+    ]
+    alike(found, plain)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_place_that_is_not_written_is_found(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = answers(settings, frame, {"r": 4})
+    real = lora._copy
+    clear_cache()  # of what was seen of it, too
+    monkeypatch.setattr(lora, "_copy", lambda places, tensors: real(dict([*places.items()][1:]), tensors))
+    with pytest.warns(PackingWarning, match="written by their names"):
+        alike(answers(settings, frame, {"r": 4}), plain)
+
+
+def test_weights_of_another_rank_say_nothing_of_those_that_belong(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = frame.head(8)
+    small, large = (classifier(settings, adapter={"r": r}).fit(rows) for r in (2, 4))
+    written: list[Any] = []
+    real = lora._copy
+    monkeypatch.setattr(lora, "_copy", lambda *given: written.append(given) or real(*given))
+    base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
+    spec, right, wrong = lora.LoRA(r=4), weights(large), weights(small)
+    for tensors in (right, right):  # wrapped, and written to what stands
+        with base.attach(spec, tensors, longest=20):
+            pass
+    assert written
+    with pytest.raises(ModelLoadError), base.attach(spec, wrong, longest=20):
+        pass
+    for other, tensors in ((spec, right), (lora.LoRA(r=2), wrong), (lora.LoRA(r=2), wrong), (spec, right)):
+        with base.attach(other, tensors, longest=20):
+            pass
+    before = len(written)
+    for other, tensors in ((lora.LoRA(r=2), wrong), (spec, right)):
+        with base.attach(other, tensors, longest=20) as model:
+            assert all(torch.equal(place, tensors[name]) for name, place in lora._places(model, tensors).items())
+    assert len(written) == before + 2

@@ -156,11 +156,15 @@ class PeftSpec(AdapterSpec):
         """
         import peft
 
+        from llmfit.memory import is_out_of_memory
+
         try:
             loaded = peft.set_peft_model_state_dict(model, tensors)
             odd = [name for name in loaded.unexpected_keys if name not in APART]
             odd += _without_weights(model, loaded.missing_keys) if not {*APART} & {*tensors} else []
         except (RuntimeError, KeyError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelLoadError(f"The saved weights do not belong to this base model: {reason(error)}.") from error
         if odd:
             raise ModelLoadError(f"The saved weights do not belong to this base model: {odd[0]!r} is in one only.")

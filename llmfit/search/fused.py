@@ -102,7 +102,7 @@ class FusedGridSearchCV(_FusedSearch, GridSearchCV):
     many as `batch_tokens` of the estimator holds. All other candidates are fitted one at a time: other adapters and
     heads, quantized or encoder-decoder base models, and fits with validation rows, callbacks, checkpoints or
     gradient_checkpointing. Nothing has to be chosen. Meant for a GPU, which small steps leave idle: on a CPU
-    ``GridSearchCV`` is as quick, and takes half the memory.
+    ``GridSearchCV`` is as quick or quicker, and takes half the memory.
 
     Parameters
     ----------

@@ -19,6 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
 HERE = Path(__file__).parent
 SIDES = HERE / "sides"
 
@@ -117,23 +121,27 @@ def check_quality(shares: Sequence[float], *, answers: int) -> None:
 
 
 def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    """End where the first side is worse than another by more than two standard errors; give mean losses, in nats.
+    """End where the first side is surely worse than another; give mean losses, in nats.
 
-    Losses stand in the same order on all sides, so that what differs is taken for each by itself. What the turns of a
-    side differ by, each of which has a seed or rows of its own, counts too: few steps end here or there by chance.
-    Where they leave every answer the same, it is losses that tell what was learned.
+    Losses stand in the same order on all sides and turns, so that what differs is taken for each by itself. What turns
+    differ by, each of which has a seed or rows of its own, counts as what rows do: few steps end here or there by
+    chance. Where they leave every answer the same, it is losses that tell what was learned.
     """
-    losses = {name: [loss for turn in turns for loss in turn["losses"]] for name, turns in found.items()}
+    losses = {name: np.array([turn["losses"] for turn in turns]) for name, turns in found.items()}  # (turns, rows)
     first, *others = losses
-    runs = [[statistics.mean(turn["losses"]) for turn in turns] for turns in found.values()]
-    between = statistics.mean(statistics.variance(each) for each in runs) if len(runs[0]) > 1 else 0.0
     for other in others:
-        differences = [a - b for a, b in zip(losses[first], losses[other], strict=True)]
-        worse, alike = statistics.mean(differences), statistics.variance(differences) / len(differences)
-        noise = 2 * math.sqrt(alike + 2 * between / len(runs[0]))
-        if not worse <= noise:  # also where either is no number
-            raise SystemExit(f"Speed is not compared: {first} loses {worse:.4f} more than {other}, noise {noise:.4f}.")
-    return {name: round(statistics.mean(each), 4) for name, each in losses.items()}
+        worse = losses[first] - losses[other]
+        mean, noise = worse.mean(), math.hypot(_likely(worse.mean(axis=0)), _likely(worse.mean(axis=1)))
+        if not mean <= noise:  # also where either is no number
+            raise SystemExit(f"Speed is not compared: {first} loses {mean:.4f} more than {other}, noise {noise:.4f}.")
+    return {name: round(float(each.mean()), 4) for name, each in losses.items()}
+
+
+def _likely(numbers: NDArray[np.float64]) -> float:
+    """Say how far from 0 the mean of numbers is in one of twenty cases, either way, where it should be 0."""
+    if len(numbers) < 2:
+        return 0.0
+    return float(t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)))
 
 
 def _tokens(turns: Sequence[Mapping[str, Any]]) -> dict[str, int]:

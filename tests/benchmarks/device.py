@@ -118,7 +118,7 @@ def model_of(given: Any, template: Any, **changed: Any) -> Any:
 def train(name: str, template: Any, size: int, base: Any, given: Any) -> None:
     frame = messages(given.path)[: size * STEPS]
     pairs = rendered(frame, template, given.base_model)
-    job = {"pairs": pairs, "batch_size": size, "mixed": given.device == "cuda", **where(given)}
+    job = {"pairs": pairs, "batch_size": size, "warmup": 0.0, "mixed": given.device == "cuda", **where(given)}
 
     def fit() -> None:
         model_of(given, template, batch_size=size).fit(frame)

@@ -30,7 +30,7 @@ from llmfit.objectives import supervised
 from llmfit.packing import common_prefix, packed
 
 ROWS, STEP = 64, 8
-OF_PEFT = LoRA(r=16, alpha=32)  # the same, written otherwise: what stands in the model already is another one
+OF_PEFT = LoRA(r=16, alpha=32)  # another spec of the same adapter: the first one stands in the model, fused
 WAYS = {
     "frozen base, packed": (None, True, True),
     "LoRA, packed": (LoRA(r=16), True, True),

@@ -4,7 +4,7 @@ Usage: python tests/benchmarks/searching.py PATH/TO/sms_spam.csv [--base-model N
 
 A turn is one fold: six fits of LoRA on 32 messages and their scores on 16 others. TRL trains as it is quickest on such
 rows: without padding, with transformers' plain attention. It ends without a verdict on speed where llmfit's mean loss
-on the other messages is higher by more than two standard errors of what the candidates differ by.
+on the other messages is higher by more than candidates and folds may differ by chance.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ Usage: python tests/benchmarks/training.py PATH/TO/sms_spam.csv [--turns N] [--r
        [--only short|long] [--sides NAME ...] [--quality] [--base-model NAME] [--device cpu|cuda]
 
 Losses on rows that were not trained on are compared before speed is: a run fails where llmfit's are higher by more than
-such a sample may be by chance; rates fall from the first step on, as a warm-up of one step is another one in each
-library. TRL's packing fills sequences that hold the tokens of a step: some remain open, so that
-it takes a step or two more than the others. With --quality: these and accuracies alone, after two epochs of the same
-steps on the same rows, three seeds.
+rows and seeds may differ by chance. Rates fall from the first step on, as a warm-up of one step is another one in each
+library. TRL's packing fills sequences that hold the tokens of a step: some remain open, so that it takes a step or two
+more than the others. With --quality: these losses and accuracies alone, after two epochs of the same steps on the same
+rows, three seeds.
 """
 
 from __future__ import annotations

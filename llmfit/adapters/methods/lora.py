@@ -14,10 +14,10 @@ from llmfit.adapters.places import matching
 from llmfit.adapters.rules import RULES
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import check_choice, parameter_error
-from llmfit.selfcheck import Said, seen_alike
 
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
+    from llmfit.selfcheck import Said
 
 __all__ = ["METHODS", "DoRA", "LoRA"]
 
@@ -223,7 +223,10 @@ class LoRA(LayerSpec):
 
     def load(self, model: Any, tensors: Tensors) -> None:
         """Write fitted weights into the adapter; A and B without peft, which takes longer, if they are all."""
-        if not (self.refillable and _writes_alike(model, tensors, super().load) and _copied(model, tensors)):
+        places = _places(model, tensors) if self.refillable else None
+        if places and _writes_alike(model, places, tensors, super().load):
+            _copy(places, tensors)
+        else:
             super().load(model, tensors)
 
     def tensors(self, model: Any) -> Tensors:
@@ -268,45 +271,46 @@ def _check_needs(spec: LoRA, owner: str) -> None:
                 raise parameter_error(name, owner, f"{wanted} where {field} is given", value)
 
 
-def _writes_alike(model: Any, tensors: Tensors, load: Callable[[Any, Tensors], None]) -> bool:
-    """See once for a base model and names of weights whether :func:`_copied` writes what `load` does, to the bit."""
+def _writes_alike(model: Any, places: dict[str, Any], tensors: Tensors, load: Callable[[Any, Tensors], None]) -> bool:
+    """See once for a base model and names of weights whether :func:`_copy` writes what `load` does, to the bit."""
     from transformers import PreTrainedModel
+
+    from llmfit.selfcheck import seen_alike
 
     own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
     return seen_alike(
         own,
         ("written", frozenset(tensors)),
         model,
-        partial(_write, model, tensors, load),
+        partial(_write, model, places, tensors, load),
         what="have an adapter's weights written by their names",
         instead="peft writes them, which takes longer",
     )
 
 
-def _write(model: Any, tensors: Tensors, load: Callable[[Any, Tensors], None]) -> Said | None:
-    """Give A and B as they are written both ways."""
-    if not _copied(model, tensors):
-        return None
-    copied = [p.detach().clone() for p in _added(model).values()]
-    load(model, tensors)
-    return [(p.detach(), other, 0.0) for p, other in zip(_added(model).values(), copied, strict=True)]
+def _write(model: Any, places: dict[str, Any], tensors: Tensors, load: Callable[[Any, Tensors], None]) -> Said:
+    """Give A and B as each of both ways writes them, over what are no numbers."""
+    written = []
+    for write in (partial(load, model, tensors), partial(_copy, places, tensors)):
+        for parameter in places.values():
+            parameter.data.fill_(math.nan)
+        write()
+        written.append([parameter.detach().clone() for parameter in places.values()])
+    return [(plain, quick, 0.0) for plain, quick in zip(*written, strict=True)]
 
 
-def _added(model: Any) -> dict[str, Any]:
-    return {name: p for name, p in model.named_parameters() if ".lora_" in name}
-
-
-def _copied(model: Any, tensors: Tensors) -> bool:
-    """Write A and B, where there is nothing else to write, and each has one of its name and shape; tell whether."""
-    added = _added(model)
+def _places(model: Any, tensors: Tensors) -> dict[str, Any] | None:
+    """Find A and B by their names, where there is nothing else to write, and each has one of its name and shape."""
+    added = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     places = {name.replace(".default.", "."): p for name, p in added.items() if name.endswith(PLAIN)}
-    if not places or len(places) != len(added) or places.keys() != tensors.keys():
-        return False
-    if any(p.shape != tensors[name].shape for name, p in places.items()):
-        return False
+    if len(places) != len(added) or places.keys() != tensors.keys():
+        return None
+    return None if any(p.shape != tensors[name].shape for name, p in places.items()) else places
+
+
+def _copy(places: dict[str, Any], tensors: Tensors) -> None:
     for name, parameter in places.items():
         parameter.data.copy_(tensors[name])
-    return True
 
 
 def _layers_with_a(tensors: Tensors) -> list[tuple[str, str]]:
