@@ -28,6 +28,8 @@ ADAPTERS: dict[str, Any] = {
     "another method": {"type": "vera", "r": 4},
 }
 
+copy = lora._copy
+
 
 @pytest.fixture
 def wraps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -56,18 +58,30 @@ def answers(settings: Any, frame: pd.DataFrame, adapter: Any, **changed: Any) ->
     return found
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Forget afterwards what is seen of a base model meanwhile."""
+    yield
+    clear_cache()
+
+
+def alike(found: list[Any], expected: list[Any]) -> None:
+    """See that all that came out is the same, to the last bit."""
+    for mine, right in zip(found, expected, strict=True):
+        if isinstance(mine, dict):
+            assert mine.keys() == right.keys()
+            assert all(torch.equal(mine[key], right[key]) for key in mine)
+        else:
+            np.testing.assert_array_equal(mine, right)
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_the_results_are_those_of_layers_that_are_wrapped_anew(
     name: str, settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = answers(settings, frame, ADAPTERS[name])
     always_anew(monkeypatch)
-    for mine, plain in zip(found, answers(settings, frame, ADAPTERS[name]), strict=True):
-        if isinstance(mine, dict):
-            assert mine.keys() == plain.keys()
-            assert all(torch.equal(mine[key], plain[key]) for key in mine)
-        else:
-            np.testing.assert_array_equal(mine, plain)
+    alike(found, answers(settings, frame, ADAPTERS[name]))
 
 
 @pytest.mark.parametrize("changed", [{"gradient_checkpointing": True}, {"quantization": 8}, {"dtype": "bfloat16"}])
@@ -173,30 +187,22 @@ def test_what_is_drawn_in_a_prediction_is_the_same_with_layers_wrapped_anew(
     assert first.nunique() > 1
 
 
-@pytest.fixture
-def forgotten() -> Iterator[None]:
-    """Forget afterwards what is seen of a base model meanwhile."""
-    yield
-    clear_cache()
+def doubled(places: Any, tensors: Any) -> None:
+    copy(places, {name: 2 * tensor for name, tensor in tensors.items()})
 
 
-def alike(found: list[Any], expected: list[Any]) -> None:
-    for mine, right in zip(found, expected, strict=True):
-        if isinstance(mine, dict):
-            assert mine.keys() == right.keys()
-            assert all(torch.equal(mine[key], right[key]) for key in mine)
-        else:
-            np.testing.assert_array_equal(mine, right)
+def without_the_first(places: Any, tensors: Any) -> None:
+    copy(dict([*places.items()][1:]), tensors)
 
 
 @pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("otherwise", [doubled, without_the_first])
 def test_where_weights_are_written_otherwise_peft_writes_them_and_says_so_once(
-    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    otherwise: Any, settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = answers(settings, frame, {"r": 4})
-    real = lora._copy
     clear_cache()  # of what was seen of it, too
-    monkeypatch.setattr(lora, "_copy", lambda places, tensors: real(places, {k: 2 * v for k, v in tensors.items()}))
+    monkeypatch.setattr(lora, "_copy", otherwise)
     with pytest.warns(PackingWarning) as told:
         found = answers(settings, frame, {"r": 4})
     assert [str(one.message) for one in told if one.category is PackingWarning] == [
@@ -206,26 +212,13 @@ def test_where_weights_are_written_otherwise_peft_writes_them_and_says_so_once(
     alike(found, plain)
 
 
-@pytest.mark.usefixtures("forgotten")
-def test_a_place_that_is_not_written_is_found(
-    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = answers(settings, frame, {"r": 4})
-    real = lora._copy
-    clear_cache()  # of what was seen of it, too
-    monkeypatch.setattr(lora, "_copy", lambda places, tensors: real(dict([*places.items()][1:]), tensors))
-    with pytest.warns(PackingWarning, match="written by their names"):
-        alike(answers(settings, frame, {"r": 4}), plain)
-
-
 def test_weights_of_another_rank_say_nothing_of_those_that_belong(
     settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = frame.head(8)
     small, large = (classifier(settings, adapter={"r": r}).fit(rows) for r in (2, 4))
     written: list[Any] = []
-    real = lora._copy
-    monkeypatch.setattr(lora, "_copy", lambda *given: written.append(given) or real(*given))
+    monkeypatch.setattr(lora, "_copy", lambda *given: written.append(given) or copy(*given))
     base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
     spec, right, wrong = lora.LoRA(r=4), weights(large), weights(small)
     for tensors in (right, right):  # wrapped, and written to what stands
