@@ -116,12 +116,12 @@ class Standing:
         if lasts and getattr(adapter, "refillable", False) and added <= MOST_BYTES:
             new = training and tensors is None
             drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
-            new_one = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, added)  # lists are the user's
-            while len(self._known) >= MOST or (
-                self._known and sum(one.size for one in self._known) + added > MOST_BYTES
+            installed = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, added)  # lists are the user's
+            while self._known and (
+                len(self._known) >= MOST or sum(one.size for one in self._known) + added > MOST_BYTES
             ):
                 del self._known[0]
-            self._known.append(new_one)
+            self._known.append(installed)
         return module
 
 

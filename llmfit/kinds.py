@@ -11,11 +11,18 @@ from typing import Any
 
 from llmfit.exceptions import ModelLoadError, quoted
 
-__all__ = ["draws_numbers", "kind_of", "missing_words", "see_both_ways"]
+__all__ = ["draws_numbers", "find_own", "kind_of", "missing_words", "see_both_ways"]
 
 DRAWN = ("drop", "jitter")  # in the names of settings: what is dropped, and noise on what a router sees
 BOTH_WAYS = (True, "all")  # of `use_bidirectional_attention`; "vision" is for images alone
 UNTOLD = ("gemma", "gemma2")  # families that keep that flag from what makes their masks
+
+
+def find_own(model: Any) -> Any:
+    """Find the model of transformers in a module that holds it, such as one that an adapter was put into; or None."""
+    from transformers import PreTrainedModel
+
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
 
 
 def kind_of(config: Any) -> tuple[str, Any]:

@@ -94,8 +94,8 @@ def keep_freed() -> None:
     glibc hands a freed block back to the system, which fills it with zeros before it gives it out again, page by page,
     unless one as large was freed before; and what is free at the end of a thread's heap beyond two such blocks. A pass
     that scores may never free a large one. So one is freed here, in which nothing is ever written: from then on up to
-    62 MB stay at the end of each heap. With other allocators, and where MALLOC_TRIM_THRESHOLD_ or
-    MALLOC_MMAP_THRESHOLD_ says what to keep, it does nothing.
+    62 MB stay at the end of each heap. With other allocators, and where MALLOC_TRIM_THRESHOLD_,
+    MALLOC_MMAP_THRESHOLD_ or GLIBC_TUNABLES says what to keep, it does nothing.
     """
     torch.empty(BLOCK, dtype=torch.uint8, device="cpu")
 

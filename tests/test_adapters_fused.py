@@ -72,6 +72,66 @@ def test_it_is_fused_where_it_can_be_and_nowhere_else(tiny):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers read in each piece."""
+    found: list[int] = []
+    compute = fused._compute
+    monkeypatch.setattr(
+        fused, "_compute", lambda layers, *given: (found.append(len(layers)), compute(layers, *given))[1]
+    )
+    return found
+
+
+def once(folder: str, read: list[int], **settings: Any) -> list[int]:
+    """Run a model once that is fused, behind another one that was looked at."""
+    fused.fuse_lora(wrapped(folder, torch.float32))
+    model = wrapped(folder, torch.float32, **settings)
+    fused.fuse_lora(model)
+    read.clear()
+    run(model, torch.float32)
+    return read
+
+
+def test_layers_that_read_the_same_read_it_once(tiny, read):
+    assert once(tiny, read) == [3, 1, 2, 1] * 2  # queries, keys and values; what is attended to; gate and up; down
+
+
+def test_layers_whose_siblings_have_no_adapter_read_alone(tiny, read):
+    assert once(tiny, read, exclude_modules=["k_proj", "up_proj"]) == [1, 1, 1, 1, 1] * 2
+
+
+def test_encoder_decoders_whose_keys_are_of_something_else_read_one_by_one(tiny, tmp_path, read):
+    folder = make_other(tmp_path / "bart", tiny, "bart")
+    model = get_peft_model(plain_model(folder), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    fused.fuse_lora(model)
+    read.clear()
+    ids = torch.arange(5, 25)[None]
+    model(input_ids=ids, decoder_input_ids=ids, use_cache=False)
+    assert {*read} == {1}
+
+
+def test_layers_that_are_given_something_else_compute_that_and_nothing_waits(tiny):
+    """As keys would be of other states than queries; what the first has computed for the second is let go of."""
+    model = wrapped(tiny, torch.float32)
+    fused.fuse_lora(model)
+    attention = next(module for module in model.modules() if hasattr(module, "q_proj"))
+    query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+    readers = query.forward.func.__self__
+    x, other = torch.randn(2, 1, 5, query.in_features)
+    query(x)
+    plain = type(key).forward
+    torch.testing.assert_close(key(other), plain(key, other))
+    assert [*readers._waiting] == [key, value]
+    torch.testing.assert_close(value(x), plain(value, x))
+    torch.testing.assert_close(value(x), plain(value, x))  # asked for again
+    assert [*readers._waiting] == [key]
+    with pytest.raises(TypeError):
+        attention(x)  # it lacks the angles, and ends
+    assert not readers._waiting
+    assert readers._read is None
+
+
 def test_an_adapter_that_is_switched_off_is_off(tiny):
     model = wrapped(tiny, torch.float32).eval()
     fused.fuse_lora(model)
@@ -107,7 +167,7 @@ def is_fused(model: Any) -> bool:
 
 @pytest.mark.parametrize("part", ["outputs", "gradients"])
 def test_layers_that_would_compute_something_else_are_left_to_peft_with_a_warning(part, tiny, monkeypatch):
-    name, of = ("forward", 3) if part == "outputs" else ("backward", 4)  # which of A's or B's numbers are wrong
+    name, of = ("forward", 4) if part == "outputs" else ("backward", 5)  # which of A's or B's numbers are wrong
     real = getattr(fused._Adapted, name)
 
     def wrong(ctx: Any, *given: Any) -> Any:

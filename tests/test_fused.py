@@ -284,7 +284,7 @@ def test_a_model_that_mixes_what_stands_side_by_side(fault, one, ragged, beside,
             lambda model, batch: read(model, batch) * (1 + isinstance(batch.layout, Layouts)),
         )
     else:
-        monkeypatch.setattr(bank, "_recorded", lambda x, *given: recorded(2 * x - x.detach(), *given))  # the same, said
+        monkeypatch.setattr(bank, "_recorded", lambda x, *given: recorded(2 * x - x.detach(), *given))  # x learns twice
     with pytest.warns(PackingWarning) as caught:
         outcomes = joining.fit_together(candidates(one, {"adapter__r": [2, 4]}), ragged, None, {})
     assert next(str(warning.message) for warning in caught if warning.category is PackingWarning) == (

@@ -1,8 +1,9 @@
 """peft's LoRA layers with their products fused: the update is added where the frozen layer's output is written.
 
 Takes a model that peft has wrapped; changes how its plain LoRA layers compute, not what. A frozen W with float32 A and
-B beside it costs four products and no pass over its outputs more than W alone. Layers with dropout, or of another kind,
-stay as peft computes them, and so do all of a model in which the two are seen to differ.
+B beside it costs four products and no pass over its outputs more than W alone; layers that read the same, as those of
+queries, keys and values do, share three of these, and the sum of their gradients. Layers with dropout, or of another
+kind, stay as peft computes them, and so do all of a model in which the two are seen to differ.
 """
 
 from __future__ import annotations
@@ -17,42 +18,93 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from llmfit.kinds import find_own
 from llmfit.selfcheck import Said, seen_alike
 
 __all__ = ["fuse_lora", "is_plain"]
 
+READ_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names within an attention, and an MLP
 ROWS = 16  # that a layer reads both ways
 ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3}  # by the bytes of a weight
 
 
 class _Adapted(torch.autograd.Function):
-    """x W' + s (x A') B', all in the dtype of W; the gradients of A and B come in theirs."""
+    """x W' + s (x A') B' of each layer that reads x, all in the dtype of W; the gradients of A and B come in theirs."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any, a: torch.Tensor, b: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)  # (N, in)
-        low_a, low_b = a.to(weight.dtype), b.to(weight.dtype)  # (r, in), (out, r)
-        inner = (flat @ low_a.t()).mul_(scaling)  # (N, r)
-        out = functional.linear(flat, weight, bias).addmm_(inner, low_b.t())
-        ctx.save_for_backward(flat, weight, low_a, low_b, inner)
-        ctx.scaling, ctx.dtypes, ctx.shape = scaling, (x.dtype, a.dtype, b.dtype), x.shape
-        return out.view(*x.shape[:-1], -1)
+        ctx: Any, x: torch.Tensor, scalings: tuple[float, ...], *weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        frozen, biases, every_a, every_b = _by_kind(weights)  # (out, in), (out,) or None, (r, in), (out, r) of each
+        dtype, ranks = frozen[0].dtype, [len(a) for a in every_a]
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, in)
+        low_a, low_b = torch.cat(every_a).to(dtype), [b.to(dtype) for b in every_b]  # (all r, in)
+        inner = flat @ low_a.t()  # (N, all r)
+        parts = [part.mul_(scaling) for part, scaling in zip(torch.split(inner, ranks, 1), scalings, strict=True)]
+        each = zip(frozen, biases, parts, low_b, strict=True)
+        out = [functional.linear(flat, w, bias).addmm_(part, b.t()) for w, bias, part, b in each]
+        ctx.save_for_backward(flat, low_a, inner, *frozen, *low_b)
+        ctx.scalings, ctx.ranks, ctx.shape = scalings, ranks, x.shape
+        ctx.dtypes = x.dtype, every_a[0].dtype, every_b[0].dtype
+        return tuple(one.view(*x.shape[:-1], -1) for one in out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        flat, weight, low_a, low_b, inner = ctx.saved_tensors
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        flat, low_a, inner, *rest = ctx.saved_tensors
+        frozen, low_b = rest[: len(grads)], rest[len(grads) :]
         given, kind_a, kind_b = ctx.dtypes
-        grad = grad.reshape(-1, grad.shape[-1]).to(weight.dtype)  # (N, out)
-        grad_inner = (grad @ low_b).mul_(ctx.scaling)
+        every = [grad.reshape(-1, grad.shape[-1]).to(flat.dtype) for grad in grads]  # (N, out) of each
+        back = zip(every, low_b, ctx.scalings, strict=True)
+        grad_inner = torch.cat([(grad @ b).mul_(scaling) for grad, b, scaling in back], 1)  # (N, all r)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_inner, low_a).view(ctx.shape).to(given)
-        grad_a = (grad_inner.t() @ flat).to(kind_a) if ctx.needs_input_grad[3] else None
-        grad_b = (grad.t() @ inner).to(kind_b) if ctx.needs_input_grad[4] else None
-        return grad_x, None, None, grad_a, grad_b, None
+            grad_x = every[0] @ frozen[0]
+            for grad, weight in zip(every[1:], frozen[1:], strict=True):
+                grad_x.addmm_(grad, weight)
+            grad_x = grad_x.addmm_(grad_inner, low_a).view(ctx.shape).to(given)
+        found: list[Any] = [grad_x, None]
+        if not any(ctx.needs_input_grad[2:]):
+            return (*found, *[None] * 4 * len(grads))
+        of_a = (grad_inner.t() @ flat).to(kind_a).split(ctx.ranks)
+        for one, grad, part in zip(of_a, every, inner.split(ctx.ranks, 1), strict=True):
+            found += [None, None, one, (grad.t() @ part).to(kind_b)]
+        return tuple(found)
+
+
+def _by_kind(weights: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+    """Part what layers have, W, bias, A and B of each in turn, into all W, all biases, all A and all B."""
+    return weights[0::4], weights[1::4], weights[2::4], weights[3::4]
+
+
+class _Readers:
+    """Layers that read the same: the first of them computes for all, and the others hand out what is theirs.
+
+    Nothing waits longer than their parent is at work. A layer that is given something else computes alone.
+    """
+
+    def __init__(self, layers: Sequence[Any], adapter: str) -> None:
+        self.layers, self.adapter = layers, adapter
+        self.forget()
+
+    def forget(self, *_: Any) -> None:
+        """Let go of what nobody has asked for."""
+        self._read: torch.Tensor | None = None
+        self._waiting: dict[Any, torch.Tensor] = {}
+
+    def forward(self, layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do what one of the layers does."""
+        if args or kwargs or not _computes(layer, self.adapter):
+            out: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
+            return out
+        if x is self._read and layer in self._waiting:
+            return self._waiting.pop(layer)
+        if layer is not self.layers[0]:
+            return _compute([layer], self.adapter, x)[0]
+        some = [one for one in self.layers if _computes(one, self.adapter)]
+        first, *others = _compute(some, self.adapter, x)
+        self._read, self._waiting = x, dict(zip(some[1:], others, strict=True))
+        return first
 
 
 def fuse_lora(model: Any, adapter: str = "default") -> None:
@@ -74,23 +126,40 @@ def fuse_lora(model: Any, adapter: str = "default") -> None:
     from peft.tuners.lora.layer import Linear
 
     plain = [layer for layer in model.modules() if type(layer) is Linear and is_plain(layer, adapter)]
-    if _are_alike(model, plain, adapter):
-        for layer in plain:
-            layer.forward = partial(_forward, layer, adapter)
+    if not _are_alike(model, plain, adapter):
+        return
+    own, known = find_own(model), {*plain}
+    crosses = own is not None and own.config.is_encoder_decoder  # there, keys are often not of what queries are of
+    names = () if crosses else READ_THE_SAME
+    for parent in model.modules():
+        children = {name: child for name, child in parent.named_children() if child in known}
+        for group in _groups(children, adapter, names):
+            readers = _Readers(group, adapter)
+            for layer in group:
+                layer.forward = partial(readers.forward, layer)
+            if len(group) > 1:
+                parent.register_forward_hook(readers.forget, always_call=True)
+
+
+def _groups(children: dict[str, Any], adapter: str, every: Sequence[Sequence[str]]) -> Iterator[list[Any]]:
+    """Part the layers of one parent into those that read the same, by their names, and others, each by itself."""
+    for names in every:
+        group = [children[name] for name in names if name in children]
+        if len(group) == len(names) and len({(_kind(layer, adapter)[:3], layer.in_features) for layer in group}) == 1:
+            children = {name: child for name, child in children.items() if name not in names}
+            yield group
+    yield from ([child] for child in children.values())
 
 
 def _are_alike(model: Any, layers: Sequence[Any], adapter: str) -> bool:
     """See once for a base model and each kind of its layers whether both ways are the same."""
-    from transformers import PreTrainedModel
-
     weights = [layer.base_layer.weight for layer in layers]
     if torch.is_inference_mode_enabled() or any(weight.is_meta or weight.is_inference() for weight in weights):
         return False  # without gradients there is nothing to see
-    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
     kinds = {_kind(layer, adapter): layer for layer in layers}
     return all(
         seen_alike(
-            own,
+            find_own(model) or model,
             ("LoRA", kind),
             layer,
             partial(_look, layer, adapter),
@@ -108,9 +177,12 @@ def _kind(layer: Any, adapter: str) -> tuple[Any, ...]:
 
 def _look(layer: Any, adapter: str) -> Said:
     """Give a layer's outputs and gradients both ways."""
-    plain, fused = (
-        _probe(layer, adapter, way) for way in (partial(type(layer).forward, layer), partial(_forward, layer, adapter))
-    )
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        one, other = _compute([layer, layer], adapter, x)
+        return (one + other) / 2
+
+    plain, fused = (_probe(layer, adapter, way) for way in (partial(type(layer).forward, layer), twice))
     rounding = ROUNDING[min(4, layer.base_layer.weight.dtype.itemsize)]
     return [(one, other, rounding) for one, other in zip(plain, fused, strict=True)]
 
@@ -160,11 +232,17 @@ def is_plain(layer: Any, adapter: str) -> bool:
     )
 
 
-def _forward(layer: Any, adapter: str, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _computes(layer: Any, adapter: str) -> bool:
+    """Tell a layer of which nothing drops out, is switched off or merged."""
     drops = layer.training and getattr(layer.lora_dropout[adapter], "p", 0.0) > 0
-    if drops or args or kwargs or layer.disable_adapters or layer.merged:
-        out: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
-        return out
-    base, a, b = layer.base_layer, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    fused: torch.Tensor = _Adapted.apply(x, base.weight, base.bias, a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
-    return fused
+    return not (drops or layer.disable_adapters or layer.merged)
+
+
+def _compute(layers: Sequence[Any], adapter: str, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Let layers read x in one piece."""
+    weights: list[Any] = []
+    for layer in layers:
+        own = layer.base_layer
+        weights += [own.weight, own.bias, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
+    out: tuple[torch.Tensor, ...] = _Adapted.apply(x, tuple(one.scaling[adapter] for one in layers), *weights)  # type: ignore[no-untyped-call]
+    return out

@@ -156,12 +156,12 @@ def _begin_loftq(model: Any, folder: str, settings: Mapping[str, Any]) -> None:
 
 def _files(folder: str) -> dict[str, Path]:
     """Find the files of a model's weights: the one, or the parts, by the names of the weights."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     whole = Path(folder) / "model.safetensors"
     names: dict[str, Path] = {}
     for path in [whole] if whole.exists() else sorted(Path(folder).glob("*.safetensors")):
-        with suppress(Exception), safe_open(path, framework="pt") as file:  # a file that is none names nothing
+        with suppress(SafetensorError), safe_open(path, framework="pt") as file:  # a file that is none names nothing
             names |= dict.fromkeys(file.keys(), path)
     if not names:
         raise ParameterError(

@@ -15,7 +15,8 @@ from llmfit.encoding import Encoded, Ids
 from llmfit.forward.batches import ask, collate, completion_logits, on_device
 from llmfit.forward.checking import SHORT, same_words, some_ids
 from llmfit.forward.pieces import completion_states
-from llmfit.forward.words import Words, find_own
+from llmfit.forward.words import Words
+from llmfit.kinds import find_own
 from llmfit.packing import Branch, Layout, Tree, common_prefix, lay_behind, packed
 
 __all__ = ["go_behind", "goes_behind", "read_rows"]

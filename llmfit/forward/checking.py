@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.batches import ask, collate, completion_logits
+from llmfit.kinds import find_own
 from llmfit.packing import Behind, Layout, Layouts, PackingError, Tree, both_ways, common_prefix, packed
 from llmfit.packing.attention import LONG
 from llmfit.selfcheck import Said, apart, seen_alike
@@ -83,7 +83,7 @@ def packable(
     PackingWarning
         If the model reads packed rows otherwise than padded ones, and nothing in it says why.
     """
-    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    own = find_own(model)
     if not rows or start_ids or own is None:
         return None
     longest = max(row.length for row in rows)
@@ -161,7 +161,7 @@ def same_words(
     PackingWarning
         If the two differ.
     """
-    own = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    own = find_own(model)
     layers = (way, kind, frozenset(type(module) for module in model.modules()))
     return seen_alike(own, layers, model, partial(_said, model, read), what=WAYS[way], instead=INSTEAD[way])
 

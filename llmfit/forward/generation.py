@@ -14,7 +14,7 @@ from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Ids
 from llmfit.forward.checking import rescales, same_words, some_ids
 from llmfit.forward.reading import begin_from, keeps_all
-from llmfit.forward.words import find_own
+from llmfit.kinds import find_own
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import common_prefix
 

@@ -14,7 +14,9 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Words", "choices", "find_own", "most_positions", "output_embeddings", "token_losses", "without_words"]
+from llmfit.kinds import find_own
+
+__all__ = ["Words", "choices", "most_positions", "output_embeddings", "token_losses", "without_words"]
 
 MOST_LOGITS = 2**24  # numbers that one piece may have
 AT_ONCE = {"cpu": 3 * 2**18}  # numbers of a piece that are looked at together, where that is less: what a cache holds
@@ -85,13 +87,6 @@ def without_words(model: Any) -> Iterator[Words]:
             layer.forward = before
         if bias is not None:
             setattr(own, BIAS, bias)
-
-
-def find_own(model: Any) -> Any:
-    """Find the model of transformers in what is lent."""
-    from transformers import PreTrainedModel
-
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
 
 
 def output_embeddings(model: Any) -> Any:

@@ -179,12 +179,13 @@ def _by_token(x: torch.Tensor, rows: int, heads: int, g: int) -> torch.Tensor:
 def _meet(x: torch.Tensor, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
     """Multiply (heads * B, T * G, D) by what is before all, and by the row's own: (heads * B, T * G, S + W).
 
-    Both products are written where they belong.
+    Both products are written where they belong. torch 2.13 on MPS reads there first, and 0 times nan is no 0.
     """
     if before is None:
         return x @ own.transpose(1, 2)
     shared = before.shape[1]
-    met = x.new_empty(*x.shape[:2], shared + own.shape[1])
+    new = x.new_zeros if x.device.type == "mps" else x.new_empty
+    met = new(*x.shape[:2], shared + own.shape[1])
     met[..., shared:].baddbmm_(x, own.transpose(1, 2), beta=0)
     outer = met.view(len(before), -1, met.shape[-1])[..., :shared]
     outer.baddbmm_(x.view(len(before), -1, x.shape[-1]), before.transpose(1, 2), beta=0)

@@ -120,8 +120,8 @@ def check_quality(shares: Sequence[float], *, answers: int) -> None:
             raise SystemExit(f"Speed is not compared: {first} right against {other}, noise {noise:.3f}.")
 
 
-def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    """End where the first side is surely worse than another; give mean losses, in nats.
+def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """End where the first side is surely worse than another; give mean losses, and what chance may do, in nats.
 
     Losses stand in the same order on all sides and turns, so that what differs is taken for each by itself. What turns
     differ by, each of which has a seed or rows of its own, counts as what rows do: few steps end here or there by
@@ -129,16 +129,18 @@ def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
     """
     losses = {name: np.array([turn["losses"] for turn in turns]) for name, turns in found.items()}  # (turns, rows)
     first, *others = losses
+    means = {name: {"log_loss": round(float(each.mean()), 4)} for name, each in losses.items()}
     for other in others:
         worse = losses[first] - losses[other]
         mean, noise = worse.mean(), math.hypot(_likely(worse.mean(axis=0)), _likely(worse.mean(axis=1)))
         if not mean <= noise:  # also where either is no number
             raise SystemExit(f"Speed is not compared: {first} loses {mean:.4f} more than {other}, noise {noise:.4f}.")
-    return {name: round(float(each.mean()), 4) for name, each in losses.items()}
+        means[other]["chance"] = round(noise, 4)
+    return means
 
 
 def _likely(numbers: NDArray[np.float64]) -> float:
-    """Say how far from 0 the mean of numbers is in one of twenty cases, either way, where it should be 0."""
+    """Say how far from 0 the mean of numbers is in one of forty cases, where it should be 0."""
     if len(numbers) < 2:
         return 0.0
     return float(t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)))

@@ -112,6 +112,7 @@ def bare(model: Any) -> None:
 def model_of(given: Any, template: Any, **changed: Any) -> Any:
     own = {"features": "text", "target": "label", "template": template, "dtype": "bfloat16", "device": given.device}
     own |= {"adapter": {"r": 16, "alpha": 32}, "epochs": 1, "learning_rate": 5e-4, "random_state": 0, "verbose": 0}
+    own["warmup"] = 0.0  # as the peers
     return llmfit.LLMClassifier(given.base_model, **{**own, **changed})
 
 

@@ -17,9 +17,7 @@ below 0.9, a side does not answer the question: of llmfit that ends the run, of 
 from __future__ import annotations
 
 import argparse
-import atexit
 import json
-import shutil
 import tempfile
 from typing import Any
 
@@ -70,6 +68,23 @@ def sides(given: argparse.Namespace, case: str) -> dict[str, Any]:
     }
 
 
+def judged(given: argparse.Namespace, case: str) -> list[dict[str, Any]]:
+    """What the sides of a case took, and whether their answers are those of naive log-likelihoods."""
+    every = sides(given, case)
+    command, job = every["naive, 8 rows"]
+    exact = Side("naive, float32", command, {**job, "dtype": "float32"})
+    truth = exact.ask({"turn": 0})["best"]
+    exact.close()
+    found = compare(chosen(every, given.sides), turns=given.turns)
+    for turns in found.values():
+        for turn in turns:
+            turn["agree"] = round(sum(map(int.__eq__, turn["best"], truth)) / len(truth), 3)
+    records = [{**record, "valid": record["agree"] >= AGREE} for record in summary(found, "rows")]
+    if not records[0]["valid"]:
+        raise SystemExit(f"Speed is not compared: llmfit agrees in {records[0]['agree']} of the rows.")
+    return records
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--times", type=int, default=1)
@@ -78,20 +93,8 @@ def main() -> None:
     parser.add_argument("--only", choices=[*CASES])
     given = parser.parse_args()
     for case in [given.only] if given.only else CASES:
-        folder = tempfile.mkdtemp()
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        every = sides(given if CASES[case][1] is TWENTY else fitted(given, case, folder), case)
-        command, job = every["naive, 8 rows"]
-        exact = Side("naive, float32", command, {**job, "dtype": "float32"})
-        truth = exact.ask({"turn": 0})["best"]
-        exact.close()
-        found = compare(chosen(every, given.sides), turns=given.turns)
-        for turns in found.values():
-            for turn in turns:
-                turn["agree"] = round(sum(map(int.__eq__, turn["best"], truth)) / len(truth), 3)
-        records = [{**record, "valid": record["agree"] >= AGREE} for record in summary(found, "rows")]
-        if not records[0]["valid"]:
-            raise SystemExit(f"Speed is not compared: llmfit agrees in {records[0]['agree']} of the rows.")
+        with tempfile.TemporaryDirectory() as folder:
+            records = judged(given if CASES[case][1] is TWENTY else fitted(given, case, folder), case)
         print(json.dumps({f"scoring, {case}": records}))
         print(table(records), flush=True)
 

@@ -34,7 +34,7 @@ def main() -> None:
     losses, records = check_losses(found), summary(found, "fits")
     for record in records:
         record["accuracy"] = round(statistics.mean(turn["accuracy"] for turn in found[record["side"]]), 4)
-        record["log_loss"] = losses[record["side"]]
+        record |= losses[record["side"]]
     print(json.dumps({"search": records}))
     print(table(records))
 

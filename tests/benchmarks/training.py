@@ -78,7 +78,7 @@ def quality(given: argparse.Namespace, rows: int = 200, test: int = 200) -> list
     for name, turns in found.items():
         scores = [turn["accuracy"] for turn in turns]
         mean = round(statistics.mean(scores), 4)
-        records.append({"side": name, "accuracy": scores, "mean": mean, "log_loss": losses[name]})
+        records.append({"side": name, "accuracy": scores, "mean": mean, **losses[name]})
     return records
 
 
@@ -101,7 +101,7 @@ def main() -> None:
         found = compare(chosen(every, given.sides), turns=given.turns, request={"evaluate": True})
         losses, records = check_losses(found), summary(found, "rows")
         for record in records:
-            record["log_loss"] = losses[record["side"]]
+            record |= losses[record["side"]]
         print(json.dumps({f"training, {name}": records}))
         print(table(records), flush=True)
 

@@ -14,6 +14,7 @@ from llmfit.adapters.places import matching
 from llmfit.adapters.rules import RULES
 from llmfit.adapters.spec import Plan, Tensors
 from llmfit.exceptions import check_choice, parameter_error
+from llmfit.kinds import find_own
 
 if TYPE_CHECKING:
     from llmfit.base_model import BaseModel
@@ -273,13 +274,10 @@ def _check_needs(spec: LoRA, owner: str) -> None:
 
 def _writes_alike(model: Any, places: dict[str, Any], tensors: Tensors, load: Callable[[Any, Tensors], None]) -> bool:
     """See once for a base model and names of weights whether :func:`_copy` writes what `load` does, to the bit."""
-    from transformers import PreTrainedModel
-
     from llmfit.selfcheck import seen_alike
 
-    own = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
     return seen_alike(
-        own,
+        find_own(model),
         ("written", frozenset(tensors)),
         model,
         partial(_write, model, places, tensors, load),
@@ -289,14 +287,18 @@ def _writes_alike(model: Any, places: dict[str, Any], tensors: Tensors, load: Ca
 
 
 def _write(model: Any, places: dict[str, Any], tensors: Tensors, load: Callable[[Any, Tensors], None]) -> Said:
-    """Give A and B as each of both ways writes them, over what are no numbers."""
-    written = []
-    for write in (partial(load, model, tensors), partial(_copy, places, tensors)):
-        for parameter in places.values():
-            parameter.data.fill_(math.nan)
-        write()
-        written.append([parameter.detach().clone() for parameter in places.values()])
-    return [(plain, quick, 0.0) for plain, quick in zip(*written, strict=True)]
+    """Give A and B as peft writes them, and as they are copied, over what are no numbers."""
+    _blank(places)
+    _copy(places, tensors)
+    copied = [parameter.detach().clone() for parameter in places.values()]
+    _blank(places)
+    load(model, tensors)
+    return [(parameter.detach(), quick, 0.0) for parameter, quick in zip(places.values(), copied, strict=True)]
+
+
+def _blank(places: dict[str, Any]) -> None:
+    for parameter in places.values():
+        parameter.data.fill_(math.nan)
 
 
 def _places(model: Any, tensors: Tensors) -> dict[str, Any] | None:
