@@ -104,7 +104,7 @@ def test_what_a_fit_decides_by_itself_stays_its_own(one, ragged, beside):
     outcomes = joining.fit_together(candidates(one, given), ragged, None, {})
     assert beside[0] == len(OWN)
     assert beside[-1] == 1  # three epochs of more steps
-    assert_as_alone(outcomes, ragged)
+    assert_as_alone(outcomes, ragged, 3e-4)  # AdamW turns rounding into steps where a weight has next to no gradient
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -46,7 +46,7 @@ class _Adapted(torch.autograd.Function):
         ctx.save_for_backward(flat, low_a, inner, *frozen, *low_b)
         ctx.scalings, ctx.ranks, ctx.shape = scalings, ranks, x.shape
         ctx.dtypes = x.dtype, every_a[0].dtype, every_b[0].dtype
-        return tuple(one.view(*x.shape[:-1], -1) for one in out)
+        return tuple(out)  # (N, out) of each
 
     @staticmethod
     @once_differentiable
@@ -54,7 +54,7 @@ class _Adapted(torch.autograd.Function):
         flat, low_a, inner, *rest = ctx.saved_tensors
         frozen, low_b = rest[: len(grads)], rest[len(grads) :]
         given, kind_a, kind_b = ctx.dtypes
-        every = [grad.reshape(-1, grad.shape[-1]).to(flat.dtype) for grad in grads]  # (N, out) of each
+        every = [grad.to(flat.dtype) for grad in grads]  # (N, out) of each
         back = zip(every, low_b, ctx.scalings, strict=True)
         grad_inner = torch.cat([(grad @ b).mul_(scaling) for grad, b, scaling in back], 1)  # (N, all r)
         grad_x = None
@@ -78,9 +78,10 @@ def _by_kind(weights: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
 
 
 class _Readers:
-    """Layers that read the same: the first of them computes for all, and the others hand out what is theirs.
+    """Layers that read the same: whichever is called first computes for all, and the others hand out what is theirs.
 
-    Nothing waits longer than their parent is at work. A layer that is given something else computes alone.
+    What nobody asks for waits until their parent has done its work, or until the next time if that is interrupted. A
+    layer that is given something else computes that for all, which is in vain if it alone reads it.
     """
 
     def __init__(self, layers: Sequence[Any], adapter: str) -> None:
@@ -89,21 +90,21 @@ class _Readers:
 
     def forget(self, *_: Any) -> None:
         """Let go of what nobody has asked for."""
-        self._read: torch.Tensor | None = None
-        self._waiting: dict[Any, torch.Tensor] = {}
+        self._waiting: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # what was read, and what comes of it
 
     def forward(self, layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Do what one of the layers does."""
         if args or kwargs or not _computes(layer, self.adapter):
             out: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
             return out
-        if x is self._read and layer in self._waiting:
-            return self._waiting.pop(layer)
-        if layer is not self.layers[0]:
+        read, said = self._waiting.pop(layer, (None, None))
+        if said is not None and read is x:
+            return said
+        if any(read is x for read, _ in self._waiting.values()):  # it has had its own
             return _compute([layer], self.adapter, x)[0]
-        some = [one for one in self.layers if _computes(one, self.adapter)]
-        first, *others = _compute(some, self.adapter, x)
-        self._read, self._waiting = x, dict(zip(some[1:], others, strict=True))
+        others = [one for one in self.layers if one is not layer and _computes(one, self.adapter)]
+        first, *rest = _compute([layer, *others], self.adapter, x)
+        self._waiting = {one: (x, out) for one, out in zip(others, rest, strict=True)}
         return first
 
 
@@ -244,5 +245,5 @@ def _compute(layers: Sequence[Any], adapter: str, x: torch.Tensor) -> tuple[torc
     for layer in layers:
         own = layer.base_layer
         weights += [own.weight, own.bias, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
-    out: tuple[torch.Tensor, ...] = _Adapted.apply(x, tuple(one.scaling[adapter] for one in layers), *weights)  # type: ignore[no-untyped-call]
-    return out
+    every = _Adapted.apply(x, tuple(layer.scaling[adapter] for layer in layers), *weights)  # type: ignore[no-untyped-call]
+    return tuple(out.view(*x.shape[:-1], -1) for out in every)  # here, so that it may be written to
