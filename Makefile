@@ -25,22 +25,22 @@ adapters: $(VENV)/.dev
 bench: export LLMFIT_PEERS = $(abspath $(VENV)-peers/bin/python)
 bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/importing.py
-	$(BIN)/python tests/benchmarks/limit.py $(DATA) --turns 2
-	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --turns 3 --sides "TRL, eager" "TRL, padding-free, eager" "TRL, packing, eager" "plain loop, eager"
-	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --turns 2 --sides TRL "TRL, padding-free" "TRL, packing" "plain loop"
+	$(BIN)/python tests/benchmarks/limit.py $(DATA) --turns 3 --rows 32
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --rows 48 --turns 3 --sides "TRL, eager" "TRL, padding-free, eager" "TRL, packing, eager" "plain loop, eager"
+	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --rows 48 --turns 2 --sides TRL "TRL, padding-free" "TRL, packing" "plain loop"
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only short --turns 2 --batch-size 16 --sides "TRL, padding-free, eager"
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 24 --turns 3 --sides TRL "TRL, eager"
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 24 --turns 2 --sides "TRL, padding-free" "TRL, packing"
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --only long --rows 24 --turns 2 --sides "plain loop" "plain loop, eager"
 	$(BIN)/python tests/benchmarks/scoring.py $(DATA) --turns 3 --sides "generate, 8 rows" "generate, 32 rows"
-	$(BIN)/python tests/benchmarks/scoring.py $(DATA) --turns 2 --sides "naive, 8 rows" "naive, 32 rows" "harness, 8 rows" "harness, 32 rows"
+	$(BIN)/python tests/benchmarks/scoring.py $(DATA) --turns 2 --sides "naive, 8 rows" "harness, 8 rows"
 	$(BIN)/python tests/benchmarks/searching.py $(DATA)
 	$(BIN)/python tests/benchmarks/generating.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2 --rows 32 --fit 400
 	$(BIN)/python tests/benchmarks/budgets.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/growth.py $(DATA) --rows 48
-	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --rows 48 --turns 1
+	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --rows 48 --turns 1 --only short
 	$(BIN)/python tests/benchmarks/training.py $(DATA) --quality
 
 killed: $(VENV)/.dev

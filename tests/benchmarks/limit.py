@@ -1,11 +1,12 @@
 """How near training comes to what the frozen base alone allows, on SmolLM2, and to what the machine multiplies.
 
-Usage: python tests/benchmarks/limit.py PATH/TO/sms_spam.csv [--turns N] [--only short|long]
+Usage: python tests/benchmarks/limit.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--only short|long]
        [--base-model NAME] [--device cpu|cuda]
 
-One turn of a way is forward and backward over 64 messages, 8 rows a pass, gradients as far as the embeddings. The
-ways take turns in one process: the frozen base on packed rows, LoRA on them, LoRA as peft computes it, and that padded;
-and a whole `fit` of the same rows, from the frame on, its optimiser and all, whose rows come in another order.
+One turn of a way is forward and backward over 64 messages, or --rows of them, 8 rows a pass, gradients as far as the
+embeddings. The ways take turns in one process: the frozen base on packed rows, LoRA on them, LoRA as peft computes it,
+and that padded; and a whole `fit` of the same rows, from the frame on, its optimiser and all, whose rows come in
+another order.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from llmfit.forward import collate
 from llmfit.objectives import supervised
 from llmfit.packing import common_prefix, packed
 
-ROWS, STEP = 64, 8
+STEP = 8
 OF_PEFT = LoRA(r=16, alpha=32)  # another spec of the same adapter: the first one stands in the model, fused
 WAYS = {
     "frozen base, packed": (None, True, True),
@@ -45,7 +46,7 @@ def encoded(base: Any, given: Any, template: dict[str, str]) -> list[Encoded]:
     def ids(text: str) -> tuple[int, ...]:
         return tuple(base.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    pairs = rendered(messages(given.path)[:ROWS], template, given.base_model)
+    pairs = rendered(messages(given.path)[: given.rows], template, given.base_model)
     return [Encoded(ids(prompt), ids(answer)) for prompt, answer in pairs]
 
 
@@ -105,12 +106,13 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--only", choices=["short", "long"])
     given = parser.parse_args()
     base = load_base_model(given.base_model, dtype="bfloat16", device=given.device)
     for name in [given.only] if given.only else ["short", "long"]:
         template = {"short": SHORT, "long": LONG}[name]
-        rows, frame = encoded(base, given, template), messages(given.path)[:ROWS]
+        rows, frame = encoded(base, given, template), messages(given.path)[: given.rows]
         tokens = sum(row.length for row in rows)
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in (*WAYS, "whole fit")}
         for turn in range(given.turns + 1):
