@@ -240,7 +240,7 @@ def _computes(layer: Any, adapter: str) -> bool:
 
 
 def _compute(layers: Sequence[Any], adapter: str, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Let layers read x in one piece."""
+    """Let layers read x, (..., in), in one piece: (..., out) of each, in their order."""
     weights: list[Any] = []
     for layer in layers:
         own = layer.base_layer

@@ -277,7 +277,7 @@ def _writes_alike(model: Any, places: dict[str, Any], tensors: Tensors, load: Ca
     from llmfit.selfcheck import seen_alike
 
     return seen_alike(
-        find_own(model),
+        find_own(model) or model,
         ("written", frozenset(tensors)),
         model,
         partial(_write, model, places, tensors, load),
