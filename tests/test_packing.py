@@ -210,6 +210,49 @@ def test_what_is_shared_goes_through_the_network_once(settings, ragged, monkeypa
     assert [count > len(TASK) for count in seen] == [True] + [False] * (len(seen) - 1)  # later ones find its keys
 
 
+def test_a_perplexity_reads_what_is_shared_once(settings, frame, monkeypatch):
+    seen: list[int] = []
+    own = {**settings, "target": "label", "template": {"task": TASK, "template": "{task}\n{text} is a"}}
+    own |= {"dtype": "float64", "generation": {"max_new_tokens": 1}}
+    model = llmfit.LLMGenerator(**own).fit(frame)
+    with pytest.warns(UserWarning, match="without an end"):
+        expected = model.evaluate(frame)["perplexity"]
+    padded(monkeypatch)
+    with pytest.warns(UserWarning, match="without an end"):
+        assert model.evaluate(frame)["perplexity"] == pytest.approx(expected, rel=1e-9)
+    monkeypatch.undo()
+    forward = torch.nn.Embedding.forward
+    monkeypatch.setattr(
+        torch.nn.Embedding, "forward", lambda self, ids: (seen.append(ids.numel()), forward(self, ids))[1]
+    )
+    model.set_params(batch_tokens=40)
+    with pytest.warns(UserWarning, match="without an end"):
+        answers = model.evaluate(frame)
+    assert answers["perplexity"] == pytest.approx(expected, rel=1e-9)
+    assert sum(count > len(TASK) for count in seen) == 2  # the first of the answers is one
+    assert len(seen) > 6
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_head_that_reads_otherwise_behind_what_is_kept_is_padded(pooling, settings, ragged, monkeypatch):
+    """The first pass has the beginning in it and is right; what it leaves for the next ones is not."""
+    llmfit.clear_cache()
+    own = {"adapter": None, "head": {"type": "linear", "pooling": pooling}, "dtype": "float64", "batch_tokens": 400}
+    real = attention._shared
+
+    def odd(module: Any, layout: Any, *given: Any) -> Any:
+        found = real(module, layout, *given)
+        return found if found is None or layout.inline else (found[0], found[1] * 3)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(attention, "_shared", odd)
+        with pytest.warns(PackingWarning, match="its answers differ"):
+            found = with_task(settings, **own).fit(ragged).predict_log_proba(ragged)
+    llmfit.clear_cache()
+    other = with_task(settings, **own).fit(ragged).predict_log_proba(ragged)
+    np.testing.assert_allclose(found, other, atol=1e-6)
+
+
 @pytest.mark.usefixtures("attending")
 @pytest.mark.parametrize("shared", [0, 1, 20, 600])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox", "olmo2", "granite", "cohere", "phi", "mistral"])

@@ -148,11 +148,14 @@ def _last_packed(pooler: Any, input_ids: torch.Tensor, layout: Any) -> torch.Ten
 
 
 def _mean_packed(pooler: Any, input_ids: torch.Tensor, layout: Any) -> torch.Tensor:
-    """Add what all rows begin with to each row's own; it has to be in the sequence."""
-    keep = (torch.arange(layout.length, device=input_ids.device) < layout.shared + sum(layout.own))[None]
+    """Add what all rows begin with to each row's own; where it is not in the sequence, its sum was kept."""
+    inline = layout.shared if layout.inline else 0
+    keep = (torch.arange(layout.length, device=input_ids.device) < inline + sum(layout.own))[None]
     hidden = _read_packed(pooler, input_ids, layout, keep).to(pooler.dtype)
-    shared, *own = torch.split(hidden, [layout.shared, *layout.own])
-    before = shared.sum(0)
+    shared, *own = torch.split(hidden, [inline, *layout.own])
+    before = shared.sum(0) if inline == layout.shared else layout.kept.summed
+    if layout.kept is not None:
+        layout.kept.summed = before
     return torch.stack([(before + part.sum(0)) / (layout.shared + len(part)) for part in own])
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
 
-__all__ = ["Group", "Layout", "Layouts", "Tree", "common_prefix", "lay_out"]
+__all__ = ["Group", "Kept", "Layout", "Layouts", "Tree", "common_prefix", "lay_out"]
 
 SCORES = 2**21  # numbers of one product of queries and keys: what a cache holds
 
@@ -35,6 +35,18 @@ def common_prefix(sequences: Sequence[Ids]) -> int:
     first, last = min(sequences), max(sequences)
     shared = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
     return max(0, min(shared, *(len(sequence) - 1 for sequence in sequences)))
+
+
+class Kept(dict[int, tuple[torch.Tensor, torch.Tensor]]):
+    """A layer's keys and values of what all rows begin with: by the layer's place, (heads, tokens, D) each.
+
+    Attributes
+    ----------
+    summed : Tensor of shape (H,) or None
+        Hidden states of those tokens, added up, where a head takes a mean.
+    """
+
+    summed: torch.Tensor | None = None
 
 
 class Tree(NamedTuple):
@@ -96,9 +108,9 @@ class Layout:
         What stands behind every row.
     positions : Tensor of shape (1, length)
         Of each token in its own row.
-    kept : dict of int to (Tensor, Tensor), or None
-        A layer's keys and values of the shared beginning. An empty one is filled; a filled one stands for the tokens,
-        which are then not in the sequence. None where the beginning is computed in each pass, with gradients.
+    kept : Kept or None
+        Of the shared beginning. An empty one is filled; a filled one stands for the tokens, which are then not in the
+        sequence. None where the beginning is computed in each pass, with gradients.
     read : dict of int to (Tensor, Tensor), or None
         A layer's keys and values of the whole sequence, (length, heads, D), where more is to go on from its rows.
         Filled by a pass.
@@ -113,7 +125,7 @@ class Layout:
     own: tuple[int, ...]
     tree: Tree
     positions: torch.Tensor
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+    kept: Kept | None = None
     read: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     met: set[int] = field(default_factory=set)
     _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
@@ -193,7 +205,7 @@ def lay_out(
     device: torch.device,
     *,
     tree: Tree | None = None,
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    kept: Kept | None = None,
 ) -> Layout:
     """Lay rows out behind one another.
 
@@ -205,7 +217,7 @@ def lay_out(
     device : torch.device
     tree : Tree or None
         Stands behind every row.
-    kept : dict or None
+    kept : Kept or None
         See :class:`Layout`.
     """
     tree = tree or Tree()
