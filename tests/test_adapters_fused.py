@@ -16,7 +16,7 @@ from torch_side import classifier, make_other, plain_model
 
 import llmfit
 from llmfit import selfcheck
-from llmfit.adapters import fused
+from llmfit.adapters import fused, products
 from llmfit.exceptions import PackingWarning
 
 
@@ -186,15 +186,15 @@ def is_fused(model: Any) -> bool:
 
 @pytest.mark.parametrize("part", ["outputs", "gradients"])
 def test_layers_that_would_compute_something_else_are_left_to_peft_with_a_warning(part, tiny, monkeypatch):
-    name, of = ("forward", 4) if part == "outputs" else ("backward", 5)  # which of A's or B's numbers are wrong
-    real = getattr(fused._Adapted, name)
+    name, of = ("forward", 7) if part == "outputs" else ("backward", 8)  # which of A's or B's numbers are wrong
+    real = getattr(products.Adapted, name)
 
     def wrong(ctx: Any, *given: Any) -> Any:
         if name == "forward":
             return real(ctx, *(x * 1.1 if i == of else x for i, x in enumerate(given)))
         return tuple(g * 1.1 if i == of else g for i, g in enumerate(real(ctx, *given)))
 
-    monkeypatch.setattr(fused._Adapted, name, staticmethod(wrong))
+    monkeypatch.setattr(products.Adapted, name, staticmethod(wrong))
     with pytest.warns(PackingWarning) as warned:
         model = fuse_with(monkeypatch, tiny)
     assert [str(each.message) for each in warned if each.category is PackingWarning] == [

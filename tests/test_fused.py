@@ -110,6 +110,30 @@ def test_what_a_fit_decides_by_itself_stays_its_own(dtype, most, one, ragged, be
     assert_as_alone(outcomes, ragged, most)
 
 
+@pytest.mark.parametrize(
+    ("changed", "together"),
+    [
+        ({}, [3, 1, 2, 1]),
+        ({"adapter__target_modules": [["q_proj", "k_proj", "v_proj"], ["q_proj"]]}, [1, 1, 1]),
+        ({"adapter__target_modules": [["q_proj", "v_proj"], ["v_proj", "q_proj"]]}, [1, 1]),
+        ({"adapter__dropout": [0.0, 0.3]}, [3, 1, 2, 1]),
+    ],
+    ids=["all layers", "some have one", "some layers", "dropout"],
+)
+def test_layers_that_read_the_same_alone_do_so_side_by_side(changed, together, one, ragged, monkeypatch):
+    """Else numbers of few bits would be rounded otherwise than in a fit alone, and steps go apart from there."""
+    found: list[int] = []
+    real = bank.adapted
+    monkeypatch.setattr(
+        bank, "adapted", lambda x, layers, *given: (found.append(len(layers)), real(x, layers, *given))[1]
+    )
+    outcomes = joining.fit_together(candidates(one, {"learning_rate": [1e-3, 1e-2], **changed}), ragged, None, {})
+    assert found == together * (len(found) // len(together))
+    assert len(found) >= 16 * len(together)  # two layers, two epochs of four steps
+    monkeypatch.undo()
+    assert_as_alone(outcomes, ragged)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_in_other_dtypes(dtype, dropout, one, ragged, beside):

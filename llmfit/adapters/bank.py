@@ -7,7 +7,7 @@ dropout draws what it would draw in a fit alone. Knows no loss and no data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from llmfit.adapters.fused import is_plain
 from llmfit.adapters.methods.lora import LoRA
 from llmfit.adapters.peft_spec import WRAPPED
+from llmfit.adapters.products import Adapted, Turn, adapted, read_together
 from llmfit.adapters.spec import AdapterSpec, Tensors, compute_low, count_parameters, is_low
 
 if TYPE_CHECKING:
@@ -114,19 +114,23 @@ class Bank:
     def __init__(self, starts: Sequence[Start]) -> None:
         self.starts = starts
         self._draws: dict[int, Any] = {}
-        self._turns: list[tuple[int, slice]] = []
-        self._layers: dict[str, Any] = {}
+        self._reading: list[tuple[int, slice]] = []
+        self._together: list[list[Any]] = []
+        self._names: dict[Any, str] = {}  # of the layers that are changed
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
         """Let the layers that any of the adapters changes compute with all of them; give the module to call."""
         self.device = base.device
         if is_low(base.dtype):
             compute_low(base, base.model)
-        adapted = {name for start in self.starts for name in start.layers}
-        for name, layer in base.model.named_modules():
-            if name in adapted:
-                layer.forward = partial(self._forward, layer, name)
-                self._layers[name] = layer
+        changed = {name for start in self.starts for name in start.layers}
+        self._names = {layer: name for name, layer in base.model.named_modules() if name in changed}
+
+        def kind(layer: Any) -> Any:
+            changing = (i for i, start in enumerate(self.starts) if self._names[layer] in start.layers)
+            return layer.weight.dtype, layer.weight.device, (*changing,)
+
+        self._together = read_together(base.model, self._names, self._compute, kind=kind)
         return base.model
 
     def draw_from(self, place: int, seed: int) -> None:
@@ -137,14 +141,14 @@ class Bank:
     @contextmanager
     def reading(self, tokens: Sequence[tuple[int, int]]) -> Iterator[None]:
         """Inside, the tokens of a pass belong to the adapters of these places, so many to each, in this order."""
-        self._turns, end = [], 0
+        self._reading, end = [], 0
         for place, number in tokens:
-            self._turns.append((place, slice(end, end + number)))
+            self._reading.append((place, slice(end, end + number)))
             end += number
         try:
             yield
         finally:
-            self._turns = []
+            self._reading = []
 
     def both_ways(self) -> list[torch.Tensor]:
         """Compute one layer as autograd records it, and as it is written here; with all adapters that change it.
@@ -154,39 +158,58 @@ class Bank:
         list of two Tensors
             Each in one row what comes out and the gradients, each as a share of the recorded one's norm.
         """
-        name, layer = next(iter(self._layers.items()))
-        changing = [start for start in self.starts if name in start.layers]
-        source, given = torch.Generator().manual_seed(0), layer.weight
-        x, grad = (torch.randn(LOOKED_AT * len(changing), n, generator=source).to(given) for n in reversed(given.shape))
+        layers = max(self._together, key=len)
+        changing = [place for place, start in enumerate(self.starts) if self._names[layers[0]] in start.layers]
+        source, own = torch.Generator().manual_seed(0), layers[0].weight
+        x = torch.randn(LOOKED_AT * len(changing), own.shape[1], generator=source).to(own)
+        grads = [torch.randn(len(x), len(layer.weight), generator=source).to(own) for layer in layers]
         turns, weights = [], []
-        for i, start in enumerate(changing):
+        for i, place in enumerate(changing):
             here = slice(i * LOOKED_AT, (i + 1) * LOOKED_AT)
             noise = (x[here] > 0).to(x) * 2 if i % 2 else None
-            turns.append(_Turn(here, start.layers[name].scaling, noise))
-            weights += [start.parameters[start.layers[name].a], start.parameters[start.layers[name].b]]
+            for turn, low in self._turns(place, here, layers, lambda *_, noise=noise: noise):
+                turns.append(turn)
+                weights += low
+        frozen = [*(layer.weight for layer in layers), *(layer.bias for layer in layers)]
         ways = []
         with torch.enable_grad():
-            for way in (_recorded, _Beside.apply):
+            for way in (_recorded, Adapted.apply):
                 leaf = x.clone().requires_grad_()
-                out = way(leaf, layer.weight, layer.bias, turns, *weights)
-                ways.append([out.detach(), *torch.autograd.grad(out, [leaf, *weights], grad)])
+                out = way(leaf, len(layers), turns, *frozen, *weights)
+                ways.append([*(one.detach() for one in out), *torch.autograd.grad(out, [leaf, *weights], grads)])
         sizes = [float(y.float().norm()) or 1.0 for y in ways[0]]  # an A beside a B of zeros has no gradient
         return [torch.cat([y.flatten().float() / n for y, n in zip(found, sizes, strict=True)]) for found in ways]
 
-    def _forward(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+    def _compute(self, layers: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Let layers read what belongs to all adapters, (..., in): (..., out) of each."""
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
-        if not self._turns or len(flat) != self._turns[-1][1].stop:
+        if not self._reading or len(flat) != self._reading[-1][1].stop:
             raise BankError("not every layer sees all tokens")
         turns, weights = [], []
-        for place, here in self._turns:
-            start = self.starts[place]
-            if name in start.layers:
-                update = start.layers[name]
-                noise = self._noise(place, flat[here], update.dropout) if layer.training and update.dropout else None
-                turns.append(_Turn(here, update.scaling, noise))
-                weights += [start.parameters[update.a], start.parameters[update.b]]
-        out: torch.Tensor = _Beside.apply(flat, layer.weight, layer.bias, turns, *weights)  # type: ignore[no-untyped-call]
-        return out.view(*x.shape[:-1], -1)
+        for place, here in self._reading:
+
+            def noise(layer: Any, update: Update, place: int = place, here: slice = here) -> torch.Tensor | None:
+                drops = layer.training and update.dropout
+                return self._noise(place, flat[here], update.dropout) if drops else None
+
+            for turn, low in self._turns(place, here, layers, noise):
+                turns.append(turn)
+                weights += low
+        return adapted(x, layers, turns, weights)
+
+    def _turns(
+        self, place: int, here: slice, layers: Sequence[Any], noise: Callable[[Any, Update], torch.Tensor | None]
+    ) -> Iterator[tuple[Turn, list[nn.Parameter]]]:
+        """Say what an adapter adds to its tokens, each with its A and B: by layers, where something drops out."""
+        start = self.starts[place]
+        named = [(i, layer, self._names[layer]) for i, layer in enumerate(layers)]
+        known = [(i, layer, start.layers[name]) for i, layer, name in named if name in start.layers]
+        found = [(i, update, noise(layer, update)) for i, layer, update in known]
+        apart = any(own is not None for *_, own in found)
+        for some in ([one] for one in found) if apart else [found] * bool(found):
+            places, updates, (own, *_) = zip(*some, strict=True)
+            names = [name for update in updates for name in (update.a, update.b)]
+            yield Turn(here, places, tuple(u.scaling for u in updates), own), [start.parameters[n] for n in names]
 
     def _noise(self, place: int, x: torch.Tensor, dropout: float) -> torch.Tensor:
         """Draw what dropout multiplies its input with, from this adapter's numbers."""
@@ -205,61 +228,15 @@ def _generator(device: torch.device) -> tuple[Any, Any]:
     return of.get_rng_state, of.set_rng_state
 
 
-class _Turn(NamedTuple):
-    """Tokens of one adapter in a layer: where they stand, the scale of B A, and what dropout multiplies them with."""
-
-    here: slice
-    scaling: float
-    noise: torch.Tensor | None
-
-
-def _recorded(
-    x: torch.Tensor, weight: torch.Tensor, bias: Any, turns: list[_Turn], *weights: torch.Tensor
-) -> torch.Tensor:
-    """Compute what :class:`_Beside` does, turns side by side, and leave the way back to autograd."""
-    base, parts = functional.linear(x, weight, bias), []
-    for turn, a, b in zip(turns, weights[::2], weights[1::2], strict=True):
+def _recorded(x: torch.Tensor, count: int, turns: Sequence[Turn], *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Compute what :class:`~llmfit.adapters.products.Adapted` does, and leave the way back to autograd."""
+    out = [functional.linear(x, w, bias) for w, bias in zip(weights[:count], weights[count : 2 * count], strict=True)]
+    low = iter(weights[2 * count :])
+    for turn in turns:
         read = x[turn.here] if turn.noise is None else x[turn.here] * turn.noise
-        update = functional.linear(functional.linear(read, a.to(weight.dtype)), b.to(weight.dtype))
-        parts.append(base[turn.here] + turn.scaling * update)
-    return torch.cat(parts)
-
-
-class _Beside(torch.autograd.Function):
-    """x W' + s (x A') B', each of some rows with an A, B and s of its own, all in the dtype of W."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any, turns: list[_Turn], *weights: torch.Tensor
-    ) -> torch.Tensor:
-        flat = x.to(weight.dtype)  # (N, in)
-        out = functional.linear(flat, weight, bias)
-        low = [w.to(weight.dtype) for w in weights]  # A (r, in) and B (out, r) of each turn
-        read, inner = [], []
-        for turn, a, b in zip(turns, low[::2], low[1::2], strict=True):
-            read.append(flat[turn.here] if turn.noise is None else (x[turn.here] * turn.noise).to(weight.dtype))
-            inner.append((read[-1] @ a.t()).mul_(turn.scaling))  # (n, r)
-            out[turn.here].addmm_(inner[-1], b.t())
-        ctx.save_for_backward(weight, *low, *read, *inner)
-        ctx.turns, ctx.given, ctx.dtypes = turns, x.dtype, [w.dtype for w in weights]
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        weight, *saved = ctx.saved_tensors
-        n = len(ctx.turns)
-        low, read, inner = saved[: 2 * n], saved[2 * n : 3 * n], saved[3 * n :]
-        grad = grad.to(weight.dtype)  # (N, out)
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        found: list[torch.Tensor] = []
-        for i, turn in enumerate(ctx.turns):
-            a, b, own = low[2 * i], low[2 * i + 1], grad[turn.here]
-            grad_inner = (own @ b).mul_(turn.scaling)
-            if grad_x is not None and turn.noise is None:
-                grad_x[turn.here].addmm_(grad_inner, a)
-            elif grad_x is not None:
-                grad_x[turn.here] += (grad_inner @ a) * turn.noise
-            found += [grad_inner.t() @ read[i], own.t() @ inner[i]]
-        found = [own.to(kind) for own, kind in zip(found, ctx.dtypes, strict=True)]
-        return None if grad_x is None else grad_x.to(ctx.given), None, None, None, *found
+        for i, scaling in zip(turn.layers, turn.scalings, strict=True):
+            a, b = (w.to(x.dtype) for w in (next(low), next(low)))
+            out[i] = out[i].index_add(
+                0, torch.arange(len(x), device=x.device)[turn.here], scaling * (read @ a.t() @ b.t())
+            )
+    return tuple(out)

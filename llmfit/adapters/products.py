@@ -1,0 +1,232 @@
+"""Frozen layers with the updates of one or of several adapters, in one piece of autograd for layers that read the same.
+
+Takes frozen layers, A and B of each update and the tokens that it is for; gives what comes out. A frozen W with float32
+A and B beside it costs four products and no pass over its outputs more than W alone; layers that read the same, as
+those of queries, keys and values do, share three of these, and the sum of their gradients. A token's numbers are the
+same to the bit whether one adapter stands there or several side by side, as far as a product of more rows has the same.
+Knows no peft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from llmfit.kinds import find_own
+
+__all__ = ["Adapted", "Turn", "adapted", "read_together"]
+
+READ_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names within an attention, and an MLP
+
+
+class Turn(NamedTuple):
+    """What an adapter adds to some tokens.
+
+    Parameters
+    ----------
+    here : slice
+        Where they stand.
+    layers : tuple of int, length L
+        To whose outputs it adds; what these read is multiplied with all their A at once.
+    scalings : tuple of float, length L
+        Of each B A.
+    noise : Tensor of shape (n, in) or None
+        What dropout multiplies the tokens with.
+    """
+
+    here: slice
+    layers: tuple[int, ...]
+    scalings: tuple[float, ...]
+    noise: torch.Tensor | None = None
+
+
+class Adapted(torch.autograd.Function):
+    """x W' + s (x A') B' of layers that read x, each of some rows with an A, B and s of its own, in the dtype of W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, count: int, turns: Sequence[Turn], *weights: Any
+    ) -> tuple[torch.Tensor, ...]:
+        """Compute (N, out) of each layer.
+
+        Parameters
+        ----------
+        x : Tensor of shape (..., in), of N rows
+        count : int
+            Number of layers.
+        turns : sequence of Turn
+        *weights : Tensor or None
+            All W, (out, in), all biases, then A, (r, in), and B, (out, r), of every layer of every turn. The gradients
+            of A and B come in their dtypes.
+        """
+        given = x.reshape(-1, x.shape[-1])
+        frozen, biases, low = weights[:count], weights[count : 2 * count], weights[2 * count :]
+        dtype = frozen[0].dtype
+        flat = given.to(dtype)  # (N, in)
+        every_a, every_b, read, inner = [], [], [], []
+        updates: list[list[tuple[slice, torch.Tensor, torch.Tensor]]] = [[] for _ in range(count)]
+        for turn, own in zip(turns, _by_turn(turns, low), strict=True):
+            every_a.append(torch.cat(own[0::2]).to(dtype))  # (all r, in)
+            noise, here = turn.noise, turn.here
+            read.append(flat[here] if noise is None else (given[here] * noise).to(dtype))  # (n, in)
+            inner.append(read[-1] @ every_a[-1].t())  # (n, all r)
+            parts = torch.split(inner[-1], [len(a) for a in own[0::2]], 1)
+            for i, scaling, part, b in zip(turn.layers, turn.scalings, parts, own[1::2], strict=True):
+                every_b.append(b.to(dtype))
+                updates[i].append((here, part.mul_(scaling), every_b[-1]))
+        out = []
+        for weight, bias, some in zip(frozen, biases, updates, strict=True):
+            out.append(functional.linear(flat, weight, bias))
+            for here, part, b in some:
+                out[-1][here].addmm_(part, b.t())
+        ctx.save_for_backward(*frozen, *every_a, *read, *inner, *every_b)
+        ctx.turns, ctx.shape, ctx.given, ctx.dtypes = turns, x.shape, x.dtype, [w.dtype for w in low]
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        """Compute the gradients of x, and of A and B if they are trained."""
+        count, n, saved = len(grads), len(ctx.turns), iter(ctx.saved_tensors)
+        frozen, every_a, read, inner = ([next(saved) for _ in range(k)] for k in (count, n, n, n))
+        every = [grad.to(frozen[0].dtype) for grad in grads]  # (N, out) of each
+        grad_x = _sum_of_products(every, frozen) if ctx.needs_input_grad[0] else None
+        trained = any(ctx.needs_input_grad[3:])
+        found: list[torch.Tensor] = []
+        for turn, low_a, own_read, own_inner in zip(ctx.turns, every_a, read, inner, strict=True):
+            own = [every[i][turn.here] for i in turn.layers]
+            back = zip(own, turn.scalings, strict=True)
+            low_b = [next(saved) for _ in own]
+            grad_inner = torch.cat([(g @ b).mul_(s) for (g, s), b in zip(back, low_b, strict=True)], 1)  # (n, all r)
+            if grad_x is not None and turn.noise is None:
+                grad_x[turn.here].addmm_(grad_inner, low_a)
+            elif grad_x is not None:
+                grad_x[turn.here] += (grad_inner @ low_a) * turn.noise
+            if trained:
+                ranks = [b.shape[1] for b in low_b]
+                of_a = (grad_inner.t() @ own_read).split(ranks)
+                for one, grad, part in zip(of_a, own, own_inner.split(ranks, 1), strict=True):
+                    found += [one, grad.t() @ part]
+        of_low = (
+            [own.to(kind) for own, kind in zip(found, ctx.dtypes, strict=True)] if trained else [None] * len(ctx.dtypes)
+        )
+        of_x = None if grad_x is None else grad_x.view(ctx.shape).to(ctx.given)
+        return (of_x, None, None, *[None] * 2 * count, *of_low)
+
+
+def _by_turn(turns: Sequence[Turn], low: Sequence[Any]) -> Iterator[list[Any]]:
+    """Part A and B of all turns into those of each."""
+    end = 0
+    for turn in turns:
+        start, end = end, end + 2 * len(turn.layers)
+        yield [*low[start:end]]
+
+
+def _sum_of_products(every: Sequence[torch.Tensor], frozen: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Add up what goes back through frozen layers that have read the same: (N, in)."""
+    total = every[0] @ frozen[0]
+    for grad, weight in zip(every[1:], frozen[1:], strict=True):
+        total.addmm_(grad, weight)
+    return total
+
+
+def adapted(
+    x: torch.Tensor, layers: Sequence[Any], turns: Sequence[Turn], weights: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """Let frozen linear layers read x, of shape (..., in), with all updates: (..., out) of each, in their order."""
+    frozen, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    every = Adapted.apply(x, len(layers), turns, *frozen, *biases, *weights)  # type: ignore[no-untyped-call]
+    return tuple(out.view(*x.shape[:-1], -1) for out in every)  # here, so that it may be written to
+
+
+class _Readers:
+    """Layers that read the same: whichever is called first computes for all, and the others hand out what is theirs.
+
+    What nobody asks for waits until their parent has done its work, or until the next time if that is interrupted. A
+    layer that is given something else computes that for all, which is in vain if it alone reads it.
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], compute: Callable[..., tuple[torch.Tensor, ...]], able: Callable[[Any], bool]
+    ) -> None:
+        self.layers, self.compute, self.able = layers, compute, able
+        self.forget()
+
+    def forget(self, *_: Any) -> None:
+        """Let go of what nobody has asked for."""
+        self._waiting: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # what was read, and what comes of it
+
+    def forward(self, layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do what one of the layers does."""
+        if args or kwargs or not self.able(layer):
+            out: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
+            return out
+        read, said = self._waiting.pop(layer, (None, None))
+        if said is not None and read is x:
+            return said
+        if any(read is x for read, _ in self._waiting.values()):  # it has had its own
+            return self.compute([layer], x)[0]
+        others = [one for one in self.layers if one is not layer and self.able(one)]
+        first, *rest = self.compute([layer, *others], x)
+        self._waiting = {one: (x, out) for one, out in zip(others, rest, strict=True)}
+        return first
+
+
+def read_together(
+    model: Any,
+    layers: Container[Any],
+    compute: Callable[[Sequence[Any], torch.Tensor], tuple[torch.Tensor, ...]],
+    *,
+    kind: Callable[[Any], Hashable],
+    able: Callable[[Any], bool] = lambda _: True,
+) -> list[list[Any]]:
+    """Let layers of a model compute otherwise, those that read the same together.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    layers : container of torch.nn.Module
+        Which of its layers.
+    compute : callable (layers, x) -> tuple of Tensor
+        What some of them do.
+    kind : callable (layer) -> hashable
+        Layers of one kind may be computed together.
+    able : callable (layer) -> bool
+        Tells at each call a layer that is to compute so; another does what its class says.
+
+    Returns
+    -------
+    list of list of torch.nn.Module
+        Which of them are computed together.
+    """
+    own = find_own(model)
+    crosses = own is not None and own.config.is_encoder_decoder  # there, keys are often not of what queries are of
+    names = () if crosses else READ_THE_SAME
+    together = []
+    for parent in model.modules():
+        children = {name: child for name, child in parent.named_children() if child in layers}
+        for group in _groups(children, names, kind):
+            together.append(group)
+            readers = _Readers(group, compute, able)
+            for layer in group:
+                layer.forward = partial(readers.forward, layer)
+            if len(group) > 1:
+                parent.register_forward_hook(readers.forget, always_call=True)
+    return together
+
+
+def _groups(
+    children: dict[str, Any], every: Sequence[Sequence[str]], kind: Callable[[Any], Hashable]
+) -> Iterator[list[Any]]:
+    """Part the layers of one parent into those that read the same, by their names, and others, each by itself."""
+    for names in every:
+        group = [children[name] for name in names if name in children]
+        if len(group) == len(names) and len({(kind(layer), layer.in_features) for layer in group}) == 1:
+            children = {name: child for name, child in children.items() if name not in names}
+            yield group
+    yield from ([child] for child in children.values())
