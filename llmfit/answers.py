@@ -16,7 +16,7 @@ from torch.nn import functional
 from llmfit.batching import pad
 from llmfit.encoding import Encoded
 from llmfit.forward import packable
-from llmfit.packing import Kept, Layout, lay_out
+from llmfit.packing import KeptBeginning, Layout, lay_out
 
 __all__ = [
     "LOSSES",
@@ -57,7 +57,11 @@ class Answers:
 
 
 def collate_answers(
-    rows: Sequence[Encoded], pad_id: int, device: torch.device, shared: int | None = None, kept: Kept | None = None
+    rows: Sequence[Encoded],
+    pad_id: int,
+    device: torch.device,
+    shared: int | None = None,
+    kept: KeptBeginning | None = None,
 ) -> Answers:
     """Pad prompts, and what a head is to answer to each, into a batch, or pack them.
 
@@ -69,7 +73,7 @@ def collate_answers(
     device : torch.device
     shared : int or None
         Tokens that all prompts begin with, each having more; None pads the prompts instead of packing them.
-    kept : Kept or None
+    kept : KeptBeginning or None
         See :class:`~llmfit.packing.Layout`.
     """
     prompts = [row.prompt for row in rows]
@@ -97,7 +101,7 @@ def packable_answers(model: Any, rows: Sequence[Encoded], *, pad_id: int, device
     vectors = getattr(model, "backbone", model)
 
     def read(some: Sequence[Encoded], shared: int | None) -> tuple[torch.Tensor, Layout | None]:
-        kept, said = Kept(), []
+        kept, said = KeptBeginning(), []
         for _ in range(1 if shared is None else 2):  # with what all rows begin with, and behind what is kept of it
             batch = collate_answers(some, pad_id, device, shared, kept)
             said.append(answer(vectors, batch))

@@ -24,7 +24,7 @@ from llmfit.batching import length_batches
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward import choices, go_behind, goes_behind, number_bytes, packable, read_rows
 from llmfit.memory import auto_budget
-from llmfit.packing import Branch, Kept, Layout, Tree, by_beginning, common_prefix, packed
+from llmfit.packing import Branch, KeptBeginning, Layout, Tree, by_beginning, common_prefix, packed
 from llmfit.tries import Trie, make_trie
 
 __all__ = ["likeliest_labels", "worth_pruning"]
@@ -108,7 +108,7 @@ def _in_parts(
     for some, begun in by_beginning([row.prompt for row in rows], shared, budget):
         alike = [rows[i] for i in some]
         batches = _some_first(length_batches(alike, budget, begun, kept=True))
-        for here, answered in scoring.run_batches(alike, batches, partial(work, shared=begun, kept=Kept())):
+        for here, answered in scoring.run_batches(alike, batches, partial(work, shared=begun, kept=KeptBeginning())):
             yield [some[i] for i in here], answered
 
 
@@ -128,7 +128,7 @@ def _answer(
     rows: list[Encoded],
     *,
     shared: int,
-    kept: Kept,
+    kept: KeptBeginning,
     device: torch.device,
     pad_id: int,
 ) -> Answered:

@@ -37,7 +37,7 @@ from llmfit.forward import (
 )
 from llmfit.memory import auto_budget, halved, is_out_of_memory
 from llmfit.objectives import completion_losses
-from llmfit.packing import Kept, by_beginning, packed, parted
+from llmfit.packing import KeptBeginning, by_beginning, packed, parted
 from llmfit.tries import Trie, tries
 
 __all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels", "whole"]
@@ -111,7 +111,7 @@ def score_labels(
     if shared is not None:
         with packed(model):
             for some, begun in by_beginning([row.prompt for row in rows], shared, budget):
-                kept = Kept()  # what prompts begin with is read once for all tries
+                kept = KeptBeginning()  # what prompts begin with is read once for all tries
                 alike = [rows[i] for i in some]
                 for trie, columns in parts:
                     passes = _score_packed(model, alike, trie, begun, kept, device, pad_id, budget)
@@ -157,7 +157,7 @@ def _score_packed(
     rows: Sequence[Encoded],
     trie: Trie,
     shared: int,
-    kept: Kept,
+    kept: KeptBeginning,
     device: torch.device,
     pad_id: int,
     budget: int,
@@ -193,7 +193,7 @@ def _sums(log_probs: torch.Tensor, path: torch.Tensor, known: torch.Tensor) -> N
 
 
 @contextmanager
-def whole(kept: Kept) -> Iterator[None]:
+def whole(kept: KeptBeginning) -> Iterator[None]:
     """Forget keys and values where a pass fails, before all layers have theirs."""
     try:
         yield
@@ -313,14 +313,14 @@ def reference_losses(
 
     shared = packable(model, rows, pad_id=pad_id, device=device, start_ids=start_ids) if rows else None
 
-    def measure(part: list[Encoded], begun: int | None, kept: Kept) -> torch.Tensor:
+    def measure(part: list[Encoded], begun: int | None, kept: KeptBeginning) -> torch.Tensor:
         with whole(kept):
             return completion_losses(model, collate(part, pad_id, device, start_ids, shared=begun, kept=kept))
 
     with packed(model) if shared is not None else nullcontext():
         for positions, begun in parted(rows, shared, budget):
             some = [rows[i] for i in positions]
-            work = partial(measure, begun=begun, kept=Kept())
+            work = partial(measure, begun=begun, kept=KeptBeginning())
             for _, losses in run_batches(some, length_batches(some, budget, begun, kept=True), work):
                 total, count = total + float(losses.cpu().double().sum()), count + len(losses)
     return total, count
@@ -358,14 +358,14 @@ def head_outputs(
     budget = auto_budget(batch_tokens, device)
 
     @torch.no_grad()
-    def run(part: list[Encoded], begun: int | None, kept: Kept) -> torch.Tensor:
+    def run(part: list[Encoded], begun: int | None, kept: KeptBeginning) -> torch.Tensor:
         with whole(kept):
             return answer(model, collate_answers(part, pad_id, device, begun, kept)).cpu()
 
     with packed(model) if shared is not None else nullcontext():
         for positions, begun in parted(rows, shared, budget):
             some = [rows[i] for i in positions]
-            work = partial(run, begun=begun, kept=Kept())
+            work = partial(run, begun=begun, kept=KeptBeginning())
             for here, values in run_batches(some, length_batches(some, budget, begun, kept=True), work):
                 done |= {some[i].prompt: value for i, value in zip(here, values, strict=True)}
                 progress(sum(times[some[i].prompt] for i in here))

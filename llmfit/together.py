@@ -280,10 +280,9 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
             with bank.reading(tokens):
                 return [torch.cat(alone), completion_logits(model, side_by_side(batches))]
 
-    adapted = frozenset(name for start in bank.starts for name in start.layers)
     with _stirred([p for place, *_ in chosen for p in bank.starts[place].parameters.values()]):
-        back = (adapted, "on the way back")
-        return same_words(model, "beside", read, adapted) and same_words(model, "beside", bank.both_ways, back)
+        back = (bank.together, "on the way back")
+        return same_words(model, "beside", read, bank.together) and same_words(model, "beside", bank.both_ways, back)
 
 
 def _cover(bank: Bank) -> list[int]:

@@ -20,7 +20,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import llmfit
 from llmfit import LLMEstimator, selfcheck, together
-from llmfit.adapters import bank
+from llmfit.adapters import bank, resolve_adapter
+from llmfit.adapters.bank import start_of
 from llmfit.base_model import load_base_model
 from llmfit.estimators import joining
 from llmfit.estimators.base import BaseLLM
@@ -116,11 +117,13 @@ def test_what_a_fit_decides_by_itself_stays_its_own(dtype, most, one, ragged, be
         ({}, [3, 1, 2, 1]),
         ({"adapter__target_modules": [["q_proj", "k_proj", "v_proj"], ["q_proj"]]}, [1, 1, 1]),
         ({"adapter__target_modules": [["q_proj", "v_proj"], ["v_proj", "q_proj"]]}, [1, 1]),
-        ({"adapter__dropout": [0.0, 0.3]}, [3, 1, 2, 1]),
+        ({"adapter__dropout": [0.0, 0.3]}, [1] * 7),
     ],
     ids=["all layers", "some have one", "some layers", "dropout"],
 )
-def test_layers_that_read_the_same_alone_do_so_side_by_side(changed, together, one, ragged, monkeypatch):
+def test_layers_that_read_the_same_are_computed_together_where_all_change_them_and_nothing_drops_out(
+    changed, together, one, ragged, monkeypatch
+):
     """Else numbers of few bits would be rounded otherwise than in a fit alone, and steps go apart from there."""
     found: list[int] = []
     real = bank.adapted
@@ -176,10 +179,40 @@ def test_a_saved_candidate_is_the_same_again(one, ragged, tmp_path):
     np.testing.assert_array_equal(found, fitted.predict_proba(ragged))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_adapter_among_others_computes_to_the_bit_what_it_does_alone(dtype, settings):
+    base = load_base_model(settings["base_model"], device="cpu", dtype=dtype)
+    spec, ids = resolve_adapter({"type": "lora", "r": 4}), torch.arange(5, 45).view(2, 20)
+    found, starts = [], []
+
+    def run(model: Any, trained: Any) -> None:
+        logits = model(input_ids=ids, use_cache=False).logits
+        logits.float().log_softmax(-1)[..., 7].sum().backward()
+        found.append({"logits": logits.detach(), **{name: p.grad for name, p in trained.items()}})
+
+    with base.attach(spec, training=True) as model:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for p in trained.values():
+                p.copy_(torch.randn(p.shape) * p.shape[-1] ** -0.5)
+        starts = [start_of(spec, model) for _ in range(2)]
+        run(model, trained)
+    beside = bank.Bank(starts)
+    with base.attach(beside, training=True) as model, beside.reading([(1, ids.numel())]):
+        run(model, starts[1].parameters)
+    alone, among = found
+    assert alone.keys() == among.keys()
+    assert len(alone) == 1 + 2 * 7 * 2
+    for name, tensor in alone.items():
+        assert tensor.abs().max() > 0
+        assert torch.equal(tensor, among[name]), name
+
+
 def test_the_base_model_is_bit_by_bit_what_it_was(one, settings, ragged):
     base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     kept = {name: dict(vars(module)) for name, module in base.model.named_modules()}
+    hooks = {name: len(module._forward_hooks) for name, module in base.model.named_modules()}
     draws = torch.get_rng_state()
     joining.fit_together(candidates(one, SMALL), ragged, None, {})
     assert torch.equal(draws, torch.get_rng_state())
@@ -188,6 +221,7 @@ def test_the_base_model_is_bit_by_bit_what_it_was(one, settings, ragged):
     assert all(torch.equal(before[name], after[name]) for name in before)
     for name, module in base.model.named_modules():
         assert vars(module).keys() == kept[name].keys()
+        assert len(module._forward_hooks) == hooks[name]
     assert not any(p.requires_grad or p.grad is not None for p in base.model.parameters())
 
 

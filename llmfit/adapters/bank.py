@@ -127,11 +127,17 @@ class Bank:
         self._names = {layer: name for name, layer in base.model.named_modules() if name in changed}
 
         def kind(layer: Any) -> Any:
-            changing = (i for i, start in enumerate(self.starts) if self._names[layer] in start.layers)
-            return layer.weight.dtype, layer.weight.device, (*changing,)
+            updates = [start.layers.get(self._names[layer]) for start in self.starts]
+            drops = any(update is not None and update.dropout for update in updates)  # drawn layer by layer, as alone
+            return layer.weight.dtype, layer.weight.device, *(update is None for update in updates), drops and layer
 
         self._together = read_together(base.model, self._names, self._compute, kind=kind)
         return base.model
+
+    @property
+    def together(self) -> frozenset[tuple[str, ...]]:
+        """Names of the layers that are changed, those in one that are computed together."""
+        return frozenset(tuple(self._names[layer] for layer in group) for group in self._together)
 
     def draw_from(self, place: int, seed: int) -> None:
         """Let the dropout of one of the adapters draw from a seed on."""
@@ -151,7 +157,7 @@ class Bank:
             self._reading = []
 
     def both_ways(self) -> list[torch.Tensor]:
-        """Compute one layer as autograd records it, and as it is written here; with all adapters that change it.
+        """Compute as autograd records it, and as it is written, a layer or the most that are computed together.
 
         Returns
         -------
@@ -236,7 +242,6 @@ def _recorded(x: torch.Tensor, count: int, turns: Sequence[Turn], *weights: torc
         read = x[turn.here] if turn.noise is None else x[turn.here] * turn.noise
         for i, scaling in zip(turn.layers, turn.scalings, strict=True):
             a, b = (w.to(x.dtype) for w in (next(low), next(low)))
-            out[i] = out[i].index_add(
-                0, torch.arange(len(x), device=x.device)[turn.here], scaling * (read @ a.t() @ b.t())
-            )
+            changed = out[i][turn.here] + scaling * (read @ a.t() @ b.t())
+            out[i] = torch.cat([out[i][: turn.here.start], changed, out[i][turn.here.stop :]])
     return tuple(out)

@@ -3,7 +3,8 @@
 Takes frozen layers, A and B of each update and the tokens that it is for; gives what comes out. A frozen W with float32
 A and B beside it costs four products and no pass over its outputs more than W alone; layers that read the same, as
 those of queries, keys and values do, share three of these, and the sum of their gradients. A token's numbers are the
-same to the bit whether one adapter stands there or several side by side, as far as a product of more rows has the same.
+same to the bit whether one adapter stands there or several side by side, as far as a product of more rows has the same
+(and nothing drops out, where an adapter alone is peft's).
 Knows no peft.
 """
 
@@ -84,8 +85,10 @@ class Adapted(torch.autograd.Function):
             out.append(functional.linear(flat, weight, bias))
             for here, part, b in some:
                 out[-1][here].addmm_(part, b.t())
-        ctx.save_for_backward(*frozen, *every_a, *read, *inner, *every_b)
-        ctx.turns, ctx.shape, ctx.given, ctx.dtypes = turns, x.shape, x.dtype, [w.dtype for w in low]
+        noises = [turn.noise for turn in turns]
+        ctx.save_for_backward(*frozen, *every_a, *read, *inner, *noises, *every_b)
+        ctx.turns = [turn._replace(noise=None) for turn in turns]  # what is saved is let go of on the way back
+        ctx.shape, ctx.given, ctx.dtypes = x.shape, x.dtype, [w.dtype for w in low]
         return tuple(out)
 
     @staticmethod
@@ -93,20 +96,20 @@ class Adapted(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         """Compute the gradients of x, and of A and B if they are trained."""
         count, n, saved = len(grads), len(ctx.turns), iter(ctx.saved_tensors)
-        frozen, every_a, read, inner = ([next(saved) for _ in range(k)] for k in (count, n, n, n))
+        frozen, every_a, read, inner, noises = ([next(saved) for _ in range(k)] for k in (count, n, n, n, n))
         every = [grad.to(frozen[0].dtype) for grad in grads]  # (N, out) of each
         grad_x = _sum_of_products(every, frozen) if ctx.needs_input_grad[0] else None
         trained = any(ctx.needs_input_grad[3:])
         found: list[torch.Tensor] = []
-        for turn, low_a, own_read, own_inner in zip(ctx.turns, every_a, read, inner, strict=True):
+        for turn, low_a, own_read, own_inner, noise in zip(ctx.turns, every_a, read, inner, noises, strict=True):
             own = [every[i][turn.here] for i in turn.layers]
             back = zip(own, turn.scalings, strict=True)
             low_b = [next(saved) for _ in own]
             grad_inner = torch.cat([(g @ b).mul_(s) for (g, s), b in zip(back, low_b, strict=True)], 1)  # (n, all r)
-            if grad_x is not None and turn.noise is None:
+            if grad_x is not None and noise is None:
                 grad_x[turn.here].addmm_(grad_inner, low_a)
             elif grad_x is not None:
-                grad_x[turn.here] += (grad_inner @ low_a) * turn.noise
+                grad_x[turn.here] += (grad_inner @ low_a) * noise
             if trained:
                 ranks = [b.shape[1] for b in low_b]
                 of_a = (grad_inner.t() @ own_read).split(ranks)

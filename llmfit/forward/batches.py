@@ -14,7 +14,7 @@ import torch
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.words import Words, without_words
-from llmfit.packing import Behind, Kept, Layout, Layouts, Tree, lay_out
+from llmfit.packing import Behind, KeptBeginning, Layout, Layouts, Tree, lay_out
 
 __all__ = ["Batch", "ask", "bare_states", "collate", "completion_logits", "look", "on_device", "side_by_side"]
 
@@ -59,7 +59,7 @@ def collate(
     *,
     step: int = PAD_STEP,
     shared: int | None = None,
-    kept: Kept | None = None,
+    kept: KeptBeginning | None = None,
 ) -> Batch:
     """Pad rows of prompt and completion into a batch, or pack them.
 
@@ -74,7 +74,7 @@ def collate(
         Widths are multiples of it.
     shared : int or None
         Tokens that all prompts begin with, each having more; None pads the rows instead of packing them.
-    kept : Kept or None
+    kept : KeptBeginning or None
         See :class:`~llmfit.packing.Layout`.
     """
     if shared is not None:
@@ -115,7 +115,7 @@ def _columns(known: Sequence[tuple[int, float]]) -> tuple[torch.Tensor, torch.Te
     return torch.tensor([token for token, _ in known]), torch.tensor([weight for _, weight in known])
 
 
-def _pack(rows: Sequence[Encoded], pad_id: int, device: torch.device, shared: int, kept: Kept | None) -> Batch:
+def _pack(rows: Sequence[Encoded], pad_id: int, device: torch.device, shared: int, kept: KeptBeginning | None) -> Batch:
     """Pack rows behind what they all begin with; a row's last token, behind which nothing is asked, is left out."""
     sequences = [(*row.prompt, *row.completion) for row in rows]
     read = [sequence[: max(len(sequence) - 1, shared + 1)] for sequence in sequences]
@@ -146,7 +146,7 @@ def ask(
     pad_id: int,
     device: torch.device,
     shared: int,
-    kept: Kept | None = None,
+    kept: KeptBeginning | None = None,
 ) -> Batch:
     """Pack prompts with the same answers behind each, to be asked what follows each prompt and each of their tokens.
 
@@ -159,7 +159,7 @@ def ask(
         How they stand to one another.
     shared : int
         Tokens that all prompts begin with, each having more.
-    kept : Kept or None
+    kept : KeptBeginning or None
         See :class:`~llmfit.packing.Layout`.
 
     Returns

@@ -17,13 +17,13 @@ from llmfit.forward.checking import SHORT, same_words, some_ids
 from llmfit.forward.pieces import completion_states
 from llmfit.forward.words import Words
 from llmfit.kinds import find_own
-from llmfit.packing import Branch, Kept, Layout, Tree, common_prefix, lay_behind, packed
+from llmfit.packing import Branch, KeptBeginning, Layout, Tree, common_prefix, lay_behind, packed
 
 __all__ = ["go_behind", "goes_behind", "read_rows"]
 
 
 def read_rows(
-    model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, shared: int, kept: Kept
+    model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, shared: int, kept: KeptBeginning
 ) -> tuple[torch.Tensor, Words, Layout]:
     """Read packed prompts, and keep the keys and values of each.
 
@@ -101,7 +101,12 @@ def goes_behind(model: Any, *, pad_id: int, device: torch.device) -> bool:
         alone = torch.cat([completion_logits(model, collate([row], pad_id, device)) for row in rows])
         with packed(model):
             prompts = [row.prompt for row in rows]
-            how: dict[str, Any] = {"pad_id": pad_id, "device": device, "shared": common_prefix(prompts), "kept": Kept()}
+            how: dict[str, Any] = {
+                "pad_id": pad_id,
+                "device": device,
+                "shared": common_prefix(prompts),
+                "kept": KeptBeginning(),
+            }
             states, words, layout = read_rows(model, prompts, **how)
             said, every = [states], range(len(rows))
             head = Branch((other, first), Tree((0, 0), (1, 2)), ((), ()))

@@ -16,7 +16,7 @@ import torch
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.batches import ask, collate, completion_logits
 from llmfit.kinds import find_own
-from llmfit.packing import Behind, Kept, Layout, Layouts, PackingError, Tree, both_ways, common_prefix, packed
+from llmfit.packing import Behind, KeptBeginning, Layout, Layouts, PackingError, Tree, both_ways, common_prefix, packed
 from llmfit.packing.attention import LONG
 from llmfit.selfcheck import Said, apart, seen_alike
 
@@ -200,7 +200,7 @@ def _read_words(
     logits = completion_logits(model, batch)
     if shared is None:
         return torch.stack([logits] * 3, dim=1), None
-    how: dict[str, Any] = {"pad_id": pad_id, "device": device, "shared": shared, "kept": Kept()}
+    how: dict[str, Any] = {"pad_id": pad_id, "device": device, "shared": shared, "kept": KeptBeginning()}
     prompts, first = [row.prompt for row in rows], rows[0].completion[:1]
     trees = [completion_logits(model, ask(prompts, first, Tree((0,), (1,)), **how)) for _ in range(2)]
     return torch.stack([logits, *trees], dim=1), batch.layout

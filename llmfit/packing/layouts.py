@@ -17,7 +17,7 @@ from torch.nn import functional
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
 
-__all__ = ["Group", "Kept", "Layout", "Layouts", "Tree", "common_prefix", "lay_out"]
+__all__ = ["Group", "KeptBeginning", "Layout", "Layouts", "Tree", "common_prefix", "lay_out"]
 
 SCORES = 2**21  # numbers of one product of queries and keys: what a cache holds
 
@@ -37,7 +37,7 @@ def common_prefix(sequences: Sequence[Ids]) -> int:
     return max(0, min(shared, *(len(sequence) - 1 for sequence in sequences)))
 
 
-class Kept(dict[int, tuple[torch.Tensor, torch.Tensor]]):
+class KeptBeginning(dict[int, tuple[torch.Tensor, torch.Tensor]]):
     """A layer's keys and values of what all rows begin with: by the layer's place, (heads, tokens, D) each.
 
     Attributes
@@ -47,6 +47,11 @@ class Kept(dict[int, tuple[torch.Tensor, torch.Tensor]]):
     """
 
     summed: torch.Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        super().clear()
+        self.summed = None
 
 
 class Tree(NamedTuple):
@@ -108,7 +113,7 @@ class Layout:
         What stands behind every row.
     positions : Tensor of shape (1, length)
         Of each token in its own row.
-    kept : Kept or None
+    kept : KeptBeginning or None
         Of the shared beginning. An empty one is filled; a filled one stands for the tokens, which are then not in the
         sequence. None where the beginning is computed in each pass, with gradients.
     read : dict of int to (Tensor, Tensor), or None
@@ -125,7 +130,7 @@ class Layout:
     own: tuple[int, ...]
     tree: Tree
     positions: torch.Tensor
-    kept: Kept | None = None
+    kept: KeptBeginning | None = None
     read: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     met: set[int] = field(default_factory=set)
     _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
@@ -205,7 +210,7 @@ def lay_out(
     device: torch.device,
     *,
     tree: Tree | None = None,
-    kept: Kept | None = None,
+    kept: KeptBeginning | None = None,
 ) -> Layout:
     """Lay rows out behind one another.
 
@@ -217,7 +222,7 @@ def lay_out(
     device : torch.device
     tree : Tree or None
         Stands behind every row.
-    kept : Kept or None
+    kept : KeptBeginning or None
         See :class:`Layout`.
     """
     tree = tree or Tree()

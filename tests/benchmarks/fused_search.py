@@ -36,8 +36,10 @@ def report(name: str, given: argparse.Namespace, found: dict[str, list[dict[str,
     training = {side: [{**turn, "seconds": turn["fit_seconds"]} for turn in turns] for side, turns in found.items()}
     one, other = (turns[-1]["scores"] for turns in found.values())
     apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
-    check_losses({side: [{"losses": [-s for s in turn["scores"]]} for turn in turns] for side, turns in found.items()})
-    if given.dtype == "float32" and not apart <= ROUNDING:
+    if given.dtype == "bfloat16":
+        losses = {side: [{"losses": [-s for s in turn["scores"]]} for turn in turns] for side, turns in found.items()}
+        check_losses(losses)
+    elif not apart <= ROUNDING:
         raise SystemExit(f"Speed is not compared: scores are {apart} apart.")
     for part, turns in (("search", found), ("training", training)):
         records = summary(turns, "rows")
