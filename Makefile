@@ -37,7 +37,7 @@ bench: $(VENV)/.dev $(VENV)/.demo $(VENV)-peers/.done
 	$(BIN)/python tests/benchmarks/searching.py $(DATA)
 	$(BIN)/python tests/benchmarks/generating.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2
-	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2 --rows 32 --fit 400
+	$(BIN)/python tests/benchmarks/classes.py $(DATA) --turns 2 --only topics --fit 400
 	$(BIN)/python tests/benchmarks/budgets.py $(DATA) --turns 2
 	$(BIN)/python tests/benchmarks/growth.py $(DATA) --rows 48
 	$(BIN)/python tests/benchmarks/fused_search.py $(DATA) --rows 48 --turns 1 --only short

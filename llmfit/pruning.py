@@ -32,12 +32,12 @@ __all__ = ["likeliest_labels", "worth_pruning"]
 Answered = tuple[NDArray[np.int64], float]
 WORTH = {"cpu": 16}  # tokens of labels behind a prompt from which passes of their own cost less
 WORTH_ELSEWHERE = 64
-LEAST = 512  # tokens of labels behind all prompts below which one pass for all of them is quicker
-TRIED = 32  # prompts that show whether there is much to leave out
+LEAST = 2**14  # tokens of labels behind all prompts below which trying takes longer than it may save
+TRIED = 8  # prompts at most that show whether there is much to leave out, and one in so many
 SAVED = 0.4  # share of the labels' tokens that has to be left out there
 MOST_CELLS = 2**22  # nodes times what may follow one, in a table of all
 AT_ONCE = 128  # tokens that take no longer than the pass that they are in
-MARGINS = {1: 0.5, 2: 0.25, 4: 1e-3}  # nats that scores may be off by, by the bytes of the smallest numbers
+MARGINS = {1: 1.0, 2: 0.5, 4: 1e-3}  # nats that scores may be off by, by the bytes of the smallest numbers
 
 
 def worth_pruning(labels: Sequence[Ids], device: torch.device) -> bool:
@@ -84,13 +84,13 @@ def likeliest_labels(
     best = np.full(len(rows), -1)
     budget, margin = auto_budget(batch_tokens, device), MARGINS[number_bytes(model)]
     work = partial(_answer, model, _Nodes(trie), margin, budget, device=device, pad_id=pad_id)
-    tried, saved = 0, 0.0
+    tried, saved, sample = 0, 0.0, max(2, min(TRIED, len(rows) // TRIED))
     with packed(model):
-        for positions, (found, left_out) in _in_parts(rows, shared, budget, work):
+        for positions, (found, left_out) in _in_parts(rows, shared, budget, work, sample):
             best[positions] = found
             progress(sum(times[rows[i].prompt] for i in positions if best[i] >= 0))
             tried, saved = tried + len(positions), saved + left_out * len(positions)
-            if tried >= TRIED and saved < SAVED * tried:
+            if tried >= sample and saved < SAVED * tried:
                 break  # all labels are as likely here: the other rows have them scored in one pass
     undecided = np.nonzero(best < 0)[0]
     if len(undecided):
@@ -102,20 +102,23 @@ def likeliest_labels(
 
 
 def _in_parts(
-    rows: Sequence[Encoded], shared: int, budget: int, work: Callable[..., Answered]
+    rows: Sequence[Encoded], shared: int, budget: int, work: Callable[..., Answered], sample: int
 ) -> Iterator[tuple[list[int], Answered]]:
     """Answer rows by what they begin with, which is read once."""
     for some, begun in by_beginning([row.prompt for row in rows], shared, budget):
         alike = [rows[i] for i in some]
-        batches = _some_first(length_batches(alike, budget, begun, kept=True))
+        batches = _some_first(length_batches(alike, budget, begun, kept=True), sample)
         for here, answered in scoring.run_batches(alike, batches, partial(work, shared=begun, kept=KeptBeginning())):
             yield [some[i] for i in here], answered
 
 
-def _some_first(batches: Iterator[list[int]]) -> Iterator[list[int]]:
-    """Part the first batch, so that it begins with a few rows by themselves."""
+def _some_first(batches: Iterator[list[int]], sample: int) -> Iterator[list[int]]:
+    """Part the first batch, so that it begins with a few rows, long and short, by themselves."""
     for first in batches:
-        yield from (some for some in (first[:TRIED], first[TRIED:]) if some)
+        step = max(1, len(first) // sample)
+        some, cut = first[::step][:sample], step * sample
+        yield some
+        yield from ([rest] if (rest := [i for k, i in enumerate(first) if k % step or k >= cut]) else [])
         yield from batches
 
 
@@ -145,6 +148,8 @@ def _answer(
     search.learn(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64), first[:, 0])
     while wanted := search.wanted():
         if int(search.read[:, 1:].sum()) + sum(len(own) for _, own in wanted) > budget:
+            break
+        if len(rows) <= TRIED and search.left_out() < SAVED:
             break
         for part in _parts(wanted, budget):
             _read_on(model, layout, trie, search, part, pad_id)
@@ -265,6 +270,16 @@ class _Search:
             (row, sorted({n for node in nodes for n in range(node, self.nodes.ends[node])})) for row, nodes in wanted
         ]
         return whole if sum(len(nodes) for _, nodes in whole) <= AT_ONCE else wanted
+
+    def left_out(self) -> float:
+        """Give the share of the nodes that nothing can call for any more, all of them where no label is known yet."""
+        best = self.labels.max(axis=1)
+        if not np.isfinite(best).all():
+            return 1.0
+        may_be = self.read.copy()
+        for row, node in np.argwhere(np.where(self.read, -np.inf, self.scores) > (best - self.margin)[:, None]):
+            may_be[row, node : self.nodes.ends[node]] = True
+        return 1 - float(may_be[:, 1:].mean())
 
     def branch(self, row: int, nodes: Sequence[int]) -> Branch:
         """Put nodes, in order, together as what goes on from a row."""

@@ -28,12 +28,14 @@ LABELS: dict[str, list[tuple[int, ...]]] = {
     "of one token": [(40,), (41,), (42,)],
     "two": [(40, 41), (40, 42)],
 }
+SOME_FIRST = pruning._some_first
 GIVEN: dict[str, Any] = {"device": CPU, "pad_id": 0}
 
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave labels out however few rows there are, and however little that saves."""
+    """Leave labels out however few rows there are, and however little that saves, in batches as large as may be."""
+    monkeypatch.setattr(pruning, "_some_first", lambda batches, _: batches)
     monkeypatch.setattr(pruning, "LEAST", 0)
     monkeypatch.setattr(pruning, "SAVED", -1.0)
 
@@ -231,6 +233,7 @@ def test_where_labels_are_as_likely_the_other_rows_have_them_scored_at_once(sure
     labels = LABELS["topics"]
     monkeypatch.setattr(pruning, "SAVED", 0.4)
     monkeypatch.setattr(pruning, "TRIED", 4)
+    monkeypatch.setattr(pruning, "_some_first", SOME_FIRST)
     asked: list[Any] = []
     monkeypatch.setattr(
         scoring, "score_labels", lambda *given, **named: (asked.extend(given[1]), score_labels(*given, **named))[1]
@@ -241,8 +244,22 @@ def test_where_labels_are_as_likely_the_other_rows_have_them_scored_at_once(sure
     model, told = peaked(tiny, 0.3), []  # all but as likely
     expected = score_labels(model, prompts, labels, **GIVEN).argmax(axis=1)
     np.testing.assert_array_equal(likeliest_labels(model, prompts, labels, **GIVEN, progress=told.append), expected)
-    assert 28 <= len(asked) == told[-1] < 32
+    assert 28 <= len(asked) == told[-1] <= 32
     assert sum(told) == 32
+    tokens = counted(model)
+    score_labels(model, prompts, labels, **GIVEN)
+    of_all = sum(tokens)
+    tokens.clear()
+    likeliest_labels(model, prompts, labels, **GIVEN)
+    assert sum(tokens) < 1.1 * of_all  # four prompts of 32, and little behind them
+
+
+@pytest.mark.parametrize(("count", "some"), [(64, [0, 8, 16, 24, 32, 40, 48, 56]), (16, [0, 8]), (2, [0, 1])])
+def test_a_few_rows_long_and_short_are_tried(count, some):
+    few = max(2, min(pruning.TRIED, count // pruning.TRIED))
+    tried, *rest = SOME_FIRST(iter([[*range(count)], [100, 101]]), few)
+    assert tried == some
+    assert [i for batch in rest for i in batch] == [i for i in range(count) if i not in some] + [100, 101]
 
 
 def test_few_rows_have_all_labels_scored_at_once(tiny, monkeypatch):

@@ -1,7 +1,7 @@
 """What many classes cost: 2, 20 and 100 of them behind the same prompts, on SmolLM2.
 
 Usage: python tests/benchmarks/classes.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--fit N]
-       [--base-model NAME] [--device cpu|cuda]
+       [--only numbers|topics] [--base-model NAME] [--device cpu|cuda]
 
 Numbers are classes of one or two tokens, topics classes of three to six. Behind each prompt stand the tokens of all
 classes but the last ones, which are only asked for; what classes begin alike with stands once. Prompts are messages, or
@@ -60,17 +60,19 @@ def fitted(given: Any, labels: list[str], texts: list[str]) -> Any:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--fit", type=int, default=0)
+    parser.add_argument("--only", choices=CLASSES)
     given = parser.parse_args()
     texts = messages(given.path)["text"]
     prompts = {
         "messages": texts[: given.rows].tolist(),
-        "eight joined": [" ".join(texts[8 * i : 8 * i + 8]) for i in range(given.rows // 4)],
+        "eight joined": [" ".join(texts[8 * i : 8 * i + 8]) for i in range(given.rows // 8)],
     }
     models = {
         (kind, n): fitted(given, labels[:n], texts[given.rows :].tolist())
         for kind, labels in CLASSES.items()
+        if given.only in (None, kind)
         for n in COUNTS
     }
     for name, rows in prompts.items():
