@@ -272,13 +272,17 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
     def read() -> list[torch.Tensor]:
         batches = [collate([row._replace(shares=None)], pad_id, device, shared=fit.shared) for _, fit, row in chosen]
         tokens = [(place, b.input_ids.shape[1]) for (place, *_), b in zip(chosen, batches, strict=True)]
-        alone = []
+        alone, again = [], []
+        for place, _, row in chosen:
+            twice = collate([row] * 2, pad_id, device)  # padded, and more to multiply at once: rounded otherwise
+            with bank.reading([(place, twice.input_ids.numel())]):
+                again.append(completion_logits(model, twice)[: len(row.completion)])
         with packed(model):
             for batch, own in zip(batches, tokens, strict=True):
                 with bank.reading([own]):
                     alone.append(completion_logits(model, batch))
             with bank.reading(tokens):
-                return [torch.cat(alone), completion_logits(model, side_by_side(batches))]
+                return [torch.cat(alone), completion_logits(model, side_by_side(batches)), torch.cat(again)]
 
     with _stirred([p for place, *_ in chosen for p in bank.starts[place].parameters.values()]):
         back = (bank.together, "on the way back")
@@ -299,12 +303,15 @@ def _cover(bank: Bank) -> list[int]:
 
 @contextmanager
 def _stirred(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    """Inside, fill parameters with random numbers; nobody else's numbers are drawn."""
+    """Inside, fill parameters with random numbers; nobody else's numbers are drawn.
+
+    A matrix by itself makes what it reads half as long: larger updates would make much of the rounding of a network.
+    """
     before = [p.detach().clone() for p in parameters]
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in parameters:
-            p.copy_(torch.randn(p.shape, generator=source) * p.shape[-1] ** -0.5)
+            p.copy_(torch.randn(p.shape, generator=source) * (p.shape[-1] ** -0.5 / 2))
         try:
             yield
         finally:

@@ -59,12 +59,12 @@ def test_a_step_that_does_not_fit_is_halved_not_failed(settings: dict, frame: pd
     _, total = torch.cuda.mem_get_info()
     used = torch.cuda.memory_reserved()
     torch.cuda.set_per_process_memory_fraction((used + 64 * 2**20) / total)
-    long = frame.assign(text=[text * 120 for text in frame["text"]])
+    several = [frame.assign(text=[f"{i} {text} " * 120 for text in frame["text"]]) for i in range(16)]
     try:
         with pytest.warns(llmfit.exceptions.MemoryWarning, match="going on with batches of"):
             LLMClassifier(
-                **on_gpu(settings, epochs=1, batch_tokens=10**6, batch_size=64), features="text", target="label"
-            ).fit(pd.concat([long] * 8))
+                **on_gpu(settings, epochs=1, batch_tokens=10**6, batch_size=128), features="text", target="label"
+            ).fit(pd.concat(several))  # equal rows would be computed once
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -50,7 +50,8 @@ def test_labels_scored_over_the_cache_equal_a_full_forward_per_label() -> None:
     with torch.inference_mode():
         for i, row in enumerate(rows):
             for k, label in enumerate(labels):
-                logits = base.model(input_ids=torch.tensor([[*row.prompt, *label]])).logits[0].log_softmax(-1)
+                ids = torch.tensor([[*row.prompt, *label]], device=base.device)
+                logits = base.model(input_ids=ids).logits[0].log_softmax(-1)
                 start = len(row.prompt) - 1
                 naive[i, k] = sum(float(logits[start + j, token]) for j, token in enumerate(label))
     naive -= np.logaddexp.reduce(naive, axis=1, keepdims=True)
