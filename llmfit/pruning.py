@@ -32,8 +32,9 @@ __all__ = ["likeliest_labels", "worth_pruning"]
 Answered = tuple[NDArray[np.int64], float]
 WORTH = {"cpu": 16}  # tokens of labels behind a prompt from which passes of their own cost less
 WORTH_ELSEWHERE = 64
-LEAST = 2**14  # tokens of labels behind all prompts below which trying takes longer than it may save
-TRIED = 8  # prompts at most that show whether there is much to leave out, and one in so many
+LEAST = 2**13  # tokens of labels behind all prompts below which trying takes longer than it may save
+TRIED, MOST_TRIED = 4, 32  # prompts at least and at most that show whether there is much to leave out
+ONE_IN = 32  # prompts, one of which is tried
 SAVED = 0.4  # share of the labels' tokens that has to be left out there
 MOST_CELLS = 2**22  # nodes times what may follow one, in a table of all
 AT_ONCE = 128  # tokens that take no longer than the pass that they are in
@@ -84,7 +85,7 @@ def likeliest_labels(
     best = np.full(len(rows), -1)
     budget, margin = auto_budget(batch_tokens, device), MARGINS[number_bytes(model)]
     work = partial(_answer, model, _Nodes(trie), margin, budget, device=device, pad_id=pad_id)
-    tried, saved, sample = 0, 0.0, max(2, min(TRIED, len(rows) // TRIED))
+    tried, saved, sample = 0, 0.0, min(max(TRIED, len(rows) // ONE_IN), MOST_TRIED)
     with packed(model):
         for positions, (found, left_out) in _in_parts(rows, shared, budget, work, sample):
             best[positions] = found
@@ -107,19 +108,17 @@ def _in_parts(
     """Answer rows by what they begin with, which is read once."""
     for some, begun in by_beginning([row.prompt for row in rows], shared, budget):
         alike = [rows[i] for i in some]
-        batches = _some_first(length_batches(alike, budget, begun, kept=True), sample)
+        batches, sample = _some_first(length_batches(alike, budget, begun, kept=True), sample), 0
         for here, answered in scoring.run_batches(alike, batches, partial(work, shared=begun, kept=KeptBeginning())):
             yield [some[i] for i in here], answered
 
 
 def _some_first(batches: Iterator[list[int]], sample: int) -> Iterator[list[int]]:
-    """Part the first batch, so that it begins with a few rows, long and short, by themselves."""
-    for first in batches:
-        step = max(1, len(first) // sample)
-        some, cut = first[::step][:sample], step * sample
-        yield some
-        yield from ([rest] if (rest := [i for k, i in enumerate(first) if k % step or k >= cut]) else [])
-        yield from batches
+    """Part the first batch, so that it begins with as many rows as a sample has, taken throughout it."""
+    first = next(batches, [])
+    every = set(first[:: max(1, len(first) // sample)][:sample]) if sample else set()
+    yield from (some for some in ([i for i in first if i in every], [i for i in first if i not in every]) if some)
+    yield from batches
 
 
 @torch.inference_mode()
@@ -148,8 +147,6 @@ def _answer(
     search.learn(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64), first[:, 0])
     while wanted := search.wanted():
         if int(search.read[:, 1:].sum()) + sum(len(own) for _, own in wanted) > budget:
-            break
-        if len(rows) <= TRIED and search.left_out() < SAVED:
             break
         for part in _parts(wanted, budget):
             _read_on(model, layout, trie, search, part, pad_id)
@@ -270,16 +267,6 @@ class _Search:
             (row, sorted({n for node in nodes for n in range(node, self.nodes.ends[node])})) for row, nodes in wanted
         ]
         return whole if sum(len(nodes) for _, nodes in whole) <= AT_ONCE else wanted
-
-    def left_out(self) -> float:
-        """Give the share of the nodes that nothing can call for any more, all of them where no label is known yet."""
-        best = self.labels.max(axis=1)
-        if not np.isfinite(best).all():
-            return 1.0
-        may_be = self.read.copy()
-        for row, node in np.argwhere(np.where(self.read, -np.inf, self.scores) > (best - self.margin)[:, None]):
-            may_be[row, node : self.nodes.ends[node]] = True
-        return 1 - float(may_be[:, 1:].mean())
 
     def branch(self, row: int, nodes: Sequence[int]) -> Branch:
         """Put nodes, in order, together as what goes on from a row."""

@@ -5,6 +5,7 @@ Takes a lent module and rows; gives how many tokens all of them share. The padde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
@@ -141,7 +142,12 @@ def _longest(lengths: Sequence[int]) -> int:
 
 
 def same_words(
-    model: Any, way: str, read: Callable[[], Sequence[torch.Tensor] | None], kind: Hashable = "words"
+    model: Any,
+    way: str,
+    read: Callable[[], Sequence[torch.Tensor] | None],
+    kind: Hashable = "words",
+    *,
+    most: float = math.inf,
 ) -> bool:
     """See once whether a model says the same in two ways of reading; remember it for its layers.
 
@@ -155,6 +161,8 @@ def same_words(
         otherwise rounded: the quick way may be three times as far off. None is no quick way.
     kind : hashable
         What is said, or of what: the answer of one kind says nothing of another.
+    most : float
+        Share of the norm that the quick way may be off by, however much of it is rounding.
 
     Warns
     -----
@@ -163,7 +171,7 @@ def same_words(
     """
     own = find_own(model)
     layers = (way, kind, frozenset(type(module) for module in model.modules()))
-    return seen_alike(own, layers, model, partial(_said, model, read), what=WAYS[way], instead=INSTEAD[way])
+    return seen_alike(own, layers, model, partial(_said, model, read, most), what=WAYS[way], instead=INSTEAD[way])
 
 
 def number_bytes(model: Any) -> int:
@@ -173,7 +181,7 @@ def number_bytes(model: Any) -> int:
 
 
 @torch.no_grad()
-def _said(model: Any, read: Callable[[], Sequence[torch.Tensor] | None]) -> Said | None:
+def _said(model: Any, read: Callable[[], Sequence[torch.Tensor] | None], most: float) -> Said | None:
     """Let a model read both ways; a second time in the plain one measures the rounding."""
     try:
         said = read()
@@ -183,7 +191,8 @@ def _said(model: Any, read: Callable[[], Sequence[torch.Tensor] | None]) -> Said
         return None
     plain, quick, *again = said
     sizes = {plain.dtype.itemsize, *(p.dtype.itemsize for p in model.parameters()), *_sizes_within(model)}
-    return [(plain, quick, sum(3 * apart(other, plain) for other in again) + ROUNDING[min(4, min(sizes))])]
+    allowed = sum(3 * apart(other, plain) for other in again) + ROUNDING[min(4, min(sizes))]
+    return [(plain, quick, min(allowed, most))]
 
 
 def _sizes_within(model: Any) -> set[int]:
