@@ -334,8 +334,10 @@ def test_a_model_that_cannot_pack(one, ragged, beside, monkeypatch):
     assert not beside
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fault", ["what it says", "its gradients"])
-def test_a_model_that_mixes_what_stands_side_by_side(fault, one, ragged, beside, monkeypatch):
+def test_a_model_that_mixes_what_stands_side_by_side(fault, dtype, one, ragged, beside, monkeypatch):
+    one = one.set_params(dtype=dtype)
     monkeypatch.setattr(selfcheck, "_known", type(selfcheck._known)())
     read, recorded = together.completion_logits, bank._recorded
     if fault == "what it says":
