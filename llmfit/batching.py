@@ -128,11 +128,12 @@ def _room(shared: int, budget: int) -> int:
 
 
 def length_batches(
-    rows: Sequence[Encoded], budget: int, shared: int | None = None, *, kept: bool = False
+    rows: Sequence[Encoded], budget: int, shared: int | None = None, *, kept: bool = False, alike: bool = True
 ) -> Iterator[list[int]]:
     """Part rows into batches of like length within a budget, longest first.
 
-    A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding. The order
+    A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding, unless rows
+    need not be `alike`. The order
     depends on the rows' contents alone, so that shuffled rows meet in the same batches. What decoders have said before
     their answers is of one length in a batch: nothing is padded there.
 
@@ -145,6 +146,8 @@ def length_batches(
         Of rows that are packed, which need not be alike: tokens that all begin with, which stand in a batch once.
     kept : bool
         Whether those stand in the first batch only, whose keys and values serve the others.
+    alike : bool
+        Whether padding takes as long as tokens, and not memory alone.
 
     Yields
     ------
@@ -162,7 +165,8 @@ def length_batches(
         longest = max(rows[order[start]].length, 1)
         stop = start + 1
         while stop < len(order) and (stop + 1 - start) * longest <= budget:
-            if rows[order[stop]].length < LIKE * longest and (stop - start) * longest >= WORTH_A_PASS:
+            worth = alike and (stop - start) * longest >= WORTH_A_PASS
+            if worth and rows[order[stop]].length < LIKE * longest:
                 break
             if keys[order[stop]][0] != keys[order[start]][0]:
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from llmfit.batching import PAD_STEP, length_batches
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
-from llmfit.forward import Begun, begin, generation_inputs
+from llmfit.forward import Begun, Onward, begin, generation_inputs
 from llmfit.memory import auto_budget
 from llmfit.packing import by_beginning, common_prefix
 from llmfit.scoring import run_batches
@@ -176,7 +177,7 @@ def generate(
             some = [rows[i] for i in alike]
             config = generation_config(settings, end_ids, kind[0], pad_id, start_ids)
 
-            def answer_batch(part: list[Encoded], config: Any = config, begun: Begun | None = begun) -> list[Ids]:
+            def answer_batch(part: list[Encoded], config: Any = config, begun: Any = begun) -> list[Ids]:
                 step = 1 if counting else PAD_STEP
                 return _generate_batch(model, part, config, device, pad_id, start_ids, step=step, begun=begun)
 
@@ -195,7 +196,7 @@ def generate(
 
 def _behind(
     model: Any, rows: Sequence[Encoded], budget: int, where: dict[str, Any]
-) -> Iterator[tuple[list[int], Begun | None]]:
+) -> Iterator[tuple[list[int], Begun | Onward | None]]:
     """Part rows by what they begin with, read when the turn of a part comes; those that are read whole come last."""
     prompts = [row.prompt for row in rows]
     whole: list[int] = []
@@ -211,21 +212,21 @@ def _behind(
         yield sorted(whole), None
 
 
-def _batches(rows: Sequence[Encoded], room: int, begun: Begun | None, budget: int) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Encoded], room: int, begun: Begun | Onward | None, budget: int) -> Iterator[list[int]]:
     """Part rows into batches by what keys and values they keep, those of their answers too.
 
-    Prompts take half of the budget, and leave the other half for answers. Where what they begin with is read, and held
-    once, a row takes its own tokens and the room for its answer, but no more than it would take whole; and its part of
-    the beginning, of which each row has a copy in one layer at a time.
+    Prompts take half of the budget, and leave the other half for answers. Where what they begin with is held once, a
+    row takes its own tokens, padding, and the room for its answer, but no more than it would take whole; and what is
+    copied of the beginning for each row.
     """
     if begun is None:
         return length_batches(rows, max(1, budget // 2))
-    read, layers = len(begun.ids), len(begun.cache.layers)
+    read = len(begun.ids)
     own = [
-        row._replace(prompt=row.prompt[read:], completion=(0,) * min(room + -(-read // layers), row.length + read))
+        row._replace(prompt=row.prompt[read:], completion=(0,) * min(room + begun.copied, row.length + read))
         for row in rows
     ]
-    return length_batches(own, budget)
+    return length_batches(own, budget, alike=begun.pads)
 
 
 def _forget_own_settings(model: Any) -> None:
@@ -264,13 +265,14 @@ def _generate_batch(
     start_ids: Ids = (),
     *,
     step: int = PAD_STEP,
-    begun: Begun | None = None,
+    begun: Begun | Onward | None = None,
 ) -> list[Ids]:
     prompts, said = [row.prompt for row in rows], [row.said for row in rows]
     given, before = generation_inputs(
-        prompts, pad_id=pad_id, device=device, start_ids=start_ids, said=said, step=step, begun=begun
+        model, prompts, pad_id=pad_id, device=device, start_ids=start_ids, said=said, step=step, begun=begun
     )
-    out = model.generate(**given, generation_config=config)
+    with nullcontext() if begun is None else begun.attending(model):
+        out = model.generate(**given, generation_config=config)
     return [tuple(row) for row in out[:, before:].tolist()]
 
 

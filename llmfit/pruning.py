@@ -141,7 +141,7 @@ def _answer(
     """
     search, trie = _Search(nodes, len(rows), margin), nodes.trie
     prompts = [row.prompt for row in rows]
-    with scoring.whole(kept):
+    with kept.whole():
         states, words, layout = read_rows(model, prompts, pad_id=pad_id, device=device, shared=shared, kept=kept)
     first = choices(words, states[:, None], trie.following[:1])  # (R, 1, C)
     search.learn(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64), first[:, 0])

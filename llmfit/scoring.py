@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,7 +40,7 @@ from llmfit.objectives import completion_losses
 from llmfit.packing import KeptBeginning, by_beginning, packed, parted
 from llmfit.tries import Trie, tries
 
-__all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels", "whole"]
+__all__ = ["head_outputs", "label_sequences", "reference_losses", "run_batches", "score_labels"]
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ def _score_packed(
     @torch.inference_mode()
     def score(part: list[Encoded]) -> NDArray[np.float64]:
         prompts = [row.prompt for row in part]
-        with whole(kept):
+        with kept.whole():
             batch = ask(prompts, trie.tokens, trie.tree, pad_id=pad_id, device=device, shared=shared, kept=kept)
             states, words = completion_states(model, batch)
         log_probs = choices(words, states.view(len(part), len(trie.following), -1), trie.following)  # (R, 1 + n, C)
@@ -190,16 +190,6 @@ def _sums(log_probs: torch.Tensor, path: torch.Tensor, known: torch.Tensor) -> N
     """Add up the log-probabilities, of (R, P, C), that each label passes: (R, K)."""
     chosen = log_probs[:, path[..., 0], path[..., 1]]  # (R, K, L)
     return chosen.cpu().double().where(known, 0.0).sum(-1).numpy()
-
-
-@contextmanager
-def whole(kept: KeptBeginning) -> Iterator[None]:
-    """Forget keys and values where a pass fails, before all layers have theirs."""
-    try:
-        yield
-    except BaseException:
-        kept.clear()
-        raise
 
 
 # Padded ---------------------------------------------------------------------------------------------
@@ -314,7 +304,7 @@ def reference_losses(
     shared = packable(model, rows, pad_id=pad_id, device=device, start_ids=start_ids) if rows else None
 
     def measure(part: list[Encoded], begun: int | None, kept: KeptBeginning) -> torch.Tensor:
-        with whole(kept):
+        with kept.whole():
             return completion_losses(model, collate(part, pad_id, device, start_ids, shared=begun, kept=kept))
 
     with packed(model) if shared is not None else nullcontext():
@@ -359,7 +349,7 @@ def head_outputs(
 
     @torch.no_grad()
     def run(part: list[Encoded], begun: int | None, kept: KeptBeginning) -> torch.Tensor:
-        with whole(kept):
+        with kept.whole():
             return answer(model, collate_answers(part, pad_id, device, begun, kept)).cpu()
 
     with packed(model) if shared is not None else nullcontext():

@@ -1,18 +1,20 @@
-"""Answers behind what all prompts begin with: how many rows go together, and what is held of the beginning."""
+"""Answers behind packed prompts, or behind what all begin with: the same, in batches of more rows, which hold less."""
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from torch_side import generator
+from torch_side import generator, make_other
 
 from llmfit import inference
-from llmfit.exceptions import TruncationWarning
-from llmfit.forward import generation
+from llmfit.exceptions import MemoryWarning, PackingWarning, TruncationWarning
+from llmfit.forward import generation, onward
+from llmfit.packing import attention
 
 TASK = "Say what kind of a thing this is, in one word. " * 5  # 235 tokens
 ROOM = 12
@@ -33,6 +35,14 @@ def texts(model: Any, rows: pd.DataFrame) -> list[str]:
         return list(model.predict(rows))
 
 
+@pytest.fixture(params=["packed", "begun"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let prompts be read packed, or padded behind what all begin with, as by a model that cannot pack them."""
+    if request.param == "begun":
+        monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+    return str(request.param)
+
+
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each batch."""
@@ -47,27 +57,29 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_a_row_takes_its_own_tokens_and_the_room_for_its_answer(settings, sizes):
+def test_a_row_takes_its_own_tokens_and_the_room_for_its_answer(reading, settings, sizes):
     rows = rows_of(90)
     begins = len("<") + len(TASK) + len("thing 0")  # the BOS, the task, and what the first texts begin with
     own = len("thing 000 of all things, 000") - len("thing 0")
     found = texts(fitted(settings, batch_tokens=2400), rows)
-    together = 2400 // (own + ROOM + begins // 2)  # of two layers one has a copy of the beginning at a time
+    held = {"begun": own + ROOM + begins // 2, "packed": 1 + own + ROOM}  # of two layers one has a copy at a time
+    together = 2400 // held[reading]
     assert sizes == [together] * (90 // together) + [90 % together] * (90 % together > 0)
     assert 2400 // 2 // (begins + own) < together / 2  # so many they were, when the beginning was counted for each
     assert found == texts(fitted(settings, batch_tokens=1), rows)
 
 
-def test_a_long_answer_is_no_reason_for_fewer_rows_than_whole_prompts_would_be(settings, sizes):
+def test_a_long_answer_is_no_reason_for_fewer_rows_than_whole_prompts_would_be(reading, settings, sizes):
     rows = pd.DataFrame({"text": [f"{i}" for i in range(10, 40)]})
     whole = len("<" + "x" * 30 + "10 is a")
     texts(
         fitted(settings, template="x" * 30 + "{text} is a", generation={"max_new_tokens": 200}, batch_tokens=800), rows
     )
-    assert set(sizes) == {800 // 2 // whole}
+    assert set(sizes) == {800 // (2 * whole)}
 
 
 def test_the_beginning_is_held_once_for_all_rows_of_a_batch(settings, monkeypatch):
+    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
     held: list[tuple[torch.Size, torch.Size]] = []
     real = generation.Continued.update
 
@@ -87,14 +99,167 @@ def test_the_beginning_is_held_once_for_all_rows_of_a_batch(settings, monkeypatc
     assert behind[-2] < 32 + ROOM  # a row's own tokens, padded, and its answer
 
 
+def test_packed_rows_stand_side_by_side_behind_one_beginning(settings, monkeypatch):
+    held: list[tuple[torch.Size, int]] = []
+    real = onward.SideBySide.update
+
+    def update(self: Any, *given: Any) -> Any:
+        keys, values = real(self, *given)
+        assert keys.shape == values.shape
+        assert keys.transpose(0, 1).is_contiguous()  # nothing is copied to attend to them
+        held.append((keys.shape, self.get_seq_length()))
+        return keys, values
+
+    monkeypatch.setattr(onward.SideBySide, "update", update)
+    texts(fitted(settings), rows_of(7))
+    held = [(shape, tokens) for shape, tokens in held if shape[0] == 7]  # others are looked at
+    assert len(held) == 2 * ROOM  # of two layers
+    assert {shape[2] % 16 for shape, _ in held} == {0}
+    assert held[-1][0][2] <= 32 + ROOM + 4  # own tokens, padded, and the answer, in steps of 16
+    assert held[-1][1] - held[0][1] == ROOM - 1
+
+
+def test_a_long_row_takes_room_beside_short_ones(settings, sizes, monkeypatch):
+    """What is kept of each row is as wide as that of the longest one of its batch."""
+    cells, real = [], onward.SideBySide.update
+
+    def update(self: Any, *given: Any) -> Any:
+        cells.append(self.kept[0].shape[1] * self.filled)
+        return real(self, *given)
+
+    monkeypatch.setattr(onward.SideBySide, "update", update)
+    rows = pd.DataFrame({"text": ["x" * 200, *(f"thing {i}" for i in range(40))]})
+    texts(fitted(settings, batch_tokens=1000), rows)
+    assert sizes[0] == 1000 // (200 + ROOM + len(" "))
+    assert sum(sizes) == 41
+    assert max(cells) <= 1000
+
+
+def test_a_long_beginning_is_read_by_itself(settings, monkeypatch):
+    model = fitted(settings, template=TASK * 3 + "{text}", max_length=None)
+    texts(model, rows_of(3))
+    seen: list[int] = []
+    watching = model._fitted_base().model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        texts(model, rows_of(40))
+    finally:
+        watching.remove()
+    begins, own = len("<" + TASK * 3 + "thing 0"), len("00 of all things, 000")
+    assert begins - 1 <= seen[0] <= begins + 16
+    assert 40 * own <= seen[1] <= 40 * own + 16
+
+
+def test_packed_prompts_are_computed_once_without_padding(settings, monkeypatch):
+    rows = pd.DataFrame({"text": [f"{i:02d}" + "x" * (i % 9) ** 2 for i in range(30)]})
+    model = fitted(settings)
+    texts(model, rows[:4])  # looks at what it meets for the first time
+    seen: list[int] = []
+    watching = model._fitted_base().model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        texts(model, rows)
+    finally:
+        watching.remove()
+    shared, own = 1 + len(TASK), sum(map(len, rows["text"]))  # the BOS and the task
+    assert shared + own - len(rows) <= seen[0] <= shared + own + 16
+    assert seen[1:] == [30] * ROOM
+
+
 @pytest.mark.parametrize("drawing", [{}, {"do_sample": True, "top_k": 3}])
-def test_answers_behind_a_beginning_are_those_of_whole_prompts(drawing, settings, monkeypatch):
+def test_answers_behind_a_beginning_are_those_of_whole_prompts(drawing, reading, settings, monkeypatch):
     rows = rows_of(9)
     model = fitted(settings, generation={"max_new_tokens": ROOM, **drawing}, batch_tokens=10**6)
     behind = texts(model, rows)
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     assert texts(model, rows) == behind
     assert len(set(behind)) > 1
+
+
+RAGGED = ["a", "bb " * 9, "c" * 70, "dd", "e e e", "f" * 33, "gg " * 21, "h", "ii" * 8, "j" * 17, "k" * 16]
+OF_ALL_KINDS: dict[str, dict[str, Any]] = {
+    "a task": {"template": TASK + "{text}"},
+    "nothing shared": {"template": "{text} is a"},
+    "LoRA": {"adapter": {"r": 4}},
+    "prefix tuning": {"adapter": "prefix_tuning"},
+    "INT8": {"quantization": {"bits": 8}, "adapter": {"r": 4}},
+    "penalties": {"generation": {"max_new_tokens": ROOM, "repetition_penalty": 1.5}},
+    "short answers": {"generation": {"max_new_tokens": 1}},
+    "long answers": {"generation": {"max_new_tokens": 40, "min_new_tokens": 40}},
+    "beams": {"generation": {"max_new_tokens": 4, "num_beams": 2}},
+    "full": {"adapter": None, "epochs": 1},
+}
+
+
+@pytest.mark.parametrize("kind", OF_ALL_KINDS)
+def test_answers_are_the_same_in_every_way_of_reading_and_at_every_budget(kind, settings, monkeypatch):
+    rows = pd.DataFrame({"text": RAGGED, "label": "thing"})
+    model = fitted({**settings, "dtype": "float32" if kind == "INT8" else "float64"}, **OF_ALL_KINDS[kind])
+    packed = texts(model, rows)
+    assert texts(model.set_params(batch_tokens=150), rows) == packed
+    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+    assert texts(model, rows) == packed
+    monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
+    assert texts(model, rows) == packed
+    assert texts(model.set_params(batch_tokens="auto"), rows) == packed
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 1},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 4096},
+    "gpt2": {},
+    "gemma2": {"head_dim": 8},  # whose scores are capped: it is not packed
+    "phi": {},
+    "olmo2": {},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_other_kinds_answer_the_same(kind, tiny, settings, tmp_path, monkeypatch):
+    folder = make_other(tmp_path / kind, tiny, kind, **KINDS[kind])
+    dtype = "float32" if kind == "gemma2" else "float64"  # whose masks are no numbers in float64
+    model = fitted({**settings, "base_model": folder, "dtype": dtype})
+    rows, real, ways = pd.DataFrame({"text": RAGGED}), inference.begin, []
+    monkeypatch.setattr(inference, "begin", lambda *some, **named: ways.append(real(*some, **named)) or ways[-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PackingWarning)
+        found = texts(model, rows)
+    assert [type(way).__name__ for way in ways] == ["Begun" if kind == "gemma2" else "Onward"]
+    monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
+    assert texts(model, rows) == found
+
+
+def test_a_model_that_goes_on_otherwise_is_padded_with_a_warning(settings, tiny, tmp_path, monkeypatch):
+    expected, real = texts(fitted(settings), rows_of(5)), attention.by_row
+    monkeypatch.setattr(attention, "by_row", lambda *given: real(*given).flip(0))
+    model = fitted({**settings, "base_model": shutil.copytree(tiny, tmp_path / "not_met_before")})
+    with pytest.warns(PackingWarning) as warned:
+        found = texts(model, rows_of(5))
+    assert [str(one.message) for one in warned] == [
+        "This model cannot answer packed prompts a token at a time (its answers differ): they are padded, which takes "
+        "longer."
+    ]
+    assert found == expected
+
+
+def test_memory_that_runs_out_while_prompts_are_read_leaves_no_half_of_them(settings, monkeypatch):
+    rows, model = rows_of(9), fitted(settings)
+    expected, real, failed = texts(model, rows), attention.by_scores, []
+
+    def once(*given: Any) -> torch.Tensor:
+        if len(failed) < 3:  # in the second layer, behind one that has kept what all begin with
+            failed.append(True)
+            if len(failed) == 3:
+                raise torch.OutOfMemoryError("oom")
+        return real(*given)
+
+    monkeypatch.setattr(attention, "by_scores", once)
+    with pytest.warns(MemoryWarning, match="Memory ran out"):
+        assert texts(model, rows) == expected
 
 
 def test_the_words_weights_are_not_copied_for_each_row(settings):

@@ -154,23 +154,26 @@ def test_heads_read_packed_rows(adapter, pooling, batch_tokens, settings, ragged
 
 
 @pytest.mark.parametrize(
-    "generation", [{}, {"repetition_penalty": 1.3}, {"num_beams": 2}, {"do_sample": True}], ids=lambda given: str(given)
+    "drawing", [{}, {"repetition_penalty": 1.3}, {"num_beams": 2}, {"do_sample": True}], ids=lambda given: str(given)
 )
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
 @pytest.mark.filterwarnings("ignore:.*without an end")
 def test_answers_generated_behind_a_beginning_are_those_behind_whole_prompts(
-    generation, kind, tiny, tmp_path, settings, ragged, monkeypatch
+    drawing, packs, kind, tiny, tmp_path, settings, ragged, monkeypatch
 ):
     folder = tiny if kind == "llama" else make_other(tmp_path / kind, tiny, kind, n_positions=2048)
     own = {"base_model": folder, "target": "label", "batch_tokens": 1500, "dtype": "float64"}
-    own |= {"generation": {"max_new_tokens": 6, **generation}, "template": {"task": TASK, "template": "{task} {text}"}}
+    own |= {"generation": {"max_new_tokens": 6, **drawing}, "template": {"task": TASK, "template": "{task} {text}"}}
     model = llmfit.LLMGenerator(**{**settings, **own}).fit(ragged)
-    if "do_sample" in generation:  # what is drawn depends on which rows are together
-        monkeypatch.setattr(inference, "length_batches", lambda rows, _: iter([list(range(len(rows)))]))
+    if not packs:
+        monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+    if "do_sample" in drawing:  # what is drawn depends on which rows are together
+        monkeypatch.setattr(inference, "length_batches", lambda rows, *_, **__: iter([list(range(len(rows)))]))
     real, begun = inference.begin, []
     monkeypatch.setattr(inference, "begin", lambda *given, **named: begun.append(real(*given, **named)) or begun[-1])
     found = model.predict(ragged)
-    assert [len(each.ids) >= len(TASK) for each in begun] == [True] * ("num_beams" not in generation)
+    assert [len(each.ids) >= len(TASK) for each in begun] == [True] * ("num_beams" not in drawing)
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     pd.testing.assert_series_equal(found, model.predict(ragged))
     assert found.nunique() > 1
@@ -326,11 +329,14 @@ def test_a_model_that_reads_packed_rows_otherwise_is_padded_with_a_warning(tiny,
     assert not model.training
 
 
-def test_a_window_counts_what_is_generated(tiny, tmp_path):
+def test_a_window_counts_what_is_generated(tiny, tmp_path, monkeypatch):
     model = plain_model(make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=64))
     prompts = [(*range(5, 25), 30 + i) for i in range(3)]
-    assert begin(model, prompts, pad_id=0, device=CPU, room=10) is not None
-    assert begin(model, prompts, pad_id=0, device=CPU, room=40) is None
+    packed = [begin(model, prompts, pad_id=0, device=CPU, room=room) for room in (10, 42, 43)]
+    assert [type(way).__name__ for way in packed] == ["Onward", "Onward", "NoneType"]
+    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)  # padding counts as well
+    padded = [begin(model, prompts, pad_id=0, device=CPU, room=room) for room in (10, 40)]
+    assert [type(way).__name__ for way in padded] == ["Begun", "NoneType"]
 
 
 def test_a_window_counts_the_labels(tiny, tmp_path, settings, frame):
@@ -546,6 +552,7 @@ def test_a_tree_that_makes_rows_long_is_looked_at_too(tiny, monkeypatch):
 
 
 def test_a_beginning_is_looked_at_with_prompts_that_no_data_chooses(tiny, monkeypatch):
+    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
     looked_at: list[Any] = []
     real = generation._next_words
     monkeypatch.setattr(
@@ -559,6 +566,7 @@ def test_a_beginning_is_looked_at_with_prompts_that_no_data_chooses(tiny, monkey
 
 
 def test_a_model_that_begins_otherwise_reads_whole_prompts_with_a_warning(tiny, monkeypatch):
+    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
     model, real = plain_model(tiny), generation._next_words
     monkeypatch.setattr(generation, "_next_words", lambda *given: real(*given).roll(int(given[4] is not None), dims=-1))
     prompts = [(1, *range(70, 100), last) for last in (5, 6)]

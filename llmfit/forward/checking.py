@@ -35,6 +35,7 @@ WAYS = {
     "begun": "read prompts whose beginning is known",
     "beside": "read rows of several adapters at once",
     "behind": "go on from packed rows that it has read",
+    "onward": "answer packed prompts a token at a time",
     "in pieces": "make the words of padded rows a piece at a time",
 }
 INSTEAD = {
@@ -42,6 +43,7 @@ INSTEAD = {
     "begun": "they are read whole, which takes longer",
     "beside": "adapters are trained one by one, which takes longer",
     "behind": "all classes are read behind each prompt, which takes longer",
+    "onward": "they are padded, which takes longer",
     "in pieces": "they are made at once, which takes more memory",
 }
 ROUNDING = {1: 0.05, 2: 0.03, 4: 1e-3}  # by the bytes of the smallest numbers that take part

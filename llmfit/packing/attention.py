@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llmfit.exceptions import LLMFitError
-from llmfit.packing.behind import Behind
+from llmfit.packing.behind import Behind, OneMore
 from llmfit.packing.layouts import Group, Layout, Layouts
-from llmfit.packing.within import by_kernel, by_scores
+from llmfit.packing.within import by_kernel, by_row, by_scores
 
 __all__ = ["PackingError", "packed"]
 
@@ -68,7 +68,7 @@ def attend(
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Layout | Layouts | Behind | None = None,
+    layout: Layout | Layouts | Behind | OneMore | None = None,
     pairs: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -77,13 +77,16 @@ def attend(
     Parameters
     ----------
     query : Tensor of shape (1, heads, length, D)
+        By :class:`OneMore`, of shape (B, heads, 1, D).
     key, value : Tensor of shape (1, heads that queries share, length, D)
+        By :class:`OneMore`, of shape (B, heads that queries share, W, D).
     pairs : int or None
         Pairs of tokens up to which a GPU looks at all of them; None is `TABLE`.
 
     Returns
     -------
     Tensor of shape (1, length, heads, D)
+        By :class:`OneMore`, of shape (B, 1, heads, D).
     None
     """
     if layout is None:
@@ -97,6 +100,8 @@ def attend(
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first
     with torch.autocast(device, enabled=False):  # of one dtype by now, also on the way back
+        if isinstance(layout, OneMore):
+            return _one_more(module, query, key, value, layout, scale, settings), None
         if isinstance(layout, Layouts):
             split = (torch.split(x, [part.length for part in layout.parts]) for x in (q, k, v))
             each = [
@@ -107,6 +112,22 @@ def attend(
         if isinstance(layout, Behind):
             return _go_on(module, q, k, v, layout, scale, settings)[None], None
         return _by_layout(module, q, k, v, layout, scale, dropout, settings, most)[None], None
+
+
+def _one_more(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: OneMore,
+    scale: float,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """Attend from a token each of rows side by side, in evaluation: (B, 1, heads, D)."""
+    _check_settings(module, layout, settings)
+    if query.shape[2] != 1 or key.shape[2] != layout.known.shape[1]:
+        raise PackingError("it keeps other keys and values than those of each token")
+    return by_row(query * scale, key, value, layout.before.get(module.layer_idx), layout.known)
 
 
 def _go_on(
@@ -210,7 +231,7 @@ def _by_table(
     return out[0].transpose(0, 1)
 
 
-def _check_settings(module: Any, layout: Layout | Behind, settings: dict[str, Any]) -> None:
+def _check_settings(module: Any, layout: Layout | Behind | OneMore, settings: dict[str, Any]) -> None:
     if any(settings.get(name) is not None for name in REFUSED) or not getattr(module, "is_causal", True):
         raise PackingError("its attention is of another kind")
     window = settings.get("sliding_window")

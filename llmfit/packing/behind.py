@@ -1,7 +1,7 @@
 """Where tokens stand that go on from packed rows which were read before, and which of them sees which.
 
-Takes the layout of those rows and a branch of answers for some of them; gives a :class:`Behind`. Knows tensors of
-places and no model.
+Takes the layout of those rows and a branch of answers for some of them; gives a :class:`Behind`. Where each row goes on
+by one token, rows stand side by side instead: :class:`OneMore`. Knows tensors of places and no model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
-from llmfit.packing.layouts import SCORES, Group, Layout, Tree, width_class
+from llmfit.packing.layouts import SCORES, Group, KeptBeginning, Layout, Tree, width_class
 
-__all__ = ["Behind", "Branch", "Part", "lay_behind"]
+__all__ = ["Behind", "Branch", "OneMore", "Part", "lay_behind"]
 
 
 class Branch(NamedTuple):
@@ -87,6 +87,25 @@ class Behind:
     longest: int
     parts: tuple[Part, ...]
     met: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class OneMore:
+    """One more token behind each of some rows, whose keys and values stand side by side.
+
+    Attributes
+    ----------
+    before : KeptBeginning
+        Of what all of them begin with; empty where that is nothing.
+    known : Tensor of bool, of shape (B, W)
+        At which places behind it a row has a token, the new one too.
+    longest : int
+        Tokens that a row may come to.
+    """
+
+    before: KeptBeginning
+    known: torch.Tensor
+    longest: int
 
 
 def lay_behind(before: Layout, rows: Sequence[int], branches: Sequence[Branch]) -> Behind:

@@ -5,7 +5,8 @@ Takes lengths of rows and trees of answers; gives a :class:`Layout`. Knows tenso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -52,6 +53,15 @@ class KeptBeginning(dict[int, tuple[torch.Tensor, torch.Tensor]]):
         """Forget all of it."""
         super().clear()
         self.summed = None
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Forget all of it where a pass fails, before all layers have theirs."""
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
 
 
 class Tree(NamedTuple):

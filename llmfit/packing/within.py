@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["both_ways", "by_kernel", "by_scores"]
+__all__ = ["both_ways", "by_kernel", "by_row", "by_scores"]
 
 ROUNDING = {1: 0.03, 2: 0.03, 4: 1e-3}  # by the bytes of a number
 
@@ -78,6 +78,35 @@ def by_kernel(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
     )
     return out.transpose(1, 2).reshape(b * t, query.shape[1], -1)
+
+
+def by_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, before: Before, known: torch.Tensor
+) -> torch.Tensor:
+    """Attend from one token of each row, as :func:`by_scores` does; nothing is copied where rows follow one another.
+
+    Parameters
+    ----------
+    query : Tensor of shape (B, heads, 1, D)
+        Scaled.
+    key, value : Tensor of shape (B, heads that queries share, W, D)
+        Best with the rows of one head behind one another in memory.
+    before : (Tensor, Tensor) of shape (heads that queries share, S, D), or None
+    known : Tensor of bool, of shape (B, W)
+
+    Returns
+    -------
+    Tensor of shape (B, 1, heads, D)
+    """
+    rows, every = query.shape[:2]
+    heads, width = key.shape[1:3]
+    keys_before, values_before = (None, None) if before is None else before
+    q = _by_head(query[:, :, 0], rows, heads)
+    k, v = (x.transpose(0, 1).reshape(heads * rows, width, -1) for x in (key, value))
+    scores = _meet(q, k, keys_before).view(heads, rows, every // heads, -1)
+    scores[..., scores.shape[-1] - width :].masked_fill_(~known[None, :, None, :], -torch.inf)
+    read = _weigh(scores.flatten(0, 1).softmax(-1), v, values_before)
+    return _by_token(read, rows, heads, every // heads).view(rows, 1, every, -1)
 
 
 @torch.enable_grad()
