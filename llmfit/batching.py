@@ -132,8 +132,7 @@ def length_batches(
 ) -> Iterator[list[int]]:
     """Part rows into batches of like length within a budget, longest first.
 
-    A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding, unless rows
-    need not be `alike`. The order
+    A batch that is worth a forward pass ends where rows get much shorter, so that little of it is padding. The order
     depends on the rows' contents alone, so that shuffled rows meet in the same batches. What decoders have said before
     their answers is of one length in a batch: nothing is padded there.
 
@@ -147,7 +146,7 @@ def length_batches(
     kept : bool
         Whether those stand in the first batch only, whose keys and values serve the others.
     alike : bool
-        Whether padding takes as long as tokens, and not memory alone.
+        Whether a batch ends where rows get much shorter; not where padding takes memory alone, and no time.
 
     Yields
     ------

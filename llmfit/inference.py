@@ -169,9 +169,10 @@ def generate(
     # together, unpadded.
     counting = not start_ids and (settings.repetition_penalty != 1.0 or settings.no_repeat_ngram_size > 0)
     kinds = [(room, row.length if counting else 0) for room, row in zip(rooms, rows, strict=True)]
-    where, budget = {"pad_id": pad_id, "device": device, "room": max_new_tokens}, auto_budget(batch_tokens, device)
+    budget = auto_budget(batch_tokens, device)
+    where = {"pad_id": pad_id, "device": device, "room": max_new_tokens, "budget": budget}
     begins = not start_ids and settings.num_beams == 1  # beams copy no cache that is given
-    for positions, begun in _behind(model, rows, budget, where) if begins else [([*range(len(rows))], None)]:
+    for positions, begun in _behind(model, rows, where) if begins else [([*range(len(rows))], None)]:
         for kind in sorted({kinds[i] for i in positions}, reverse=True):  # rows near the context's end answer apart
             alike = [i for i in positions if kinds[i] == kind]
             some = [rows[i] for i in alike]
@@ -195,13 +196,13 @@ def generate(
 
 
 def _behind(
-    model: Any, rows: Sequence[Encoded], budget: int, where: dict[str, Any]
+    model: Any, rows: Sequence[Encoded], where: dict[str, Any]
 ) -> Iterator[tuple[list[int], Begun | Onward | None]]:
     """Part rows by what they begin with, read when the turn of a part comes; those that are read whole come last."""
     prompts = [row.prompt for row in rows]
     whole: list[int] = []
     able = True
-    for positions, shared in by_beginning(prompts, common_prefix(prompts), budget):
+    for positions, shared in by_beginning(prompts, common_prefix(prompts), where["budget"]):
         begun = begin(model, [prompts[i] for i in positions], **where) if able else None
         if begun is not None:
             yield positions, begun

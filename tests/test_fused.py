@@ -706,6 +706,17 @@ def test_adapters_that_are_mixed_up_are_noticed_before_they_have_learned(one, ra
     assert_as_alone(outcomes, ragged)
 
 
+@pytest.mark.usefixtures("sorting")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_of_several_targets_that_are_mixed_up_are_noticed(dtype, settings, ragged, beside):
+    rows = ragged.assign(size=["small", "big"] * 8)
+    several = LLMEstimator(**{**settings, "adapter": "lora", "target": ["label", "size"], "dtype": dtype})
+    with pytest.warns(PackingWarning, match="rows of several adapters at once"):
+        outcomes = joining.fit_together(candidates(several, {"adapter__r": [2, 4]}), rows, None, {})
+    assert not beside
+    assert all(outcome.error is None for outcome in outcomes)
+
+
 ATTENTION, FEEDING = {"adapter__target_modules": [["q_proj"]]}, {"adapter__target_modules": [["up_proj"]]}
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from torch_side import generator, make_other
+from torch_side import CPU, generator, make_other, plain_model
 
 from llmfit import inference
 from llmfit.exceptions import MemoryWarning, PackingWarning, TruncationWarning
-from llmfit.forward import generation, onward
-from llmfit.packing import attention
+from llmfit.forward import generation, onward, read_rows
+from llmfit.packing import KeptBeginning, attention, packed
 
 TASK = "Say what kind of a thing this is, in one word. " * 5  # 235 tokens
 ROOM = 12
@@ -39,7 +39,7 @@ def texts(model: Any, rows: pd.DataFrame) -> list[str]:
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let prompts be read packed, or padded behind what all begin with, as by a model that cannot pack them."""
     if request.param == "begun":
-        monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+        monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)
     return str(request.param)
 
 
@@ -79,7 +79,7 @@ def test_a_long_answer_is_no_reason_for_fewer_rows_than_whole_prompts_would_be(r
 
 
 def test_the_beginning_is_held_once_for_all_rows_of_a_batch(settings, monkeypatch):
-    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+    monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)
     held: list[tuple[torch.Size, torch.Size]] = []
     real = generation.Continued.update
 
@@ -124,7 +124,7 @@ def test_a_long_row_takes_room_beside_short_ones(settings, sizes, monkeypatch):
     cells, real = [], onward.SideBySide.update
 
     def update(self: Any, *given: Any) -> Any:
-        cells.append(self.kept[0].shape[1] * self.filled)
+        cells.append(self.kept[0].shape[1] * self.kept[0].shape[2])
         return real(self, *given)
 
     monkeypatch.setattr(onward.SideBySide, "update", update)
@@ -132,7 +132,7 @@ def test_a_long_row_takes_room_beside_short_ones(settings, sizes, monkeypatch):
     texts(fitted(settings, batch_tokens=1000), rows)
     assert sizes[0] == 1000 // (200 + ROOM + len(" "))
     assert sum(sizes) == 41
-    assert max(cells) <= 1000
+    assert max(cells) <= 1000 + 41 * 15  # places are taken by steps of 16
 
 
 def test_a_long_beginning_is_read_by_itself(settings, monkeypatch):
@@ -178,59 +178,119 @@ def test_answers_behind_a_beginning_are_those_of_whole_prompts(drawing, reading,
     assert len(set(behind)) > 1
 
 
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How the prompts of each part are read."""
+    real, seen = inference.begin, []
+
+    def begin(*given: Any, **named: Any) -> Any:
+        way = real(*given, **named)
+        seen.append(type(way).__name__)
+        return way
+
+    monkeypatch.setattr(inference, "begin", begin)
+    return seen
+
+
 RAGGED = ["a", "bb " * 9, "c" * 70, "dd", "e e e", "f" * 33, "gg " * 21, "h", "ii" * 8, "j" * 17, "k" * 16]
-OF_ALL_KINDS: dict[str, dict[str, Any]] = {
-    "a task": {"template": TASK + "{text}"},
-    "nothing shared": {"template": "{text} is a"},
-    "LoRA": {"adapter": {"r": 4}},
-    "prefix tuning": {"adapter": "prefix_tuning"},
-    "INT8": {"quantization": {"bits": 8}, "adapter": {"r": 4}},
-    "penalties": {"generation": {"max_new_tokens": ROOM, "repetition_penalty": 1.5}},
-    "short answers": {"generation": {"max_new_tokens": 1}},
-    "long answers": {"generation": {"max_new_tokens": 40, "min_new_tokens": 40}},
-    "beams": {"generation": {"max_new_tokens": 4, "num_beams": 2}},
-    "full": {"adapter": None, "epochs": 1},
+OF_ALL_KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a task": ({"template": TASK + "{text}"}, ["Onward"]),
+    "nothing shared": ({"template": "{text} is a"}, ["Onward"]),
+    "LoRA": ({"adapter": {"r": 4}}, ["Onward"]),
+    "DoRA": ({"adapter": {"r": 4, "use_dora": True}}, ["Onward"]),
+    "prefix tuning": ({"adapter": "prefix_tuning"}, ["NoneType"]),
+    "INT8": ({"quantization": {"bits": 8}, "adapter": {"r": 4}}, ["Onward"]),
+    "penalties": ({"generation": {"max_new_tokens": ROOM, "repetition_penalty": 1.5}}, ["Onward"]),
+    "short answers": ({"generation": {"max_new_tokens": 1}}, ["Onward"]),
+    "long answers": ({"generation": {"max_new_tokens": 40, "min_new_tokens": 40}}, ["Onward"]),
+    "beams": ({"generation": {"max_new_tokens": 4, "num_beams": 2}}, []),
 }
 
 
 @pytest.mark.parametrize("kind", OF_ALL_KINDS)
-def test_answers_are_the_same_in_every_way_of_reading_and_at_every_budget(kind, settings, monkeypatch):
+def test_answers_are_the_same_in_every_way_of_reading_and_at_every_budget(kind, ways, settings, monkeypatch):
     rows = pd.DataFrame({"text": RAGGED, "label": "thing"})
-    model = fitted({**settings, "dtype": "float32" if kind == "INT8" else "float64"}, **OF_ALL_KINDS[kind])
-    packed = texts(model, rows)
-    assert texts(model.set_params(batch_tokens=150), rows) == packed
-    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
-    assert texts(model, rows) == packed
+    changed, expected = OF_ALL_KINDS[kind]
+    model = fitted({**settings, "dtype": "float32" if kind == "INT8" else "float64"}, **changed)
+    found = texts(model, rows)
+    assert ways == expected
+    assert len(set(found)) > 1
+    assert texts(model.set_params(batch_tokens=150), rows) == found
+    monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)
+    assert texts(model, rows) == found
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
-    assert texts(model, rows) == packed
-    assert texts(model.set_params(batch_tokens="auto"), rows) == packed
+    assert texts(model, rows) == found
+    assert texts(model.set_params(batch_tokens="auto"), rows) == found
 
 
-KINDS: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 1},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "mistral": {"sliding_window": 4096},
-    "gpt2": {},
-    "gemma2": {"head_dim": 8},  # whose scores are capped: it is not packed
-    "phi": {},
-    "olmo2": {},
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "llama": ({"num_key_value_heads": 1}, "Onward"),
+    "qwen2": ({}, "Onward"),
+    "qwen3": ({"head_dim": 16}, "Onward"),
+    "qwen2_moe": ({"num_experts": 4, "shared_expert_intermediate_size": 16, **EXPERTS}, "Onward"),
+    "mistral": ({"sliding_window": 4096}, "Onward"),
+    "gpt2": ({}, "Onward"),
+    "phi3": ({"pad_token_id": 0}, "Onward"),
+    "olmo2": ({}, "Onward"),
+    "gemma2": ({"head_dim": 8}, "Begun"),  # whose scores are capped
+    "deepseek_v3": (
+        {"num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, **EXPERTS, **LATENT},
+        "Begun",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_models_of_other_kinds_answer_the_same(kind, tiny, settings, tmp_path, monkeypatch):
-    folder = make_other(tmp_path / kind, tiny, kind, **KINDS[kind])
-    dtype = "float32" if kind == "gemma2" else "float64"  # whose masks are no numbers in float64
-    model = fitted({**settings, "base_model": folder, "dtype": dtype})
-    rows, real, ways = pd.DataFrame({"text": RAGGED}), inference.begin, []
-    monkeypatch.setattr(inference, "begin", lambda *some, **named: ways.append(real(*some, **named)) or ways[-1])
+def test_models_of_other_kinds_answer_the_same(kind, ways, tiny, settings, tmp_path, monkeypatch):
+    changed, expected = KINDS[kind]
+    folder = make_other(tmp_path / kind, tiny, kind, **changed)
+    dtype = "float32" if kind in ("gemma2", "qwen2_moe") else "float64"  # which they have no masks or products for
+    model, rows = fitted({**settings, "base_model": folder, "dtype": dtype}), pd.DataFrame({"text": RAGGED})
     with warnings.catch_warnings():
         warnings.simplefilter("error", PackingWarning)
         found = texts(model, rows)
-    assert [type(way).__name__ for way in ways] == ["Begun" if kind == "gemma2" else "Onward"]
+    assert ways == [expected]
+    assert len(set(found)) > 1
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     assert texts(model, rows) == found
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_numbers_of_few_bits_are_read_packed_too(dtype, ways, settings):
+    model, rows = fitted({**settings, "dtype": dtype}), pd.DataFrame({"text": RAGGED})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PackingWarning)
+        found = texts(model, rows)
+    assert ways == ["Onward"]
+    assert len(set(found)) > 1
+
+
+def test_layers_that_attend_to_what_others_keep_keep_nothing(ways, tiny, settings, tmp_path, monkeypatch):
+    sizes = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "head_dim": 8, "vocab_size_per_layer_input": 261}
+    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 8}
+    folder = make_other(tmp_path / "gemma4", tiny, "gemma4_text", global_head_dim=8, **sizes, **kinds)
+    kept, real = [], onward.Onward.make_cache
+    monkeypatch.setattr(
+        onward.Onward, "make_cache", lambda *given, **named: kept.append(real(*given, **named)) or kept[-1]
+    )
+    model, rows = fitted({**settings, "base_model": folder}), pd.DataFrame({"text": RAGGED})
+    found = texts(model, rows)
+    assert ways == ["Onward"]
+    each = [isinstance(layer, onward.SideBySide) for layer in kept[-1].layers]
+    assert each == [True, True, False, False]
+    monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
+    assert texts(model, rows) == found
+
+
+def test_what_is_kept_of_a_packed_row_is_no_part_of_something_larger(tiny, tmp_path):
+    """As of one projection of queries, keys and values, all of which would stay in memory."""
+    model = plain_model(make_other(tmp_path / "gpt2", tiny, "gpt2"))
+    with torch.no_grad(), packed(model):
+        _, _, layout = read_rows(model, [(5, 6, 7), (5, 8)], pad_id=0, device=CPU, shared=1, kept=KeptBeginning())
+    for keys, values in layout.read.values():
+        assert keys.untyped_storage().nbytes() == values.untyped_storage().nbytes() == keys.numel() * 4
 
 
 def test_a_model_that_goes_on_otherwise_is_padded_with_a_warning(settings, tiny, tmp_path, monkeypatch):
@@ -246,20 +306,31 @@ def test_a_model_that_goes_on_otherwise_is_padded_with_a_warning(settings, tiny,
     assert found == expected
 
 
-def test_memory_that_runs_out_while_prompts_are_read_leaves_no_half_of_them(settings, monkeypatch):
-    rows, model = rows_of(9), fitted(settings)
-    expected, real, failed = texts(model, rows), attention.by_scores, []
+@pytest.mark.parametrize("fails", ["in the first pass", "behind a beginning that is read"])
+def test_memory_that_runs_out_while_prompts_are_read_leaves_no_half_of_them(fails, settings, monkeypatch):
+    """What was read before is kept, and what was half read is read again."""
+    long = fails != "in the first pass"
+    rows, model = rows_of(9), fitted(settings, template=TASK * (3 if long else 1) + "{text}", max_length=None)
+    expected, real, passes, failed = texts(model, rows), attention._by_layout, [], []
+    watching = model._fitted_base().model.register_forward_pre_hook(
+        lambda _, __, given: passes.append([given["input_ids"].numel(), 0]), with_kwargs=True
+    )
 
     def once(*given: Any) -> torch.Tensor:
-        if len(failed) < 3:  # in the second layer, behind one that has kept what all begin with
+        passes[-1][1] += 1
+        if not failed and len(passes) == 1 + long and passes[-1][1] == 2:  # in the second layer
             failed.append(True)
-            if len(failed) == 3:
-                raise torch.OutOfMemoryError("oom")
+            raise torch.OutOfMemoryError("oom")
         return real(*given)
 
-    monkeypatch.setattr(attention, "by_scores", once)
-    with pytest.warns(MemoryWarning, match="Memory ran out"):
-        assert texts(model, rows) == expected
+    monkeypatch.setattr(attention, "_by_layout", once)
+    try:
+        with pytest.warns(MemoryWarning, match="Memory ran out"):
+            assert texts(model, rows) == expected
+    finally:
+        watching.remove()
+    assert failed
+    assert sum(tokens > len(TASK) for tokens, _ in passes) == (1 if long else 2)
 
 
 def test_the_words_weights_are_not_copied_for_each_row(settings):

@@ -167,7 +167,7 @@ def test_answers_generated_behind_a_beginning_are_those_behind_whole_prompts(
     own |= {"generation": {"max_new_tokens": 6, **drawing}, "template": {"task": TASK, "template": "{task} {text}"}}
     model = llmfit.LLMGenerator(**{**settings, **own}).fit(ragged)
     if not packs:
-        monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+        monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)
     if "do_sample" in drawing:  # what is drawn depends on which rows are together
         monkeypatch.setattr(inference, "length_batches", lambda rows, *_, **__: iter([list(range(len(rows)))]))
     real, begun = inference.begin, []
@@ -332,10 +332,10 @@ def test_a_model_that_reads_packed_rows_otherwise_is_padded_with_a_warning(tiny,
 def test_a_window_counts_what_is_generated(tiny, tmp_path, monkeypatch):
     model = plain_model(make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=64))
     prompts = [(*range(5, 25), 30 + i) for i in range(3)]
-    packed = [begin(model, prompts, pad_id=0, device=CPU, room=room) for room in (10, 42, 43)]
+    packed = [begin(model, prompts, pad_id=0, device=CPU, room=room, budget=4096) for room in (10, 42, 43)]
     assert [type(way).__name__ for way in packed] == ["Onward", "Onward", "NoneType"]
-    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)  # padding counts as well
-    padded = [begin(model, prompts, pad_id=0, device=CPU, room=room) for room in (10, 40)]
+    monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)  # padding counts as well
+    padded = [begin(model, prompts, pad_id=0, device=CPU, room=room, budget=4096) for room in (10, 40)]
     assert [type(way).__name__ for way in padded] == ["Begun", "NoneType"]
 
 
@@ -552,7 +552,7 @@ def test_a_tree_that_makes_rows_long_is_looked_at_too(tiny, monkeypatch):
 
 
 def test_a_beginning_is_looked_at_with_prompts_that_no_data_chooses(tiny, monkeypatch):
-    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+    monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)
     looked_at: list[Any] = []
     real = generation._next_words
     monkeypatch.setattr(
@@ -560,18 +560,18 @@ def test_a_beginning_is_looked_at_with_prompts_that_no_data_chooses(tiny, monkey
     )
     for first in (70, 90):
         prompts = [(1, *range(first, first + 30), last) for last in (5, 6)]
-        assert begin(plain_model(tiny), prompts, pad_id=0, device=CPU, room=4) is not None
+        assert begin(plain_model(tiny), prompts, pad_id=0, device=CPU, room=4, budget=4096) is not None
     assert looked_at[:2] == looked_at[2:]
     assert len(set(map(len, looked_at[0]))) == 2  # one of them has padding behind the beginning
 
 
 def test_a_model_that_begins_otherwise_reads_whole_prompts_with_a_warning(tiny, monkeypatch):
-    monkeypatch.setattr(generation, "go_onward", lambda *_, **__: None)
+    monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)
     model, real = plain_model(tiny), generation._next_words
     monkeypatch.setattr(generation, "_next_words", lambda *given: real(*given).roll(int(given[4] is not None), dims=-1))
     prompts = [(1, *range(70, 100), last) for last in (5, 6)]
     with pytest.warns(PackingWarning) as warned:
-        assert begin(model, prompts, pad_id=0, device=CPU, room=4) is None
+        assert begin(model, prompts, pad_id=0, device=CPU, room=4, budget=4096) is None
     assert str(warned[0].message) == (
         "This model cannot read prompts whose beginning is known (its answers differ): they are read whole, which "
         "takes longer."
@@ -594,8 +594,8 @@ def test_angles_that_depend_on_the_longest_row_are_not_shared(positions, rope, t
     assert packable(model, rows, pad_id=0, device=CPU) == 1
     assert packable(model, [*rows, Encoded((1, *range(7, 71)), (7, 8))], pad_id=0, device=CPU) is None
     prompts = [(1, *range(70, 100), last) for last in (5, 6)]
-    assert begin(model, prompts, pad_id=0, device=CPU, room=4) is not None
-    assert begin(model, prompts, pad_id=0, device=CPU, room=40) is None
+    assert begin(model, prompts, pad_id=0, device=CPU, room=4, budget=4096) is not None
+    assert begin(model, prompts, pad_id=0, device=CPU, room=40, budget=4096) is None
 
 
 def test_full_fine_tuning_in_few_bytes_makes_words_in_them(settings, frame, monkeypatch):

@@ -58,6 +58,24 @@ def test_labels_scored_over_the_cache_equal_a_full_forward_per_label() -> None:
     np.testing.assert_allclose(model.predict_log_proba(reviews), naive, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*without an end")
+def test_answers_of_packed_prompts_are_those_of_each_prompt_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    reviews = load_book_reviews()[:12]
+    model = LLMGenerator(
+        "smollm2", features="review", target="title", template=TASK, adapter=None, dtype="float32", verbose=0
+    ).set_params(generation={"max_new_tokens": 20})
+    found = model.fit(reviews).predict(reviews)
+    assert capfd.readouterr() == ("", "")
+    base = load_base_model("smollm2", dtype="float32")
+    alone = []
+    for row in model._prompts.encode(base, model._prompts.select(reviews, "")):
+        prompt = torch.tensor([row.prompt], device=base.device)
+        said = base.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20)
+        alone.append(base.tokenizer.decode(said[0, len(row.prompt) :], skip_special_tokens=True).strip())
+    assert found.tolist() == alone
+    assert len(set(alone)) > 6
+
+
 def test_fine_tuning_beats_zero_shot_on_held_out_reviews() -> None:
     reviews = load_book_reviews()
     train, test = reviews[50:130], reviews[:50]

@@ -6,21 +6,26 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
 from llmfit.batching import PAD_STEP, pad
-from llmfit.encoding import Ids
-from llmfit.forward.checking import rescales, same_words, some_ids
-from llmfit.forward.onward import Onward, go_onward
+from llmfit.encoding import Encoded, Ids
+from llmfit.forward.batches import collate, completion_logits
+from llmfit.forward.checking import SHORT, packable, rescales, same_words, some_ids
+from llmfit.forward.onward import Onward
 from llmfit.forward.reading import begin_from, keeps_all
 from llmfit.kinds import find_own
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import common_prefix
 
 __all__ = ["Begun", "begin", "generation_inputs"]
+
+LOOKED_AT = 3  # tokens of an answer
+INLINE = 8  # of the token budget, what is read with the first prompts instead of by itself is one part at most
 
 
 @dataclass(frozen=True)
@@ -30,24 +35,24 @@ class Begun:
     Attributes
     ----------
     ids : tuple of int
-    read : transformers.Cache
+    cache : transformers.Cache
         Its keys and values, of one row.
     """
 
     ids: Ids
-    read: Any
+    cache: Any
 
-    pads = True  # prompts that are read
+    pads = True  # whether a row's own tokens are padded when they are read
 
     @property
     def copied(self) -> int:
-        """Tokens of the beginning that are copied for each row, one layer at a time, by what all layers keep."""
-        return -(-len(self.ids) // len(self.read.layers))
+        """Tokens of the beginning that are copied for each row, one layer at a time: the mean over layers."""
+        return -(-len(self.ids) // len(self.cache.layers))
 
-    def cache(self, *_: Any, **__: Any) -> Any:
+    def make_cache(self, *_: Any, **__: Any) -> Any:
         """Make a cache for rows, however many, behind what was read."""
-        behind = copy.copy(self.read)
-        behind.layers = [Continued(layer) for layer in self.read.layers]
+        behind = copy.copy(self.cache)
+        behind.layers = [Continued(layer) for layer in self.cache.layers]
         return behind
 
     def attending(self, model: Any) -> AbstractContextManager[None]:
@@ -56,11 +61,14 @@ class Begun:
 
 
 @torch.inference_mode()
-def begin(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int) -> Begun | Onward | None:
-    """Let prompts of a decoder be read packed, or read what they begin with; None where they are read whole.
+def begin(
+    model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int, budget: int
+) -> Begun | Onward | None:
+    """Say how prompts of a decoder are read: packed, or padded behind what they begin with, which is read here.
 
-    They are whole where no pass is worth it, or the model keeps no cache. A model that is met for the first time reads
-    some prompts both ways, always the same ones: where the two disagree, it takes the next of these ways.
+    None where they are read whole, padded: a single one, or where the model can do neither, or nothing they begin with
+    is worth a pass. A model that is met for the first time reads some both ways, always the same ones: where the two
+    disagree, it takes the next of these ways.
 
     Parameters
     ----------
@@ -68,20 +76,61 @@ def begin(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.devi
     prompts : sequence of tuple of int
     room : int
         Tokens of the longest answer to come.
+    budget : int
+        Tokens of a pass.
+
+    Warns
+    -----
+    PackingWarning
+        If two ways disagree, and nothing in the model says why.
     """
     if len(prompts) < 2:
         return None
     try:
-        packed = go_onward(model, prompts, pad_id=pad_id, device=device, room=room)
-        return packed or _read_begun(model, prompts, pad_id=pad_id, device=device, room=room)
+        packed = _begin_packed(model, prompts, pad_id=pad_id, device=device, room=room, budget=budget)
+        return packed or _begin_padded(model, prompts, pad_id=pad_id, device=device, room=room)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return None  # whole prompts, few at a time, may fit
 
 
-def _read_begun(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int) -> Begun | None:
-    """Read what prompts begin with, for rows that are padded behind it."""
+def _begin_packed(
+    model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int, budget: int
+) -> Onward | None:
+    answer, longest = (0,) * room, max(map(len, prompts)) + room
+    shared = packable(model, [Encoded(prompt, answer) for prompt in prompts], pad_id=pad_id, device=device)
+    if shared is None:
+        return None
+    onward = Onward(prompts[0][: max(0, shared - 1)], longest)
+    looks = partial(_read_onward, model, pad_id, device)
+    if min(map(len, prompts)) < len(onward.ids) + 2 or not same_words(model, "onward", looks):
+        return None
+    if len(onward.ids) > budget // INLINE:
+        onward.read(model, [prompts[0][:shared]], pad_id=pad_id, device=device)
+    return onward
+
+
+def _read_onward(model: Any, pad_id: int, device: torch.device) -> list[torch.Tensor]:
+    """Let a model answer packed prompts, and read what it says behind padded ones; in memory that has to grow."""
+    from transformers import GenerationConfig
+
+    ids = some_ids(find_own(model), 6 + sum(SHORT))
+    ends = [6 + sum(SHORT[: i + 1]) for i in range(len(SHORT))]
+    prompts = [ids[:6] + ids[end - own : end] for own, end in zip(SHORT, ends, strict=True)]
+    onward = Onward(ids[:5], max(map(len, prompts)) + LOOKED_AT)
+    given, before = generation_inputs(model, prompts, pad_id=pad_id, device=device, begun=onward)
+    settings: dict[str, Any] = {"max_new_tokens": LOOKED_AT, "min_new_tokens": LOOKED_AT, "pad_token_id": pad_id}
+    config = GenerationConfig(**settings, output_logits=True, return_dict_in_generate=True)
+    with onward.attending(model):
+        out = model.generate(**given, generation_config=config)
+    rows = [Encoded(p, tuple(said)) for p, said in zip(prompts, out.sequences[:, before:].tolist(), strict=True)]
+    plain = completion_logits(model, collate(rows, pad_id, device))
+    alone = torch.cat([completion_logits(model, collate([row], pad_id, device)) for row in rows])
+    return [plain, torch.stack(out.logits, dim=1).flatten(0, 1), alone]
+
+
+def _begin_padded(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int) -> Begun | None:
     shared = common_prefix(prompts)
     if shared < PAD_STEP or not all(getattr(module, "packable", True) for module in model.modules()):
         return None
@@ -89,7 +138,7 @@ def _read_begun(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torc
     if own is None or rescales(own, tokens):
         return None
     begun = _begun(model, prompts[0][:shared], device)
-    if not keeps_all(begun.read, tokens):
+    if not keeps_all(begun.cache, tokens):
         return None
     ids = some_ids(own, PAD_STEP + 5)
     looked_at = [ids[: PAD_STEP + 1], ids[:PAD_STEP] + ids[PAD_STEP + 1 :]]  # padding stands behind the beginning
@@ -156,7 +205,7 @@ def generation_inputs(
         mask = torch.cat([mask.new_ones(len(mask), read), mask], dim=1)
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if begun is not None:
-        given["past_key_values"] = begun.cache(model, prompts, own.shape[1], pad_id=pad_id, device=device)
+        given["past_key_values"] = begun.make_cache(model, prompts, own.shape[1], pad_id=pad_id, device=device)
     if not start_ids:
         return given, ids.shape[1]
     starts = begin_from(start_ids, said, len(ids), device)

@@ -127,7 +127,8 @@ def _one_more(
     _check_settings(module, layout, settings)
     if query.shape[2] != 1 or key.shape[2] != layout.known.shape[1]:
         raise PackingError("it keeps other keys and values than those of each token")
-    return by_row(query * scale, key, value, layout.before.get(module.layer_idx), layout.known)
+    before = layout.before[module.layer_idx] if layout.before else None
+    return by_row(query * scale, key, value, before, layout.known)
 
 
 def _go_on(
@@ -170,7 +171,7 @@ def _by_layout(
     layout.met.add(module.layer_idx)
     query = query * scale
     if layout.read is not None:
-        layout.read[module.layer_idx] = key, value
+        layout.read[module.layer_idx] = _alone(key), _alone(value)
     if _fits_a_table(layout, query.device, query.dtype, most):
         return _by_table(query, key, value, _shared(module, layout, key, value), layout, dropout)
     take, put, groups = layout.groups
@@ -188,6 +189,11 @@ def _by_layout(
         parts.append(_again(work, *given) if learns and _sees_far(layout, group) else work(*given))
     parts.append(torch.zeros_like(parts[-1][:1]))  # the place aside: no row's overflow reaches it
     return _move(torch.cat(parts), put, take)
+
+
+def _alone(x: torch.Tensor) -> torch.Tensor:
+    """Copy what is cut out of something larger, which it would keep: one projection of queries, keys and values."""
+    return x if x.untyped_storage().nbytes() <= x.numel() * x.element_size() else x.clone()
 
 
 def _sees_far(layout: Layout, group: Group) -> bool:

@@ -56,11 +56,13 @@ class KeptBeginning(dict[int, tuple[torch.Tensor, torch.Tensor]]):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Forget all of it where a pass fails, before all layers have theirs."""
+        """Forget all of it where the pass that fills it fails, before all layers have theirs."""
+        filled = bool(self)
         try:
             yield
         except BaseException:
-            self.clear()
+            if not filled:
+                self.clear()
             raise
 
 
