@@ -32,7 +32,8 @@ __all__ = ["likeliest_labels", "worth_pruning"]
 Answered = tuple[NDArray[np.int64], float]
 WORTH = {"cpu": 16}  # tokens of labels behind a prompt from which passes of their own cost less
 WORTH_ELSEWHERE = 64
-LEAST = 2**13  # tokens of labels behind all prompts below which trying takes longer than it may save
+LEAST = {"cpu": 2**13}  # tokens of labels behind all prompts below which trying takes longer than it may save
+LEAST_ELSEWHERE = 2**16  # where starting a pass takes as long as thousands of tokens
 TRIED, MOST_TRIED = 4, 32  # prompts at least and at most that show whether there is much to leave out
 ONE_IN = 32  # prompts, one of which is tried
 SAVED = 0.4  # share of the labels' tokens that has to be left out there
@@ -77,7 +78,7 @@ def likeliest_labels(
     trie = make_trie([label[begun:] for label in labels])
     through = [row._replace(completion=max(labels, key=len)[begun:]) for row in rows]
     shared = packable(model, through, pad_id=pad_id, device=device, start_ids=start_ids)
-    few = len(labels) < 2 or len(rows) * len(trie.tokens) < LEAST
+    few = len(labels) < 2 or len(rows) * len(trie.tokens) < LEAST.get(device.type, LEAST_ELSEWHERE)
     many = len(trie.following) * max(map(len, trie.following)) > MOST_CELLS
     if few or many or shared is None or not goes_behind(model, pad_id=pad_id, device=device):
         scores = in_full(model, prompts, labels, said=said, progress=progress)

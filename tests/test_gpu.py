@@ -10,7 +10,7 @@ from head_side import make_encoder, make_encoder_decoder
 from sklearn.model_selection import GridSearchCV
 
 import llmfit
-from llmfit import LLMClassifier, LLMGenerator, LLMRegressor, checkpoints, scoring, training
+from llmfit import LLMClassifier, LLMGenerator, LLMRegressor, checkpoints, inference, scoring, training
 from llmfit.adapters import METHODS
 from llmfit.packing import attention
 from llmfit.search import FusedGridSearchCV, FusedHalvingGridSearchCV
@@ -39,6 +39,20 @@ def test_a_model_fitted_on_the_gpu_predicts_on_the_cpu(settings: dict, frame: pd
 def test_generation_stops_and_is_learned_by_heart(settings: dict, frame: pd.DataFrame) -> None:
     model = LLMGenerator(**on_gpu(settings, epochs=60), features="text", target="label").fit(frame)
     assert model.score(frame) == 1.0
+
+
+def test_answers_of_packed_prompts_are_those_of_whole_ones(settings, frame, monkeypatch) -> None:
+    own = on_gpu(settings, dtype="float32", epochs=2, template="Say what this is: {text}", target="label")
+    model = LLMGenerator(**own, generation={"max_new_tokens": 20, "min_new_tokens": 20}).fit(frame)
+    rows = pd.concat([frame, frame.assign(text=frame["text"] * 4)], ignore_index=True)
+    real, ways = inference.begin, []
+    monkeypatch.setattr(inference, "begin", lambda *given, **named: ways.append(real(*given, **named)) or ways[-1])
+    with pytest.warns(UserWarning, match="without an end"):
+        found = model.predict(rows)
+    assert [type(way).__name__ for way in ways] == ["Onward"]
+    monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
+    with pytest.warns(UserWarning, match="without an end"):
+        pd.testing.assert_series_equal(model.predict(rows), found)
 
 
 def test_memory_is_given_back(settings: dict, frame: pd.DataFrame) -> None:

@@ -36,7 +36,7 @@ GIVEN: dict[str, Any] = {"device": CPU, "pad_id": 0}
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave labels out however few rows there are, and however little that saves, in batches as large as may be."""
     monkeypatch.setattr(pruning, "_some_first", lambda batches, _: batches)
-    monkeypatch.setattr(pruning, "LEAST", 0)
+    monkeypatch.setitem(pruning.LEAST, "cpu", 0)
     monkeypatch.setattr(pruning, "SAVED", -1.0)
 
 
@@ -259,7 +259,7 @@ def test_a_sample_is_taken_throughout_the_first_batch(count, sample, some):
 
 
 def test_few_rows_have_all_labels_scored_at_once(tiny, monkeypatch):
-    monkeypatch.setattr(pruning, "LEAST", 512)
+    monkeypatch.setitem(pruning.LEAST, "cpu", 512)
     model = plain_model(tiny)
     tokens = counted(model)
     for count, passes in ((1, 1), (2, 1), (10, 5)):

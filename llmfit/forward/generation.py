@@ -25,7 +25,7 @@ from llmfit.packing import common_prefix
 __all__ = ["Begun", "begin", "generation_inputs"]
 
 LOOKED_AT = 3  # tokens of an answer
-INLINE = 8  # of the token budget, what is read with the first prompts instead of by itself is one part at most
+INLINE = 8  # parts of the token budget, up to one of which a beginning is read with the first prompts, not by itself
 
 
 @dataclass(frozen=True)
