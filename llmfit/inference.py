@@ -17,7 +17,7 @@ import torch
 from llmfit.batching import PAD_STEP, length_batches
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import check_choice, check_int, check_keys, check_number, parameter_error
-from llmfit.forward import Begun, Onward, begin, generation_inputs
+from llmfit.forward import PackedPrompts, PaddedPrompts, begin, generation_inputs
 from llmfit.memory import auto_budget
 from llmfit.packing import by_beginning, common_prefix
 from llmfit.scoring import run_batches
@@ -197,7 +197,7 @@ def generate(
 
 def _behind(
     model: Any, rows: Sequence[Encoded], where: dict[str, Any]
-) -> Iterator[tuple[list[int], Begun | Onward | None]]:
+) -> Iterator[tuple[list[int], PaddedPrompts | PackedPrompts | None]]:
     """Part rows by what they begin with, read when the turn of a part comes; those that are read whole come last."""
     prompts = [row.prompt for row in rows]
     whole: list[int] = []
@@ -213,7 +213,9 @@ def _behind(
         yield sorted(whole), None
 
 
-def _batches(rows: Sequence[Encoded], room: int, begun: Begun | Onward | None, budget: int) -> Iterator[list[int]]:
+def _batches(
+    rows: Sequence[Encoded], room: int, begun: PaddedPrompts | PackedPrompts | None, budget: int
+) -> Iterator[list[int]]:
     """Part rows into batches by what keys and values they keep, those of their answers too.
 
     Prompts take half of the budget, and leave the other half for answers. Where what they begin with is held once, a
@@ -266,7 +268,7 @@ def _generate_batch(
     start_ids: Ids = (),
     *,
     step: int = PAD_STEP,
-    begun: Begun | Onward | None = None,
+    begun: PaddedPrompts | PackedPrompts | None = None,
 ) -> list[Ids]:
     prompts, said = [row.prompt for row in rows], [row.said for row in rows]
     given, before = generation_inputs(

@@ -13,7 +13,7 @@ from torch_side import CPU, generator, make_other, plain_model
 
 from llmfit import inference
 from llmfit.exceptions import MemoryWarning, PackingWarning, TruncationWarning
-from llmfit.forward import generation, onward, read_rows
+from llmfit.forward import generation, packed_prompts, read_rows
 from llmfit.packing import KeptBeginning, attention, packed
 
 TASK = "Say what kind of a thing this is, in one word. " * 5  # 235 tokens
@@ -101,7 +101,7 @@ def test_the_beginning_is_held_once_for_all_rows_of_a_batch(settings, monkeypatc
 
 def test_packed_rows_stand_side_by_side_behind_one_beginning(settings, monkeypatch):
     held: list[tuple[torch.Size, int]] = []
-    real = onward.SideBySide.update
+    real = packed_prompts.SideBySide.update
 
     def update(self: Any, *given: Any) -> Any:
         keys, values = real(self, *given)
@@ -110,7 +110,7 @@ def test_packed_rows_stand_side_by_side_behind_one_beginning(settings, monkeypat
         held.append((keys.shape, self.get_seq_length()))
         return keys, values
 
-    monkeypatch.setattr(onward.SideBySide, "update", update)
+    monkeypatch.setattr(packed_prompts.SideBySide, "update", update)
     texts(fitted(settings), rows_of(7))
     held = [(shape, tokens) for shape, tokens in held if shape[0] == 7]  # others are looked at
     assert len(held) == 2 * ROOM  # of two layers
@@ -121,13 +121,13 @@ def test_packed_rows_stand_side_by_side_behind_one_beginning(settings, monkeypat
 
 def test_a_long_row_takes_room_beside_short_ones(settings, sizes, monkeypatch):
     """What is kept of each row is as wide as that of the longest one of its batch."""
-    cells, real = [], onward.SideBySide.update
+    cells, real = [], packed_prompts.SideBySide.update
 
     def update(self: Any, *given: Any) -> Any:
-        cells.append(self.kept[0].shape[1] * self.kept[0].shape[2])
+        cells.append(self.own[0].shape[1] * self.own[0].shape[2])
         return real(self, *given)
 
-    monkeypatch.setattr(onward.SideBySide, "update", update)
+    monkeypatch.setattr(packed_prompts.SideBySide, "update", update)
     rows = pd.DataFrame({"text": ["x" * 200, *(f"thing {i}" for i in range(40))]})
     texts(fitted(settings, batch_tokens=1000), rows)
     assert sizes[0] == 1000 // (200 + ROOM + len(" "))
@@ -194,15 +194,15 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 RAGGED = ["a", "bb " * 9, "c" * 70, "dd", "e e e", "f" * 33, "gg " * 21, "h", "ii" * 8, "j" * 17, "k" * 16]
 OF_ALL_KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "a task": ({"template": TASK + "{text}"}, ["Onward"]),
-    "nothing shared": ({"template": "{text} is a"}, ["Onward"]),
-    "LoRA": ({"adapter": {"r": 4}}, ["Onward"]),
-    "DoRA": ({"adapter": {"r": 4, "use_dora": True}}, ["Onward"]),
+    "a task": ({"template": TASK + "{text}"}, ["PackedPrompts"]),
+    "nothing shared": ({"template": "{text} is a"}, ["PackedPrompts"]),
+    "LoRA": ({"adapter": {"r": 4}}, ["PackedPrompts"]),
+    "DoRA": ({"adapter": {"r": 4, "use_dora": True}}, ["PackedPrompts"]),
     "prefix tuning": ({"adapter": "prefix_tuning"}, ["NoneType"]),
-    "INT8": ({"quantization": {"bits": 8}, "adapter": {"r": 4}}, ["Onward"]),
-    "penalties": ({"generation": {"max_new_tokens": ROOM, "repetition_penalty": 1.5}}, ["Onward"]),
-    "short answers": ({"generation": {"max_new_tokens": 1}}, ["Onward"]),
-    "long answers": ({"generation": {"max_new_tokens": 40, "min_new_tokens": 40}}, ["Onward"]),
+    "INT8": ({"quantization": {"bits": 8}, "adapter": {"r": 4}}, ["PackedPrompts"]),
+    "penalties": ({"generation": {"max_new_tokens": ROOM, "repetition_penalty": 1.5}}, ["PackedPrompts"]),
+    "short answers": ({"generation": {"max_new_tokens": 1}}, ["PackedPrompts"]),
+    "long answers": ({"generation": {"max_new_tokens": 40, "min_new_tokens": 40}}, ["PackedPrompts"]),
     "beams": ({"generation": {"max_new_tokens": 4, "num_beams": 2}}, []),
 }
 
@@ -226,18 +226,18 @@ def test_answers_are_the_same_in_every_way_of_reading_and_at_every_budget(kind, 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
-    "llama": ({"num_key_value_heads": 1}, "Onward"),
-    "qwen2": ({}, "Onward"),
-    "qwen3": ({"head_dim": 16}, "Onward"),
-    "qwen2_moe": ({"num_experts": 4, "shared_expert_intermediate_size": 16, **EXPERTS}, "Onward"),
-    "mistral": ({"sliding_window": 4096}, "Onward"),
-    "gpt2": ({}, "Onward"),
-    "phi3": ({"pad_token_id": 0}, "Onward"),
-    "olmo2": ({}, "Onward"),
-    "gemma2": ({"head_dim": 8}, "Begun"),  # whose scores are capped
+    "llama": ({"num_key_value_heads": 1}, "PackedPrompts"),
+    "qwen2": ({}, "PackedPrompts"),
+    "qwen3": ({"head_dim": 16}, "PackedPrompts"),
+    "qwen2_moe": ({"num_experts": 4, "shared_expert_intermediate_size": 16, **EXPERTS}, "PackedPrompts"),
+    "mistral": ({"sliding_window": 4096}, "PackedPrompts"),
+    "gpt2": ({}, "PackedPrompts"),
+    "phi3": ({"pad_token_id": 0}, "PackedPrompts"),
+    "olmo2": ({}, "PackedPrompts"),
+    "gemma2": ({"head_dim": 8}, "PaddedPrompts"),  # whose scores are capped
     "deepseek_v3": (
         {"num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, **EXPERTS, **LATENT},
-        "Begun",
+        "PaddedPrompts",
     ),
 }
 
@@ -258,39 +258,45 @@ def test_models_of_other_kinds_answer_the_same(kind, ways, tiny, settings, tmp_p
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_numbers_of_few_bits_are_read_packed_too(dtype, ways, settings):
+def test_numbers_of_few_bits_are_read_packed_too(dtype, ways, settings, monkeypatch):
     model, rows = fitted({**settings, "dtype": dtype}), pd.DataFrame({"text": RAGGED})
     with warnings.catch_warnings():
         warnings.simplefilter("error", PackingWarning)
         found = texts(model, rows)
-    assert ways == ["Onward"]
-    assert len(set(found)) > 1
+    assert ways == ["PackedPrompts"]
+    monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
+    firsts = [(one[:1], other[:1]) for one, other in zip(found, texts(model, rows), strict=True)]
+    assert sum(one == other for one, other in firsts) >= 9  # of 11: what is rounded otherwise may be said otherwise
 
 
 def test_layers_that_attend_to_what_others_keep_keep_nothing(ways, tiny, settings, tmp_path, monkeypatch):
     sizes = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "head_dim": 8, "vocab_size_per_layer_input": 261}
     kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 8}
     folder = make_other(tmp_path / "gemma4", tiny, "gemma4_text", global_head_dim=8, **sizes, **kinds)
-    kept, real = [], onward.Onward.make_cache
+    kept, real = [], packed_prompts.PackedPrompts.make_cache
     monkeypatch.setattr(
-        onward.Onward, "make_cache", lambda *given, **named: kept.append(real(*given, **named)) or kept[-1]
+        packed_prompts.PackedPrompts,
+        "make_cache",
+        lambda *given, **named: kept.append(real(*given, **named)) or kept[-1],
     )
     model, rows = fitted({**settings, "base_model": folder}), pd.DataFrame({"text": RAGGED})
     found = texts(model, rows)
-    assert ways == ["Onward"]
-    each = [isinstance(layer, onward.SideBySide) for layer in kept[-1].layers]
-    assert each == [True, True, False, False]
+    assert ways == ["PackedPrompts"]
+    each = [isinstance(layer, packed_prompts.SideBySide) for layer in kept[-1].layers]
+    assert each[:2] == [True, True]
+    assert not any(each[2:])  # none at all by older versions of transformers
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     assert texts(model, rows) == found
 
 
-def test_what_is_kept_of_a_packed_row_is_no_part_of_something_larger(tiny, tmp_path):
-    """As of one projection of queries, keys and values, all of which would stay in memory."""
-    model = plain_model(make_other(tmp_path / "gpt2", tiny, "gpt2"))
+@pytest.mark.parametrize(("kind", "changed"), [("gpt2", {}), ("llama", {"num_key_value_heads": 1})])
+def test_what_is_kept_of_a_packed_row_is_no_part_of_something_larger(kind, changed, tiny, tmp_path):
+    """As of one projection of queries, keys and values, or of all rows of a pass, which would stay in memory."""
+    model, kept = plain_model(make_other(tmp_path / kind, tiny, kind, **changed)), KeptBeginning()
     with torch.no_grad(), packed(model):
-        _, _, layout = read_rows(model, [(5, 6, 7), (5, 8)], pad_id=0, device=CPU, shared=1, kept=KeptBeginning())
-    for keys, values in layout.read.values():
-        assert keys.untyped_storage().nbytes() == values.untyped_storage().nbytes() == keys.numel() * 4
+        _, _, layout = read_rows(model, [(5, 6, 7), (5, 8)], pad_id=0, device=CPU, shared=1, kept=kept)
+    for each in (*layout.read.values(), *kept.values()):
+        assert [x.untyped_storage().nbytes() for x in each] == [x.numel() * 4 for x in each]
 
 
 def test_a_model_that_goes_on_otherwise_is_padded_with_a_warning(settings, tiny, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_answers_of_packed_prompts_are_those_of_whole_ones(settings, frame, monk
     monkeypatch.setattr(inference, "begin", lambda *given, **named: ways.append(real(*given, **named)) or ways[-1])
     with pytest.warns(UserWarning, match="without an end"):
         found = model.predict(rows)
-    assert [type(way).__name__ for way in ways] == ["Onward"]
+    assert [type(way).__name__ for way in ways] == ["PackedPrompts"]
     monkeypatch.setattr(inference, "begin", lambda *_, **__: None)
     with pytest.warns(UserWarning, match="without an end"):
         pd.testing.assert_series_equal(model.predict(rows), found)

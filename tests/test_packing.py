@@ -333,10 +333,10 @@ def test_a_window_counts_what_is_generated(tiny, tmp_path, monkeypatch):
     model = plain_model(make_other(tmp_path / "mistral", tiny, "mistral", sliding_window=64))
     prompts = [(*range(5, 25), 30 + i) for i in range(3)]
     packed = [begin(model, prompts, pad_id=0, device=CPU, room=room, budget=4096) for room in (10, 42, 43)]
-    assert [type(way).__name__ for way in packed] == ["Onward", "Onward", "NoneType"]
+    assert [type(way).__name__ for way in packed] == ["PackedPrompts", "PackedPrompts", "NoneType"]
     monkeypatch.setattr(generation, "_begin_packed", lambda *_, **__: None)  # padding counts as well
     padded = [begin(model, prompts, pad_id=0, device=CPU, room=room, budget=4096) for room in (10, 40)]
-    assert [type(way).__name__ for way in padded] == ["Begun", "NoneType"]
+    assert [type(way).__name__ for way in padded] == ["PaddedPrompts", "NoneType"]
 
 
 def test_a_window_counts_the_labels(tiny, tmp_path, settings, frame):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import llmfit
-from llmfit import LLMClassifier, LLMGenerator
+from llmfit import LLMClassifier, LLMGenerator, inference
 from llmfit.base_model import load_base_model
 from llmfit.datasets import load_book_reviews, load_support_faq
 from llmfit.scoring import label_sequences
@@ -59,18 +59,24 @@ def test_labels_scored_over_the_cache_equal_a_full_forward_per_label() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*without an end")
-def test_answers_of_packed_prompts_are_those_of_each_prompt_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_answers_of_packed_prompts_are_those_of_each_prompt_alone(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ways = inference.begin, []
+    monkeypatch.setattr(inference, "begin", lambda *given, **named: ways.append(real(*given, **named)) or ways[-1])
     reviews = load_book_reviews()[:12]
     model = LLMGenerator(
         "smollm2", features="review", target="title", template=TASK, adapter=None, dtype="float32", verbose=0
     ).set_params(generation={"max_new_tokens": 20})
     found = model.fit(reviews).predict(reviews)
     assert capfd.readouterr() == ("", "")
+    assert [type(way).__name__ for way in ways] == ["PackedPrompts"]
     base = load_base_model("smollm2", dtype="float32")
-    alone = []
+    encoder, alone = model._prompts.encoder(base), []
+    ends = {"eos_token_id": encoder.end_id, "pad_token_id": encoder.end_id, "do_sample": False}
     for row in model._prompts.encode(base, model._prompts.select(reviews, "")):
         prompt = torch.tensor([row.prompt], device=base.device)
-        said = base.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20)
+        said = base.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, **ends)
         alone.append(base.tokenizer.decode(said[0, len(row.prompt) :], skip_special_tokens=True).strip())
     assert found.tolist() == alone
     assert len(set(alone)) > 6

@@ -9,16 +9,16 @@ mean a decoder. Rows of a decoder that attends as usual are packed, what all beg
 from llmfit.forward.batches import Batch, ask, collate, completion_logits, look, side_by_side
 from llmfit.forward.behind import go_behind, goes_behind, read_rows
 from llmfit.forward.checking import number_bytes, packable, same_words
-from llmfit.forward.generation import Begun, begin, generation_inputs
-from llmfit.forward.onward import Onward
+from llmfit.forward.generation import PaddedPrompts, begin, generation_inputs
+from llmfit.forward.packed_prompts import PackedPrompts
 from llmfit.forward.pieces import completion_states
 from llmfit.forward.reading import Reading, go_on, keeps_all, read
 from llmfit.forward.words import Words, choices, most_positions, token_losses
 
 __all__ = [
     "Batch",
-    "Begun",
-    "Onward",
+    "PackedPrompts",
+    "PaddedPrompts",
     "Reading",
     "Words",
     "ask",

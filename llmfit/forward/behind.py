@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from llmfit.encoding import Encoded, Ids
+from llmfit.encoding import Ids
 from llmfit.forward.batches import ask, collate, completion_logits, on_device
-from llmfit.forward.checking import SHORT, same_words, some_ids
+from llmfit.forward.checking import SHORT, same_words, some_rows
 from llmfit.forward.pieces import completion_states
 from llmfit.forward.words import Words
 from llmfit.kinds import find_own
@@ -90,13 +90,8 @@ def goes_behind(model: Any, *, pad_id: int, device: torch.device) -> bool:
     """Tell whether a model that reads packed rows goes on from them as it does from whole ones; seen once."""
 
     def read() -> list[torch.Tensor]:
-        ids = some_ids(find_own(model), 10 + sum(SHORT))
-        before, (first, second, other), rest = ids[:6], ids[6:9], ids[9:]
-        ends = [sum(SHORT[: i + 1]) for i in range(len(SHORT))]
-        rows = [
-            Encoded((*before, *rest[end - own : end]), (first, second, other))
-            for own, end in zip(SHORT, ends, strict=True)
-        ]
+        rows = some_rows(find_own(model), SHORT, 3)
+        first, second, other = rows[0].completion
         plain = completion_logits(model, collate(rows, pad_id, device))
         alone = torch.cat([completion_logits(model, collate([row], pad_id, device)) for row in rows])
         with packed(model):

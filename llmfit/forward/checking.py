@@ -21,7 +21,7 @@ from llmfit.packing import Behind, KeptBeginning, Layout, Layouts, PackingError,
 from llmfit.packing.attention import LONG
 from llmfit.selfcheck import Said, apart, seen_alike
 
-__all__ = ["number_bytes", "packable", "rescales", "same_words", "some_ids"]
+__all__ = ["number_bytes", "packable", "rescales", "same_words", "some_ids", "some_rows"]
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a query sees back, where not all
 RESCALED = ("dynamic", "longrope")  # rotary angles that depend on the longest row of a pass
@@ -35,7 +35,7 @@ WAYS = {
     "begun": "read prompts whose beginning is known",
     "beside": "read rows of several adapters at once",
     "behind": "go on from packed rows that it has read",
-    "onward": "answer packed prompts a token at a time",
+    "decoding": "answer packed prompts a token at a time",
     "in pieces": "make the words of padded rows a piece at a time",
 }
 INSTEAD = {
@@ -43,7 +43,7 @@ INSTEAD = {
     "begun": "they are read whole, which takes longer",
     "beside": "adapters are trained one by one, which takes longer",
     "behind": "all classes are read behind each prompt, which takes longer",
-    "onward": "they are padded, which takes longer",
+    "decoding": "they are padded, which takes longer",
     "in pieces": "they are made at once, which takes more memory",
 }
 ROUNDING = {1: 0.05, 2: 0.03, 4: 1e-3}  # by the bytes of the smallest numbers that take part
@@ -226,9 +226,7 @@ def _both_ways(
     """
     if any(isinstance(module, torch.nn.Conv1d) for module in model.modules()):
         return None  # some layers look at neighbours, whichever row they are of
-    ids = some_ids(own, 8 + sum(lengths))
-    before, first, places = ids[:6], ids[6], pairwise(accumulate(lengths, initial=7))
-    rows = [Encoded((*before, *ids[start:stop]), (first, ids[stop])) for start, stop in places]
+    rows = some_rows(own, lengths, 2)
     plain, _ = read(rows, None)
     alone = torch.cat([read([row], None)[0] for row in rows])
     with packed(model, in_groups=in_groups):
@@ -242,6 +240,13 @@ def some_ids(own: Any, count: int) -> Ids:
     """Draw ids of a model's vocabulary, always the same."""
     words = own.config.get_text_config().vocab_size
     return tuple(np.random.default_rng(0).integers(words // 10, words // 2, count).tolist())
+
+
+def some_rows(own: Any, lengths: Sequence[int], answer: int) -> list[Encoded]:
+    """Draw rows that begin alike, with so many tokens each of their own, and one answer of so many; always the same."""
+    ids = some_ids(own, 6 + answer + sum(lengths))
+    places = pairwise(accumulate(lengths, initial=6 + answer))
+    return [Encoded((*ids[:6], *ids[start:stop]), ids[6 : 6 + answer]) for start, stop in places]
 
 
 def _slides(model: Any, tokens: int) -> bool:

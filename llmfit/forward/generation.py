@@ -15,28 +15,29 @@ from transformers.cache_utils import DynamicLayer
 from llmfit.batching import PAD_STEP, pad
 from llmfit.encoding import Encoded, Ids
 from llmfit.forward.batches import collate, completion_logits
-from llmfit.forward.checking import SHORT, packable, rescales, same_words, some_ids
-from llmfit.forward.onward import Onward
+from llmfit.forward.checking import SHORT, packable, rescales, same_words, some_ids, some_rows
+from llmfit.forward.packed_prompts import PackedPrompts
 from llmfit.forward.reading import begin_from, keeps_all
 from llmfit.kinds import find_own
 from llmfit.memory import is_out_of_memory
 from llmfit.packing import common_prefix
 
-__all__ = ["Begun", "begin", "generation_inputs"]
+__all__ = ["PaddedPrompts", "begin", "generation_inputs"]
 
 LOOKED_AT = 3  # tokens of an answer
-INLINE = 8  # parts of the token budget, up to one of which a beginning is read with the first prompts, not by itself
+INLINE = 8  # a beginning of at most one in so many tokens of the budget is read with the first prompts
 
 
 @dataclass(frozen=True)
-class Begun:
+class PaddedPrompts:
     """What all prompts begin with, read once; what is a row's own is padded.
 
     Attributes
     ----------
     ids : tuple of int
+        Tokens that all of them begin with.
     cache : transformers.Cache
-        Its keys and values, of one row.
+        Keys and values of these, of one row.
     """
 
     ids: Ids
@@ -63,7 +64,7 @@ class Begun:
 @torch.inference_mode()
 def begin(
     model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int, budget: int
-) -> Begun | Onward | None:
+) -> PaddedPrompts | PackedPrompts | None:
     """Say how prompts of a decoder are read: packed, or padded behind what they begin with, which is read here.
 
     None where they are read whole, padded: a single one, or where the model can do neither, or nothing they begin with
@@ -97,32 +98,30 @@ def begin(
 
 def _begin_packed(
     model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int, budget: int
-) -> Onward | None:
+) -> PackedPrompts | None:
     answer, longest = (0,) * room, max(map(len, prompts)) + room
     shared = packable(model, [Encoded(prompt, answer) for prompt in prompts], pad_id=pad_id, device=device)
     if shared is None:
         return None
-    onward = Onward(prompts[0][: max(0, shared - 1)], longest)
-    looks = partial(_read_onward, model, pad_id, device)
-    if min(map(len, prompts)) < len(onward.ids) + 2 or not same_words(model, "onward", looks):
+    begun = PackedPrompts(prompts[0][: max(0, shared - 1)], longest)  # each last token is read by itself
+    look = partial(_look, model, pad_id, device)
+    if min(map(len, prompts)) < len(begun.ids) + 2 or not same_words(model, "decoding", look):
         return None
-    if len(onward.ids) > budget // INLINE:
-        onward.read(model, [prompts[0][:shared]], pad_id=pad_id, device=device)
-    return onward
+    if len(begun.ids) > budget // INLINE:
+        begun.read(model, [prompts[0][:shared]], pad_id=pad_id, device=device)
+    return begun
 
 
-def _read_onward(model: Any, pad_id: int, device: torch.device) -> list[torch.Tensor]:
-    """Let a model answer packed prompts, and read what it says behind padded ones; in memory that has to grow."""
+def _look(model: Any, pad_id: int, device: torch.device) -> list[torch.Tensor]:
+    """Let a model answer packed prompts, in memory that has to grow, and read what it says behind padded ones."""
     from transformers import GenerationConfig
 
-    ids = some_ids(find_own(model), 6 + sum(SHORT))
-    ends = [6 + sum(SHORT[: i + 1]) for i in range(len(SHORT))]
-    prompts = [ids[:6] + ids[end - own : end] for own, end in zip(SHORT, ends, strict=True)]
-    onward = Onward(ids[:5], max(map(len, prompts)) + LOOKED_AT)
-    given, before = generation_inputs(model, prompts, pad_id=pad_id, device=device, begun=onward)
+    prompts = [row.prompt for row in some_rows(find_own(model), SHORT, 0)]
+    begun = PackedPrompts(prompts[0][:5], max(map(len, prompts)) + LOOKED_AT)
+    given, before = generation_inputs(model, prompts, pad_id=pad_id, device=device, begun=begun)
     settings: dict[str, Any] = {"max_new_tokens": LOOKED_AT, "min_new_tokens": LOOKED_AT, "pad_token_id": pad_id}
     config = GenerationConfig(**settings, output_logits=True, return_dict_in_generate=True)
-    with onward.attending(model):
+    with begun.attending(model):
         out = model.generate(**given, generation_config=config)
     rows = [Encoded(p, tuple(said)) for p, said in zip(prompts, out.sequences[:, before:].tolist(), strict=True)]
     plain = completion_logits(model, collate(rows, pad_id, device))
@@ -130,7 +129,9 @@ def _read_onward(model: Any, pad_id: int, device: torch.device) -> list[torch.Te
     return [plain, torch.stack(out.logits, dim=1).flatten(0, 1), alone]
 
 
-def _begin_padded(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int) -> Begun | None:
+def _begin_padded(
+    model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int
+) -> PaddedPrompts | None:
     shared = common_prefix(prompts)
     if shared < PAD_STEP or not all(getattr(module, "packable", True) for module in model.modules()):
         return None
@@ -150,13 +151,13 @@ def _begin_padded(model: Any, prompts: Sequence[Ids], *, pad_id: int, device: to
     return begun if same_words(model, "begun", read) else None
 
 
-def _begun(model: Any, ids: Ids, device: torch.device) -> Begun:
+def _begun(model: Any, ids: Ids, device: torch.device) -> PaddedPrompts:
     out = model(input_ids=torch.tensor([ids], device=device), use_cache=True, logits_to_keep=1)
-    return Begun(ids, getattr(out, "past_key_values", None))
+    return PaddedPrompts(ids, getattr(out, "past_key_values", None))
 
 
 def _next_words(
-    model: Any, prompts: Sequence[Ids], pad_id: int, device: torch.device, begun: Begun | None
+    model: Any, prompts: Sequence[Ids], pad_id: int, device: torch.device, begun: PaddedPrompts | None
 ) -> torch.Tensor:
     given, width = generation_inputs(model, prompts, pad_id=pad_id, device=device, begun=begun)
     positions = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -175,20 +176,20 @@ def generation_inputs(
     start_ids: Ids = (),
     said: Sequence[Ids] = (),
     step: int = PAD_STEP,
-    begun: Begun | Onward | None = None,
+    begun: PaddedPrompts | PackedPrompts | None = None,
 ) -> tuple[dict[str, Any], int]:
-    """Pad prompts as ``model.generate`` wants them.
+    """Pad prompts as ``model.generate`` wants them, and read what stands before what it is to read.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Reads what a cache has to hold.
+        Reads packed prompts here, but for their last tokens.
     prompts : sequence of tuple of int, length B
     said : sequence of tuple of int, length B or 0
         What the decoder of an encoder-decoder has said before each answer, of one length.
     step : int
         Widths are multiples of it.
-    begun : Begun, Onward or None
+    begun : PaddedPrompts, PackedPrompts or None
         What all of them begin with: padding stands behind it, before what is a row's own.
 
     Returns

@@ -9,17 +9,17 @@ gradient is the same. Knows no loss, no label and no estimator.
 
 from llmfit.packing.attention import PackingError, packed
 from llmfit.packing.beginnings import by_beginning, cut_step, extent, parted
-from llmfit.packing.behind import Behind, Branch, OneMore, lay_behind
+from llmfit.packing.behind import Behind, Branch, DecodeStep, lay_behind
 from llmfit.packing.layouts import KeptBeginning, Layout, Layouts, Tree, common_prefix, lay_out
 from llmfit.packing.within import both_ways
 
 __all__ = [
     "Behind",
     "Branch",
+    "DecodeStep",
     "KeptBeginning",
     "Layout",
     "Layouts",
-    "OneMore",
     "PackingError",
     "Tree",
     "both_ways",

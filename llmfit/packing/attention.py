@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llmfit.exceptions import LLMFitError
-from llmfit.packing.behind import Behind, OneMore
+from llmfit.packing.behind import Behind, DecodeStep
 from llmfit.packing.layouts import Group, Layout, Layouts
 from llmfit.packing.within import by_kernel, by_row, by_scores
 
@@ -68,7 +68,7 @@ def attend(
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Layout | Layouts | Behind | OneMore | None = None,
+    layout: Layout | Layouts | Behind | DecodeStep | None = None,
     pairs: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -77,16 +77,16 @@ def attend(
     Parameters
     ----------
     query : Tensor of shape (1, heads, length, D)
-        By :class:`OneMore`, of shape (B, heads, 1, D).
+        By :class:`DecodeStep`, of shape (B, heads, 1, D).
     key, value : Tensor of shape (1, heads that queries share, length, D)
-        By :class:`OneMore`, of shape (B, heads that queries share, W, D).
+        By :class:`DecodeStep`, of shape (B, heads that queries share, W, D).
     pairs : int or None
         Pairs of tokens up to which a GPU looks at all of them; None is `TABLE`.
 
     Returns
     -------
     Tensor of shape (1, length, heads, D)
-        By :class:`OneMore`, of shape (B, 1, heads, D).
+        By :class:`DecodeStep`, of shape (B, 1, heads, D).
     None
     """
     if layout is None:
@@ -98,10 +98,10 @@ def attend(
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first
     with torch.autocast(device, enabled=False):  # of one dtype by now, also on the way back
-        if isinstance(layout, OneMore):
+        if isinstance(layout, DecodeStep):
             return _one_more(module, query, key, value, layout, scale, settings), None
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first
         if isinstance(layout, Layouts):
             split = (torch.split(x, [part.length for part in layout.parts]) for x in (q, k, v))
             each = [
@@ -119,7 +119,7 @@ def _one_more(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    layout: OneMore,
+    layout: DecodeStep,
     scale: float,
     settings: dict[str, Any],
 ) -> torch.Tensor:
@@ -237,7 +237,7 @@ def _by_table(
     return out[0].transpose(0, 1)
 
 
-def _check_settings(module: Any, layout: Layout | Behind | OneMore, settings: dict[str, Any]) -> None:
+def _check_settings(module: Any, layout: Layout | Behind | DecodeStep, settings: dict[str, Any]) -> None:
     if any(settings.get(name) is not None for name in REFUSED) or not getattr(module, "is_causal", True):
         raise PackingError("its attention is of another kind")
     window = settings.get("sliding_window")
@@ -273,5 +273,5 @@ def _shared(
         return layout.kept[module.layer_idx]
     own = keys[: layout.shared].transpose(0, 1), values[: layout.shared].transpose(0, 1)
     if layout.kept is not None:
-        layout.kept[module.layer_idx] = own[0].contiguous(), own[1].contiguous()
+        layout.kept[module.layer_idx] = _alone(own[0].contiguous()), _alone(own[1].contiguous())
     return own

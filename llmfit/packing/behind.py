@@ -1,7 +1,7 @@
 """Where tokens stand that go on from packed rows which were read before, and which of them sees which.
 
 Takes the layout of those rows and a branch of answers for some of them; gives a :class:`Behind`. Where each row goes on
-by one token, rows stand side by side instead: :class:`OneMore`. Knows tensors of places and no model.
+by one token, rows stand side by side instead: :class:`DecodeStep`. Knows tensors of places and no model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
 from llmfit.packing.layouts import SCORES, Group, KeptBeginning, Layout, Tree, width_class
 
-__all__ = ["Behind", "Branch", "OneMore", "Part", "lay_behind"]
+__all__ = ["Behind", "Branch", "DecodeStep", "Part", "lay_behind"]
 
 
 class Branch(NamedTuple):
@@ -90,7 +90,7 @@ class Behind:
 
 
 @dataclass(frozen=True)
-class OneMore:
+class DecodeStep:
     """One more token behind each of some rows, whose keys and values stand side by side.
 
     Attributes

@@ -13,28 +13,29 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from llmfit.batching import PAD_STEP
 from llmfit.encoding import Ids
 from llmfit.forward.behind import read_rows
 from llmfit.kinds import find_own
-from llmfit.packing import KeptBeginning, Layout, OneMore, PackingError, packed
+from llmfit.packing import DecodeStep, KeptBeginning, Layout, PackingError, packed
 
-__all__ = ["Onward"]
+__all__ = ["PackedPrompts"]
 
 
 @dataclass(frozen=True)
-class Onward:
+class PackedPrompts:
     """What all prompts begin with, read once; what is a row's own is packed.
 
     Attributes
     ----------
     ids : tuple of int
-        Each prompt has two more at least.
+        Tokens that all of them begin with; each has two more at least.
     longest : int
         Tokens that a row may come to.
     kept : KeptBeginning
+        Keys and values of these, empty until they are read.
     """
 
     ids: Ids
@@ -68,10 +69,10 @@ class Onward:
 
         def tell(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             mask, filled = given.get("attention_mask"), given["past_key_values"].get_seq_length() + 1
-            if mask is None:  # of rows without padding
+            if mask is None:  # as `generate` drops one that hides nothing
                 mask = torch.ones(given["input_ids"].shape[0], filled, device=given["input_ids"].device)
             known = functional.pad(mask[:, len(self.ids) :].bool(), (0, (len(self.ids) - filled) % PAD_STEP))
-            return args, {**given, "layout": OneMore(self.kept, known, self.longest)}
+            return args, {**given, "layout": DecodeStep(self.kept, known, self.longest)}
 
         telling = find_own(model).register_forward_pre_hook(tell, with_kwargs=True)
         try:
@@ -96,18 +97,18 @@ class SideBySide(DynamicLayer):
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, shared: int, filled: int) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.shared, self.filled, self.kept = shared, filled, [keys, values]
+        self.shared, self.filled, self.own = shared, filled, [keys, values]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Add keys and values of a token of each row, and give all places, (B, heads, W, D)."""
-        if self.filled == self.kept[0].shape[2]:
-            self.kept = [functional.pad(x, (0, 0, 0, PAD_STEP)) for x in self.kept]
-        for x, new in zip(self.kept, (key_states, value_states), strict=True):
+        if self.filled == self.own[0].shape[2]:
+            self.own = [functional.pad(x, (0, 0, 0, PAD_STEP)) for x in self.own]
+        for x, new in zip(self.own, (key_states, value_states), strict=True):
             if new.shape != (x.shape[1], x.shape[0], 1, x.shape[3]):
                 raise PackingError("it keeps other keys and values than it attends to")
             x[:, :, self.filled : self.filled + 1] = new.transpose(0, 1)
         self.filled += 1
-        return tuple(x.transpose(0, 1) for x in self.kept)
+        return tuple(x.transpose(0, 1) for x in self.own)
 
     def get_seq_length(self) -> int:
         """Count the tokens of a row, padding and those of the beginning too."""
@@ -133,8 +134,10 @@ def _side_by_side(layout: Layout, layers: Sequence[Any], width: int) -> Iterator
         if i not in read:
             raise PackingError("some of its layers keep no keys and values")
         whole = read.pop(i)
-        if isinstance(layer, DynamicLayer):
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):  # of windows that are longer than any row
             keys, values = (x.transpose(0, 1)[:, places] for x in whole)  # (heads, B, W, D)
             yield SideBySide(keys, values, layout.shared, width)
-        else:
+        elif layer.keys is None and not isinstance(layer, CacheLayerMixin):
             yield layer
+        else:
+            raise PackingError("some of its layers keep more than keys and values")
