@@ -99,6 +99,7 @@ def begin(
 def _begin_packed(
     model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int, budget: int
 ) -> PackedPrompts | None:
+    """Let prompts be read packed, and a long beginning by itself; None for a model that cannot, or has to pad them."""
     answer, longest = (0,) * room, max(map(len, prompts)) + room
     shared = packable(model, [Encoded(prompt, answer) for prompt in prompts], pad_id=pad_id, device=device)
     if shared is None:
@@ -132,6 +133,7 @@ def _look(model: Any, pad_id: int, device: torch.device) -> list[torch.Tensor]:
 def _begin_padded(
     model: Any, prompts: Sequence[Ids], *, pad_id: int, device: torch.device, room: int
 ) -> PaddedPrompts | None:
+    """Read what prompts begin with, for rows that are padded behind it; None where they are read whole."""
     shared = common_prefix(prompts)
     if shared < PAD_STEP or not all(getattr(module, "packable", True) for module in model.modules()):
         return None

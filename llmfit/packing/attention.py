@@ -100,7 +100,7 @@ def attend(
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     with torch.autocast(device, enabled=False):  # of one dtype by now, also on the way back
         if isinstance(layout, DecodeStep):
-            return _one_more(module, query, key, value, layout, scale, settings), None
+            return _decode(module, query, key, value, layout, scale, settings), None
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # tokens first
         if isinstance(layout, Layouts):
             split = (torch.split(x, [part.length for part in layout.parts]) for x in (q, k, v))
@@ -114,7 +114,7 @@ def attend(
         return _by_layout(module, q, k, v, layout, scale, dropout, settings, most)[None], None
 
 
-def _one_more(
+def _decode(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
