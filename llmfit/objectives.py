@@ -40,7 +40,9 @@ def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
     Tensor of shape (N,), in nats
     """
     states, words = completion_states(model, batch)
-    return token_losses(words, states, batch.targets)  # (N,)
+    parts = [*batch.parts] or [len(batch.targets)]  # which meet the words by themselves: rounded as they are alone
+    each = zip(torch.split(states, parts), torch.split(batch.targets, parts), strict=True)
+    return torch.cat([token_losses(words, *part) for part in each])  # (N,)
 
 
 def weighed_losses(model: Any, batch: Batch) -> torch.Tensor:

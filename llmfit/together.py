@@ -2,7 +2,8 @@
 
 Takes a lent module with a :class:`~llmfit.adapters.bank.Bank` in it and the fits; trains the adapters and gives a
 :class:`~llmfit.callbacks.State` of each. Order, loss, clipping, optimiser, schedule and dropout are each fit's own,
-from :mod:`llmfit.training`; only the frozen products are shared. A fit that fails leaves the others as they are.
+from :mod:`llmfit.training`; a pass through the layers is shared, in which each fit's tokens are multiplied and attend
+as they do alone. A fit that fails leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -279,7 +280,7 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
         tokens = [(place, batch.input_ids.shape[1]) for place, batch in zip(places, batches, strict=True)]
         alone, again = [], []
         for place, row in zip(places, rows, strict=True):
-            padded = collate([row], pad_id, device)  # rounded otherwise
+            padded = collate([row], pad_id, device)  # rounded otherwise, as sums over several rows are on some devices
             with bank.reading([(place, padded.input_ids.numel())]):
                 again.append(completion_logits(model, padded))
         with packed(model):

@@ -186,7 +186,7 @@ def is_fused(model: Any) -> bool:
 
 @pytest.mark.parametrize("part", ["outputs", "gradients"])
 def test_layers_that_would_compute_something_else_are_left_to_peft_with_a_warning(part, tiny, monkeypatch):
-    name, of = ("forward", 7) if part == "outputs" else ("backward", 8)  # which of A's or B's numbers are wrong
+    name, of = ("forward", 8) if part == "outputs" else ("backward", 9)  # which of A's or B's numbers are wrong
     real = getattr(products.Adapted, name)
 
     def wrong(ctx: Any, *given: Any) -> Any:

@@ -1,8 +1,8 @@
 """Plain LoRA adapters of several fits beside one base model, which multiplies the rows of all of them at once.
 
 Takes what each fit alone would begin with, and of every pass how many tokens belong to whom; gives the weights to
-train, by peft's names. A frozen layer computes its product once, each adapter adds its update to its own tokens, and
-dropout draws what it would draw in a fit alone. Knows no loss and no data.
+train, by peft's names. A pass goes once through the layers, in which each adapter's tokens are multiplied by
+themselves, have its update added and drop out what would drop out in a fit alone. Knows no loss and no data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional
 from llmfit.adapters.fused import is_plain
 from llmfit.adapters.methods.lora import LoRA
 from llmfit.adapters.peft_spec import WRAPPED
-from llmfit.adapters.products import Adapted, Turn, adapted, read_together
+from llmfit.adapters.products import Adapted, Change, Turn, adapted, draw_kept, read_together, turns_of
 from llmfit.adapters.spec import AdapterSpec, Tensors, compute_low, count_parameters, is_low
 
 if TYPE_CHECKING:
@@ -116,20 +116,24 @@ class Bank:
         self._draws: dict[int, Any] = {}
         self._reading: list[tuple[int, slice]] = []
         self._together: list[list[Any]] = []
-        self._names: dict[Any, str] = {}  # of the layers that are changed
+        self._names: dict[Any, str] = {}  # of the layers that compute here
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
-        """Let the layers that any of the adapters changes compute with all of them; give the module to call."""
+        """Let the linear layers compute with all of the adapters that change them; give the module to call."""
         self.device = base.device
         if is_low(base.dtype):
             compute_low(base, base.model)
         changed = {name for start in self.starts for name in start.layers}
-        self._names = {layer: name for name, layer in base.model.named_modules() if name in changed}
+        named, words = base.model.named_modules(), base.model.get_output_embeddings()
+        self._names = {
+            layer: name
+            for name, layer in named
+            if name in changed or (type(layer) is nn.Linear and layer is not words and layer.weight.dtype == base.dtype)
+        }
 
         def kind(layer: Any) -> Any:
-            updates = [start.layers.get(self._names[layer]) for start in self.starts]
-            drops = any(update is not None and update.dropout for update in updates)  # drawn layer by layer, as alone
-            return layer.weight.dtype, layer.weight.device, *(update is None for update in updates), drops and layer
+            without = [self._names[layer] not in start.layers for start in self.starts]
+            return layer.weight.dtype, layer.weight.device, *without, all(without) and layer  # which reads by itself
 
         self._together = read_together(base.model, self._names, self._compute, kind=kind)
         return base.model
@@ -137,7 +141,8 @@ class Bank:
     @property
     def together(self) -> frozenset[tuple[str, ...]]:
         """Names of the layers that are changed, those in one that are computed together."""
-        return frozenset(tuple(self._names[layer] for layer in group) for group in self._together)
+        named = (tuple(self._names[layer] for layer in group) for group in self._together)
+        return frozenset(names for names in named if any(names[0] in start.layers for start in self.starts))
 
     def draw_from(self, place: int, seed: int) -> None:
         """Let the dropout of one of the adapters draw from a seed on."""
@@ -164,24 +169,25 @@ class Bank:
         list of two Tensors
             Each in one row what comes out and the gradients, each as a share of the recorded one's norm.
         """
-        layers = max(self._together, key=len)
-        changing = [place for place, start in enumerate(self.starts) if self._names[layers[0]] in start.layers]
+        names = max(self.together, key=len)
+        layers = [layer for layer, name in self._names.items() if name in names]
+        changing = [place for place, start in enumerate(self.starts) if names[0] in start.layers]
         source, own = torch.Generator().manual_seed(0), layers[0].weight
         x = torch.randn(LOOKED_AT * len(changing), own.shape[1], generator=source).to(own)
         grads = [torch.randn(len(x), len(layer.weight), generator=source).to(own) for layer in layers]
+        pieces = [slice(i * LOOKED_AT, (i + 1) * LOOKED_AT) for i in range(len(changing))]
         turns, weights = [], []
-        for i, place in enumerate(changing):
-            here = slice(i * LOOKED_AT, (i + 1) * LOOKED_AT)
-            noise = (x[here] > 0).to(x) * 2 if i % 2 else None
-            for turn, low in self._turns(place, here, layers, lambda *_, noise=noise: noise):
-                turns.append(turn)
-                weights += low
+        for i, (place, here) in enumerate(zip(changing, pieces, strict=True)):
+            kept = (x[here] > 0).to(x) if i % 2 else None
+            own_turns, low = self._turns(place, here, layers, partial(_given, kept))
+            turns += own_turns
+            weights += low
         frozen = [*(layer.weight for layer in layers), *(layer.bias for layer in layers)]
         ways = []
         with torch.enable_grad():
             for way in (_recorded, Adapted.apply):
                 leaf = x.clone().requires_grad_()
-                out = way(leaf, len(layers), turns, *frozen, *weights)
+                out = way(leaf, len(layers), pieces, turns, *frozen, *weights)
                 ways.append([*(one.detach() for one in out), *torch.autograd.grad(out, [leaf, *weights], grads)])
         sizes = [float(y.float().norm()) or 1.0 for y in ways[0]]  # an A beside a B of zeros has no gradient
         return [torch.cat([y.flatten().float() / n for y, n in zip(found, sizes, strict=True)]) for found in ways]
@@ -190,40 +196,38 @@ class Bank:
         """Let layers read what belongs to all adapters, (..., in): (..., out) of each."""
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         if not self._reading or len(flat) != self._reading[-1][1].stop:
-            raise BankError("not every layer sees all tokens")
+            if any(self._names[layer] in start.layers for start in self.starts for layer in layers):
+                raise BankError("not every layer sees all tokens")
+            return tuple(type(layer).forward(layer, x) for layer in layers)
         turns, weights = [], []
         for place, here in self._reading:
 
-            def noise(layer: Any, update: Update, place: int = place, here: slice = here) -> torch.Tensor | None:
-                drops = layer.training and update.dropout
-                return self._noise(place, flat[here], update.dropout) if drops else None
+            def draw(update: Update, place: int = place, here: slice = here) -> torch.Tensor | None:
+                return self._kept(place, flat[here], update.dropout) if update.dropout and layers[0].training else None
 
-            for turn, low in self._turns(place, here, layers, noise):
-                turns.append(turn)
-                weights += low
-        return adapted(x, layers, turns, weights)
+            own, low = self._turns(place, here, layers, draw)
+            turns += own
+            weights += low
+        return adapted(x, layers, turns, weights, [here for _, here in self._reading])
 
     def _turns(
-        self, place: int, here: slice, layers: Sequence[Any], noise: Callable[[Any, Update], torch.Tensor | None]
-    ) -> Iterator[tuple[Turn, list[nn.Parameter]]]:
-        """Say what an adapter adds to its tokens, each with its A and B: by layers, where something drops out."""
-        start = self.starts[place]
-        named = [(i, layer, self._names[layer]) for i, layer in enumerate(layers)]
-        known = [(i, layer, start.layers[name]) for i, layer, name in named if name in start.layers]
-        found = [(i, update, noise(layer, update)) for i, layer, update in known]
-        apart = any(own is not None for *_, own in found)
-        for some in ([one] for one in found) if apart else [found] * bool(found):
-            places, updates, (own, *_) = zip(*some, strict=True)
-            names = [name for update in updates for name in (update.a, update.b)]
-            yield Turn(here, places, tuple(u.scaling for u in updates), own), [start.parameters[n] for n in names]
+        self, place: int, here: slice, layers: Sequence[Any], draw: Callable[[Update], torch.Tensor | None]
+    ) -> tuple[list[Turn], list[torch.Tensor]]:
+        """Say what an adapter adds to its tokens, with A and B of each layer."""
+        start, changes = self.starts[place], []
+        for i, layer in enumerate(layers):
+            if (update := start.layers.get(self._names[layer])) is not None:
+                a, b = start.parameters[update.a], start.parameters[update.b]
+                changes.append(Change(i, a, b, update.scaling, update.dropout, draw(update)))
+        return turns_of(here, changes)
 
-    def _noise(self, place: int, x: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Draw what dropout multiplies its input with, from this adapter's numbers."""
+    def _kept(self, place: int, x: torch.Tensor, dropout: float) -> torch.Tensor:
+        """Draw which numbers are kept, from this adapter's draws."""
         get, put = _generator(self.device)
         put(self._draws[place])
-        noise = functional.dropout(torch.ones_like(x), dropout)
+        kept = draw_kept(x, dropout)
         self._draws[place] = get()
-        return noise
+        return kept
 
 
 def _generator(device: torch.device) -> tuple[Any, Any]:
@@ -234,14 +238,21 @@ def _generator(device: torch.device) -> tuple[Any, Any]:
     return of.get_rng_state, of.set_rng_state
 
 
-def _recorded(x: torch.Tensor, count: int, turns: Sequence[Turn], *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _given(kept: torch.Tensor | None, _: Update) -> torch.Tensor | None:
+    """Draw nothing."""
+    return kept
+
+
+def _recorded(
+    x: torch.Tensor, count: int, _: Sequence[slice], turns: Sequence[Turn], *weights: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """Compute what :class:`~llmfit.adapters.products.Adapted` does, and leave the way back to autograd."""
     out = [functional.linear(x, w, bias) for w, bias in zip(weights[:count], weights[count : 2 * count], strict=True)]
     low = iter(weights[2 * count :])
     for turn in turns:
-        read = x[turn.here] if turn.noise is None else x[turn.here] * turn.noise
-        for i, scaling in zip(turn.layers, turn.scalings, strict=True):
+        read = x[turn.here] if turn.kept is None else x[turn.here] * turn.kept
+        for i, factor in zip(turn.layers, turn.factors, strict=True):
             a, b = (w.to(x.dtype) for w in (next(low), next(low)))
-            changed = out[i][turn.here] + scaling * (read @ a.t() @ b.t())
+            changed = out[i][turn.here] + factor * (read @ a.t() @ b.t())
             out[i] = torch.cat([out[i][: turn.here.start], changed, out[i][turn.here.stop :]])
     return tuple(out)

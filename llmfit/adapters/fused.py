@@ -1,7 +1,7 @@
 """peft's LoRA layers with their products fused: the update is added where the frozen layer's output is written.
 
-Takes a model that peft has wrapped; changes how its plain LoRA layers compute, not what. Layers with dropout, or of
-another kind, stay as peft computes them, and so do all of a model in which the two are seen to differ.
+Takes a model that peft has wrapped; changes how its plain LoRA layers compute, not what. Layers of another kind stay
+as peft computes them, and so do all of a model in which the two are seen to differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmfit.adapters.products import Turn, adapted, read_together
+from llmfit.adapters.products import Change, adapted, draw_kept, read_together, turns_of
 from llmfit.kinds import find_own
 from llmfit.selfcheck import Said, seen_alike
 
@@ -49,8 +49,7 @@ def fuse_lora(model: Any, adapter: str = "default") -> None:
     def compute(layers: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return _compute(layers, adapter, x)
 
-    kind, able = (lambda layer: _kind(layer, adapter)[:3]), (lambda layer: _computes(layer, adapter))
-    read_together(model, {*plain}, compute, kind=kind, able=able)
+    read_together(model, {*plain}, compute, kind=lambda layer: _kind(layer, adapter)[:3], able=_computes)
 
 
 def _are_alike(model: Any, layers: Sequence[Any], adapter: str) -> bool:
@@ -78,15 +77,42 @@ def _kind(layer: Any, adapter: str) -> tuple[Any, ...]:
 
 
 def _look(layer: Any, adapter: str) -> Said:
-    """Give a layer's outputs and gradients both ways."""
+    """Give a layer's outputs and gradients both ways, without dropout and with half of what is read dropping out."""
 
-    def twice(x: torch.Tensor) -> torch.Tensor:
-        one, other = _compute([layer, layer], adapter, x)
+    def twice(x: torch.Tensor, dropout: float) -> torch.Tensor:
+        one, other = _in_one_piece([layer, layer], adapter, x, dropout, lambda: (x > 0).to(x))
         return (one + other) / 2
 
-    plain, fused = (_probe(layer, adapter, way) for way in (partial(type(layer).forward, layer), twice))
-    rounding = ROUNDING[min(4, layer.base_layer.weight.dtype.itemsize)]
-    return [(one, other, rounding) for one, other in zip(plain, fused, strict=True)]
+    rounding, said = ROUNDING[min(4, layer.base_layer.weight.dtype.itemsize)], []
+    for dropout in (0.0, 0.5):
+        with _dropping(layer, adapter, dropout):
+            plain = _probe(layer, adapter, partial(type(layer).forward, layer))
+        fused = _probe(layer, adapter, partial(twice, dropout=dropout))
+        said += [(one, other, rounding) for one, other in zip(plain, fused, strict=True)]
+    return said
+
+
+class _Positive(nn.Module):
+    """Drops what is not positive."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.scale = 1 / (1 - dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep the others, larger."""
+        return torch.where(x > 0, x * self.scale, torch.zeros_like(x))
+
+
+@contextmanager
+def _dropping(layer: Any, adapter: str, dropout: float) -> Iterator[None]:
+    """Inside, let so much of what a layer reads drop out, always the same."""
+    before = layer.lora_dropout[adapter]
+    layer.lora_dropout[adapter] = _Positive(dropout) if dropout else nn.Identity()
+    try:
+        yield
+    finally:
+        layer.lora_dropout[adapter] = before
 
 
 @torch.enable_grad()
@@ -134,14 +160,32 @@ def is_plain(layer: Any, adapter: str) -> bool:
     )
 
 
-def _computes(layer: Any, adapter: str) -> bool:
-    """Tell a layer of which nothing drops out, is switched off or merged."""
-    drops = layer.training and getattr(layer.lora_dropout[adapter], "p", 0.0) > 0
-    return not (drops or layer.disable_adapters or layer.merged)
+def _computes(layer: Any) -> bool:
+    """Tell a layer that is not switched off or merged."""
+    return not (layer.disable_adapters or layer.merged)
 
 
 def _compute(layers: Sequence[Any], adapter: str, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Let layers read x, (..., in), in one piece: (..., out) of each, in their order."""
-    turn = Turn(slice(None), tuple(range(len(layers))), tuple(layer.scaling[adapter] for layer in layers))
-    weights = [part[adapter].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
-    return adapted(x, [layer.base_layer for layer in layers], [turn], weights)
+    """Let layers read x, (..., in): (..., out) of each, in their order."""
+    dropout = getattr(layers[0].lora_dropout[adapter], "p", 0.0) if layers[0].training else 0.0
+    flat = x.reshape(-1, x.shape[-1])
+    return _in_one_piece(layers, adapter, x, dropout, lambda: draw_kept(flat, dropout))
+
+
+def _in_one_piece(
+    layers: Sequence[Any], adapter: str, x: torch.Tensor, dropout: float, draw: Callable[[], torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """Compute layers with so much of what each reads dropping out, as it is drawn."""
+    changes = [
+        Change(
+            i,
+            layer.lora_A[adapter].weight,
+            layer.lora_B[adapter].weight,
+            layer.scaling[adapter],
+            dropout,
+            draw() if dropout else None,
+        )
+        for i, layer in enumerate(layers)
+    ]
+    turns, weights = turns_of(slice(None), changes)
+    return adapted(x, [layer.base_layer for layer in layers], turns, weights)

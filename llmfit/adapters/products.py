@@ -3,9 +3,8 @@
 Takes frozen layers, A and B of each update and the tokens that it is for; gives what comes out. A frozen W with float32
 A and B beside it costs four products and no pass over its outputs more than W alone; layers that read the same, as
 those of queries, keys and values do, share three of these, and the sum of their gradients. A token's numbers are the
-same to the bit whether one adapter stands there or several side by side, as far as a product of more rows has the same
-(and nothing drops out, where an adapter alone is peft's).
-Knows no peft.
+same to the bit whether one adapter stands there or several side by side: each one's tokens are multiplied by
+themselves, as some processors round products of more rows otherwise. Knows no peft.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from torch.nn import functional
 
 from llmfit.kinds import find_own
 
-__all__ = ["Adapted", "Turn", "adapted", "read_together"]
+__all__ = ["Adapted", "Change", "Turn", "adapted", "draw_kept", "read_together", "turns_of"]
 
 READ_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names within an attention, and an MLP
+ALL = (slice(None),)  # tokens that are multiplied at once where one adapter has them all
 
 
 class Turn(NamedTuple):
@@ -34,16 +34,60 @@ class Turn(NamedTuple):
         Where they stand.
     layers : tuple of int, length L
         To whose outputs it adds; what these read is multiplied with all their A at once.
-    scalings : tuple of float, length L
+    factors : tuple of float, length L
         Of each B A.
-    noise : Tensor of shape (n, in) or None
-        What dropout multiplies the tokens with.
+    kept : Tensor of shape (n, in) or None
+        1 for each number that is read, 0 for those that drop out.
     """
 
     here: slice
     layers: tuple[int, ...]
-    scalings: tuple[float, ...]
-    noise: torch.Tensor | None = None
+    factors: tuple[float, ...]
+    kept: torch.Tensor | None = None
+
+
+class Change(NamedTuple):
+    """What an adapter adds to what one layer gives: its place among those that read the same, A, B, the rest as above.
+
+    Parameters
+    ----------
+    layer : int
+    a : Tensor of shape (r, in)
+    b : Tensor of shape (out, r)
+    scaling : float
+    dropout : float
+        Share of the numbers that drop out.
+    kept : Tensor of shape (n, in) or None
+        None where none do.
+    """
+
+    layer: int
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    dropout: float = 0.0
+    kept: torch.Tensor | None = None
+
+    @property
+    def factor(self) -> float:
+        """What B A is multiplied by: what is kept stands for what drops out."""
+        return self.scaling if self.kept is None else self.scaling / (1 - self.dropout)
+
+
+def draw_kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Draw which numbers are kept: 1 for each, 0 for those that drop out."""
+    return torch.empty_like(x).bernoulli_(1 - dropout)
+
+
+def turns_of(here: slice, changes: Sequence[Change]) -> tuple[list[Turn], list[torch.Tensor]]:
+    """Say what an adapter adds to its tokens, with A and B of each layer; by layers, where something drops out."""
+    apart = any(change.kept is not None for change in changes)
+    turns, weights = [], []
+    for some in ([change] for change in changes) if apart else [changes] * bool(changes):
+        layers, factors = tuple(change.layer for change in some), tuple(change.factor for change in some)
+        turns.append(Turn(here, layers, factors, some[0].kept))
+        weights += [weight for change in some for weight in (change.a, change.b)]
+    return turns, weights
 
 
 class Adapted(torch.autograd.Function):
@@ -51,7 +95,7 @@ class Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, count: int, turns: Sequence[Turn], *weights: Any
+        ctx: Any, x: torch.Tensor, count: int, pieces: Sequence[slice], turns: Sequence[Turn], *weights: Any
     ) -> tuple[torch.Tensor, ...]:
         """Compute (N, out) of each layer.
 
@@ -60,6 +104,8 @@ class Adapted(torch.autograd.Function):
         x : Tensor of shape (..., in), of N rows
         count : int
             Number of layers.
+        pieces : sequence of slice
+            Rows that are multiplied with W at once, all of them between these.
         turns : sequence of Turn
         *weights : Tensor or None
             All W, (out, in), all biases, then A, (r, in), and B, (out, r), of every layer of every turn. The gradients
@@ -69,26 +115,26 @@ class Adapted(torch.autograd.Function):
         frozen, biases, low = weights[:count], weights[count : 2 * count], weights[2 * count :]
         dtype = frozen[0].dtype
         flat = given.to(dtype)  # (N, in)
-        every_a, every_b, read, inner = [], [], [], []
+        every_a, every_b, every_kept, read, inner = [], [], [], [], []
         updates: list[list[tuple[slice, torch.Tensor, torch.Tensor]]] = [[] for _ in range(count)]
         for turn, own in zip(turns, _by_turn(turns, low), strict=True):
             every_a.append(torch.cat(own[0::2]).to(dtype))  # (all r, in)
-            noise, here = turn.noise, turn.here
-            read.append(flat[here] if noise is None else (given[here] * noise).to(dtype))  # (n, in)
+            here, kept = turn.here, None if turn.kept is None else turn.kept.to(dtype)
+            every_kept.append(kept)
+            read.append(flat[here] if kept is None else flat[here] * kept)  # (n, in)
             inner.append(read[-1] @ every_a[-1].t())  # (n, all r)
             parts = torch.split(inner[-1], [len(a) for a in own[0::2]], 1)
-            for i, scaling, part, b in zip(turn.layers, turn.scalings, parts, own[1::2], strict=True):
+            for i, factor, part, b in zip(turn.layers, turn.factors, parts, own[1::2], strict=True):
                 every_b.append(b.to(dtype))
-                updates[i].append((here, part.mul_(scaling), every_b[-1]))
+                updates[i].append((here, part.mul_(factor), every_b[-1]))
         out = []
         for weight, bias, some in zip(frozen, biases, updates, strict=True):
-            out.append(functional.linear(flat, weight, bias))
+            out.append(_product(flat, weight, bias, pieces))
             for here, part, b in some:
                 out[-1][here].addmm_(part, b.t())
-        noises = [turn.noise for turn in turns]
-        ctx.save_for_backward(*frozen, *every_a, *read, *inner, *noises, *every_b)
-        ctx.turns = [turn._replace(noise=None) for turn in turns]  # what is saved is let go of on the way back
-        ctx.shape, ctx.given, ctx.dtypes = x.shape, x.dtype, [w.dtype for w in low]
+        ctx.save_for_backward(*frozen, *every_a, *read, *inner, *every_kept, *every_b)
+        ctx.turns = [turn._replace(kept=None) for turn in turns]  # what is saved is let go of on the way back
+        ctx.pieces, ctx.shape, ctx.given, ctx.dtypes = pieces, x.shape, x.dtype, [w.dtype for w in low]
         return tuple(out)
 
     @staticmethod
@@ -96,20 +142,20 @@ class Adapted(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         """Compute the gradients of x, and of A and B if they are trained."""
         count, n, saved = len(grads), len(ctx.turns), iter(ctx.saved_tensors)
-        frozen, every_a, read, inner, noises = ([next(saved) for _ in range(k)] for k in (count, n, n, n, n))
+        frozen, every_a, read, inner, every_kept = ([next(saved) for _ in range(k)] for k in (count, n, n, n, n))
         every = [grad.to(frozen[0].dtype) for grad in grads]  # (N, out) of each
-        grad_x = _sum_of_products(every, frozen) if ctx.needs_input_grad[0] else None
-        trained = any(ctx.needs_input_grad[3:])
+        grad_x = _sum_of_products(every, frozen, ctx.pieces) if ctx.needs_input_grad[0] else None
+        trained = any(ctx.needs_input_grad[4:])
         found: list[torch.Tensor] = []
-        for turn, low_a, own_read, own_inner, noise in zip(ctx.turns, every_a, read, inner, noises, strict=True):
+        for turn, low_a, own_read, own_inner, kept in zip(ctx.turns, every_a, read, inner, every_kept, strict=True):
             own = [every[i][turn.here] for i in turn.layers]
-            back = zip(own, turn.scalings, strict=True)
+            back = zip(own, turn.factors, strict=True)
             low_b = [next(saved) for _ in own]
             grad_inner = torch.cat([(g @ b).mul_(s) for (g, s), b in zip(back, low_b, strict=True)], 1)  # (n, all r)
-            if grad_x is not None and noise is None:
+            if grad_x is not None and kept is None:
                 grad_x[turn.here].addmm_(grad_inner, low_a)
             elif grad_x is not None:
-                grad_x[turn.here] += (grad_inner @ low_a) * noise
+                grad_x[turn.here] += (grad_inner @ low_a) * kept
             if trained:
                 ranks = [b.shape[1] for b in low_b]
                 of_a = (grad_inner.t() @ own_read).split(ranks)
@@ -119,7 +165,7 @@ class Adapted(torch.autograd.Function):
             [own.to(kind) for own, kind in zip(found, ctx.dtypes, strict=True)] if trained else [None] * len(ctx.dtypes)
         )
         of_x = None if grad_x is None else grad_x.view(ctx.shape).to(ctx.given)
-        return (of_x, None, None, *[None] * 2 * count, *of_low)
+        return (of_x, None, None, None, *[None] * 2 * count, *of_low)
 
 
 def _by_turn(turns: Sequence[Turn], low: Sequence[Any]) -> Iterator[list[Any]]:
@@ -130,20 +176,41 @@ def _by_turn(turns: Sequence[Turn], low: Sequence[Any]) -> Iterator[list[Any]]:
         yield [*low[start:end]]
 
 
-def _sum_of_products(every: Sequence[torch.Tensor], frozen: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Add up what goes back through frozen layers that have read the same: (N, in)."""
-    total = every[0] @ frozen[0]
-    for grad, weight in zip(every[1:], frozen[1:], strict=True):
-        total.addmm_(grad, weight)
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, pieces: Sequence[slice]) -> torch.Tensor:
+    """Multiply each piece of (N, in) by itself: (N, out)."""
+    if len(pieces) == 1:
+        return functional.linear(x, weight, bias)
+    out = x.new_empty(len(x), len(weight))
+    for here in pieces:
+        if bias is None:
+            torch.mm(x[here], weight.t(), out=out[here])
+        else:
+            torch.addmm(bias, x[here], weight.t(), out=out[here])
+    return out
+
+
+def _sum_of_products(
+    every: Sequence[torch.Tensor], frozen: Sequence[torch.Tensor], pieces: Sequence[slice]
+) -> torch.Tensor:
+    """Add up what goes back through frozen layers that have read the same, each piece by itself: (N, in)."""
+    total = every[0].new_empty(len(every[0]), frozen[0].shape[1])
+    for here in pieces:
+        torch.mm(every[0][here], frozen[0], out=total[here])
+        for grad, weight in zip(every[1:], frozen[1:], strict=True):
+            total[here].addmm_(grad[here], weight)
     return total
 
 
 def adapted(
-    x: torch.Tensor, layers: Sequence[Any], turns: Sequence[Turn], weights: Sequence[torch.Tensor]
+    x: torch.Tensor,
+    layers: Sequence[Any],
+    turns: Sequence[Turn],
+    weights: Sequence[torch.Tensor],
+    pieces: Sequence[slice] = ALL,
 ) -> tuple[torch.Tensor, ...]:
     """Let frozen linear layers read x, of shape (..., in), with all updates: (..., out) of each, in their order."""
     frozen, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    every = Adapted.apply(x, len(layers), turns, *frozen, *biases, *weights)  # type: ignore[no-untyped-call]
+    every = Adapted.apply(x, len(layers), pieces, turns, *frozen, *biases, *weights)  # type: ignore[no-untyped-call]
     return tuple(out.view(*x.shape[:-1], -1) for out in every)  # here, so that it may be written to
 
 

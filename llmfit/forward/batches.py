@@ -40,6 +40,8 @@ class Batch:
         last token.
     layout : Layout, Layouts, Behind or None
         Of rows that are packed: then B is 1, and T its length.
+    parts : tuple of int
+        How many of the targets belong to each of the batches that it is made of; of one alone, there are none.
     """
 
     input_ids: torch.Tensor
@@ -49,6 +51,7 @@ class Batch:
     attention_mask: torch.Tensor | None = None
     decoder_input_ids: torch.Tensor | None = None
     layout: Layout | Layouts | Behind | None = None
+    parts: tuple[int, ...] = ()
 
 
 def collate(
@@ -135,7 +138,8 @@ def side_by_side(batches: Sequence[Batch]) -> Batch:
     """Put packed batches behind one another, to go through the network at once; none sees the others."""
     ids, predicts = (torch.cat([getattr(b, name) for b in batches], dim=1) for name in ("input_ids", "predicts"))
     targets, weights = (torch.cat([getattr(b, name) for b in batches]) for name in ("targets", "weights"))
-    return Batch(ids, predicts, targets, weights, layout=Layouts(tuple(b.layout for b in batches)))  # type: ignore[misc]
+    layout = Layouts(tuple(b.layout for b in batches))  # type: ignore[misc]
+    return Batch(ids, predicts, targets, weights, layout=layout, parts=tuple(len(b.targets) for b in batches))
 
 
 def ask(

@@ -1,12 +1,12 @@
 """How near training comes to what the frozen base alone allows, on SmolLM2, and to what the machine multiplies.
 
 Usage: python tests/benchmarks/limit.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--only short|long]
-       [--base-model NAME] [--device cpu|cuda]
+       [--dropout SHARE] [--base-model NAME] [--device cpu|cuda]
 
 One turn of a way is forward and backward over 64 messages, or --rows of them, 8 rows a pass, gradients as far as the
 embeddings. The ways take turns in one process: the frozen base on packed rows, LoRA on them, LoRA as peft computes it,
 and that padded; and a whole `fit` of the same rows, from the frame on, its optimiser and all, whose rows come in
-another order.
+another order. --dropout: of LoRA, 0 by default.
 """
 
 from __future__ import annotations
@@ -31,13 +31,20 @@ from llmfit.objectives import supervised
 from llmfit.packing import common_prefix, packed
 
 STEP = 8
-OF_PEFT = LoRA(r=16, alpha=32)  # another spec of the same adapter: the first one stands in the model, fused
-WAYS = {
-    "frozen base, packed": (None, True, True),
-    "LoRA, packed": (LoRA(r=16), True, True),
-    "LoRA of peft, packed": (OF_PEFT, False, True),
-    "LoRA of peft, padded": (OF_PEFT, False, False),
-}
+
+
+def ways_of(dropout: float) -> dict[str, tuple[LoRA | None, bool, bool]]:
+    """The ways of a turn: adapter, whether fused, whether packed."""
+    own = LoRA(r=16, dropout=dropout)
+    of_peft = LoRA(
+        r=16, alpha=32, dropout=dropout
+    )  # another spec of the same: the first one stands in the model, fused
+    return {
+        "frozen base, packed": (None, True, True),
+        "LoRA, packed": (own, True, True),
+        "LoRA of peft, packed": (of_peft, False, True),
+        "LoRA of peft, padded": (of_peft, False, False),
+    }
 
 
 def encoded(base: Any, given: Any, template: dict[str, str]) -> list[Encoded]:
@@ -61,9 +68,9 @@ def unfused() -> Iterator[None]:
         fused.fuse_lora = fuse
 
 
-def one_turn(base: Any, rows: list[Encoded], way: str) -> tuple[float, float]:
+def one_turn(base: Any, rows: list[Encoded], way: tuple[LoRA | None, bool, bool]) -> tuple[float, float]:
     """Wall and CPU seconds of a turn."""
-    adapter, is_fused, is_packed = WAYS[way]
+    adapter, is_fused, is_packed = way
     shared = common_prefix([row.prompt for row in rows]) if is_packed else None
     with nullcontext() if is_fused else unfused(), base.attach(adapter, training=True, longest=400) as model:
         model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_())
@@ -80,7 +87,8 @@ def one_turn(base: Any, rows: list[Encoded], way: str) -> tuple[float, float]:
 
 def one_fit(base: Any, frame: Any, given: Any, template: dict[str, str]) -> tuple[float, float]:
     """Wall and CPU seconds of a fit over the same rows."""
-    settings = {"features": "text", "target": "label", "template": template, "adapter": LoRA(r=16), "epochs": 1}
+    settings = {"features": "text", "target": "label", "template": template, "epochs": 1}
+    settings |= {"adapter": LoRA(r=16, dropout=given.dropout)}
     place = {"dtype": "bfloat16", "device": given.device}
     model = LLMClassifier(given.base_model, **settings, **place, batch_size=STEP, random_state=0, verbose=0)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -108,16 +116,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--only", choices=["short", "long"])
+    parser.add_argument("--dropout", type=float, default=0.0)
     given = parser.parse_args()
     base = load_base_model(given.base_model, dtype="bfloat16", device=given.device)
     for name in [given.only] if given.only else ["short", "long"]:
         template = {"short": SHORT, "long": LONG}[name]
         rows, frame = encoded(base, given, template), messages(given.path)[: given.rows]
         tokens = sum(row.length for row in rows)
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in (*WAYS, "whole fit")}
+        ways = ways_of(given.dropout)
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in (*ways, "whole fit")}
         for turn in range(given.turns + 1):
             for way, turns in found.items():
-                took = one_turn(base, rows, way) if way in WAYS else one_fit(base, frame, given, template)
+                took = one_turn(base, rows, ways[way]) if way in ways else one_fit(base, frame, given, template)
                 turns += [took] if turn else []
         first = found["frozen base, packed"]
         records = [
