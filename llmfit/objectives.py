@@ -40,9 +40,7 @@ def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
     Tensor of shape (N,), in nats
     """
     states, words = completion_states(model, batch)
-    parts = [*batch.parts] or [len(batch.targets)]  # which meet the words by themselves: rounded as they are alone
-    each = zip(torch.split(states, parts), torch.split(batch.targets, parts), strict=True)
-    return torch.cat([token_losses(words, *part) for part in each])  # (N,)
+    return token_losses(words, states, batch.targets, batch.parts)  # (N,)
 
 
 def weighed_losses(model: Any, batch: Batch) -> torch.Tensor:

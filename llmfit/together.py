@@ -261,8 +261,6 @@ def _passes(active: Sequence[_Member], room: _Room) -> list[list[_Part]]:
 def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torch.device, pad_id: int) -> bool:
     """See once whether a model reads the rows of several adapters at once as it reads them one after the other.
 
-    Those that are tried change between them all layers that any of the bank changes; of other layers nothing is known.
-
     The adapters are full of random numbers meanwhile: as they begin, they change nothing, and could be mixed up.
 
     Warns
@@ -270,8 +268,8 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
     PackingWarning
         If it does not.
     """
-    places = _cover(bank)
-    rows = [fits[place].rows[-(i % 2)]._replace(shares=None) for i, place in enumerate(places)]
+    places = range(2)
+    rows = [fits[place].rows[-place]._replace(shares=None) for place in places]
 
     def read() -> list[torch.Tensor]:
         batches = [
@@ -295,18 +293,6 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
         return same_words(model, "beside", read, bank.together, most=MOST_APART) and same_words(
             model, "beside", bank.both_ways, back
         )
-
-
-def _cover(bank: Bank) -> list[int]:
-    """Choose adapters, two at least, that change between them all layers that any of the bank's changes."""
-    places = range(len(bank.starts))
-    chosen: list[int] = []
-    left = {name for start in bank.starts for name in start.layers}
-    while left or len(chosen) < 2:
-        rest = [place for place in places if place not in chosen]
-        chosen.append(max(rest, key=lambda place: len(left & bank.starts[place].layers.keys())))
-        left -= bank.starts[chosen[-1]].layers.keys()
-    return chosen
 
 
 @contextmanager

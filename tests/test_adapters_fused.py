@@ -37,6 +37,7 @@ def wrapped(folder: str, dtype: torch.dtype, **settings: Any) -> Any:
 
 def run(model: Any, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     ids = torch.arange(5, 65).view(3, 20)
+    torch.manual_seed(0)  # on a CPU, both ways draw the same
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         logits = model(input_ids=ids).logits.float()
     logits.log_softmax(-1)[..., 7].sum().backward()
@@ -44,7 +45,9 @@ def run(model: Any, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.T
 
 
 @pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"lora_dropout": 0.2}], ids=str
+)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "olmo"])
 def test_outputs_and_gradients_are_those_of_peft(kind, settings, dtype, far, tiny, tmp_path):
     clips = {"clip_qkv": 3.0} if kind == "olmo" else {}  # which writes to queries, keys and values
@@ -202,6 +205,16 @@ def test_layers_that_would_compute_something_else_are_left_to_peft_with_a_warnin
     ]
     assert not is_fused(model)
     fused.fuse_lora(model)  # said once
+    assert not is_fused(model)
+
+
+def test_layers_that_would_drop_something_else_are_left_to_peft_with_a_warning(tiny, monkeypatch):
+    real = fused.Change
+    monkeypatch.setattr(
+        fused, "Change", lambda i, a, b, factor, kept: real(i, a, b, 1.5 if kept is not None else factor, kept)
+    )
+    with pytest.warns(PackingWarning, match="compute LoRA in one piece"):
+        model = fuse_with(monkeypatch, tiny, lora_dropout=0.2)
     assert not is_fused(model)
 
 

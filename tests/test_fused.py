@@ -40,8 +40,8 @@ OWN: list[dict[str, Any]] = [  # of one candidate each: what else a fit alone de
     {"max_grad_norm": 0.1},
     {"max_grad_norm": None, "optimizer": "sgd"},
     {"adapter__alpha": 3, "adapter__use_rslora": True},
-    {"adapter__target_modules": ["q_proj"], "adapter__dropout": 0.2},
-    {"adapter__layers_to_transform": [1], "adapter__init_lora_weights": "gaussian"},
+    {"adapter__dropout": 0.2},
+    {"adapter__init_lora_weights": "gaussian"},
     {"adapter__rank_pattern": {"q_proj": 3}, "adapter__loraplus_lr_ratio": 8.0},
     {"epochs": 3, "batch_size": 3},
     {"template": {"task": "Say what it is, in a word.", "template": "{task} {text}"}},
@@ -81,7 +81,7 @@ def assert_as_alone(outcomes: list[joining.Outcome], rows: pd.DataFrame, most: f
     for outcome in outcomes:
         assert outcome.error is None
         fitted, alone = outcome.estimator, clone(outcome.estimator).fit(rows)
-        assert furthest(fitted, alone) < most
+        assert furthest(fitted, alone) <= most
         assert fitted.trainable_parameters_ == alone.trainable_parameters_
         for column in ("step", "epoch", "learning_rate", "tokens", "loss", "grad_norm"):
             np.testing.assert_allclose(fitted.history_[column], alone.history_[column], rtol=1e-4, err_msg=column)
@@ -100,9 +100,8 @@ def test_every_candidate_is_what_it_is_alone(batch_tokens, steps, one, ragged, b
     assert len({outcome.estimator.history_["loss"].iloc[-1] for outcome in outcomes}) == 16
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-9), ("float32", 3e-4)])
+@pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-9), ("float32", 1e-4)])
 def test_what_a_fit_decides_by_itself_stays_its_own(dtype, most, one, ragged, beside):
-    """Exactly so in float64; in float32 AdamW turns rounding into steps where a weight has next to no gradient."""
     one.set_params(dtype=dtype)
     given = [{name: [value] for name, value in own.items()} for own in OWN]
     outcomes = joining.fit_together(candidates(one, given), ragged, None, {})
@@ -111,20 +110,25 @@ def test_what_a_fit_decides_by_itself_stays_its_own(dtype, most, one, ragged, be
     assert_as_alone(outcomes, ragged, most)
 
 
+def test_those_that_change_other_layers_train_apart(one, ragged, beside):
+    """Else the gradients of what layers read would be summed up in another order than alone."""
+    some = [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["v_proj", "k_proj", "q_proj"]]
+    outcomes = joining.fit_together(candidates(one, {"adapter__target_modules": some}), ragged, None, {})
+    assert beside == [2] * 8
+    assert_as_alone(outcomes, ragged, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "together"),
     [
         ({}, [3, 1, 2, 1]),
-        ({"adapter__target_modules": [["q_proj", "k_proj", "v_proj"], ["q_proj"]]}, [1] * 7),
-        ({"adapter__target_modules": [["q_proj", "v_proj"], ["v_proj", "q_proj"]]}, [1] * 7),
+        ({"adapter__target_modules": [["q_proj", "v_proj"]]}, [1] * 7),
         ({"adapter__dropout": [0.0, 0.3]}, [3, 1, 2, 1]),
     ],
-    ids=["all layers", "some have one", "some layers", "dropout"],
+    ids=["all layers", "some layers", "dropout"],
 )
-def test_layers_that_read_the_same_are_computed_together_where_all_change_them(
-    changed, together, one, ragged, monkeypatch
-):
-    """Else numbers of few bits would be rounded otherwise than in a fit alone, and steps go apart from there."""
+def test_changed_layers_that_read_the_same_are_computed_together(changed, together, one, ragged, monkeypatch):
+    """As alone, or numbers of few bits would be rounded otherwise, and steps go apart from there."""
     found: list[int] = []
     real = bank.adapted
     monkeypatch.setattr(
@@ -134,19 +138,19 @@ def test_layers_that_read_the_same_are_computed_together_where_all_change_them(
     assert found == together * (len(found) // len(together))
     assert len(found) >= 16 * len(together)  # two layers, two epochs of four steps
     monkeypatch.undo()
-    assert_as_alone(outcomes, ragged)
+    assert_as_alone(outcomes, ragged, 0.0)
 
 
-ALL, SOME = "all-linear", ["q_proj", "v_proj"]
+SOME = ["q_proj", "v_proj"]
 
 
-@pytest.mark.parametrize("targets", [ALL, SOME], ids=str)
+@pytest.mark.parametrize("targets", ["all-linear", SOME], ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_on_a_cpu_every_weight_is_to_the_bit_what_it_is_alone(dtype, targets, one, ragged, beside):
-    """Also where products of more rows are rounded otherwise, as AMX does it, and in layers that nobody changes."""
-    one.set_params(dtype=dtype, adapter__target_modules=targets, batch_size=8)
-    outcomes = joining.fit_together(candidates(one, GRID), ragged, None, {})
-    assert min(beside) > 1
+def test_weights_are_to_the_bit_what_they_are_alone(dtype, targets, one, ragged, beside):
+    """With one thread, for which no number's neighbours decide how it is computed."""
+    one.set_params(dtype=dtype, adapter__target_modules=targets)
+    outcomes = joining.fit_together(candidates(one, {**SMALL, "learning_rate": [1e-2]}), ragged, None, {})
+    assert beside == [4] * 8
     for outcome in outcomes:
         alone = clone(outcome.estimator).fit(ragged)
         assert furthest(outcome.estimator, alone) == 0.0
@@ -155,26 +159,32 @@ def test_on_a_cpu_every_weight_is_to_the_bit_what_it_is_alone(dtype, targets, on
 
 
 @pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """How many rows are multiplied at once with a frozen layer, or with the words."""
-    seen: set[int] = set()
-    linear, mm = torch.nn.functional.linear, torch.mm
+def sizes(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """How many rows are multiplied at once, and by how many columns: some processors round by that."""
+    seen: set[tuple[int, int]] = set()
 
-    def spy_linear(x: torch.Tensor, *given: Any) -> torch.Tensor:
-        seen.add(x.reshape(-1, x.shape[-1]).shape[0])
-        return linear(x, *given)
+    def watch(owner: Any, name: str, first: int = 0) -> None:
+        real = getattr(owner, name)
 
-    def spy_mm(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
-        seen.add(len(x))
-        return mm(x, *given, **named)
+        def watched(*given: Any, **named: Any) -> Any:
+            one, other = given[first : first + 2]
+            seen.add((one.reshape(-1, one.shape[-1]).shape[0], other.shape[-1]))
+            return real(*given, **named)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", spy_linear)
-    monkeypatch.setattr(torch, "mm", spy_mm)
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in ((torch.nn.functional, "linear"), (torch, "mm"), (torch.Tensor, "__matmul__")):
+        watch(owner, name)
+    watch(torch, "addmm", 1)
+    watch(torch.Tensor, "addmm_", 1)
     return seen
 
 
-def test_products_have_the_rows_that_they_have_alone(one, ragged, sizes):
-    one.set_params(adapter__target_modules=SOME)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("changed", [{}, {"target_modules": SOME}, {"dropout": 0.3}], ids=str)
+def test_products_have_the_rows_that_they_have_alone(changed, kind, settings, tiny, tmp_path, ragged, sizes):
+    folder = tiny if kind == "llama" else make_other(tmp_path / kind, tiny, kind)  # which has biases
+    one = classifier(settings, base_model=folder, adapter={"type": "lora", "r": 4, **changed}, epochs=1, batch_size=4)
     for _ in range(2):  # the first time, models are looked at
         sizes.clear()
         outcomes = joining.fit_together(candidates(one, {"learning_rate": [1e-3, 1e-2]}), ragged, None, {})
@@ -755,19 +765,10 @@ ATTENTION, FEEDING = {"adapter__target_modules": [["q_proj"]]}, {"adapter__targe
 
 
 @pytest.mark.usefixtures("sorting")
-@pytest.mark.parametrize(
-    "turns",
-    [
-        [{"adapter__r": [2, 4], **ATTENTION}, {"adapter__r": [2, 4], **FEEDING}],
-        [[{"adapter__r": [2, 4], **ATTENTION}, FEEDING]],
-    ],
-    ids=["of another fit", "of a third adapter"],
-)
-def test_layers_that_mix_adapters_are_looked_at_where_others_do_not(turns, one, ragged, beside):
-    *before, last = turns
-    for grid in before:
-        joining.fit_together(candidates(one, grid), ragged, None, {})
-        assert beside == [2] * 8
+def test_layers_that_mix_adapters_are_looked_at_where_others_do_not(one, ragged, beside):
+    before, last = {"adapter__r": [2, 4], **ATTENTION}, {"adapter__r": [2, 4], **FEEDING}
+    joining.fit_together(candidates(one, before), ragged, None, {})
+    assert beside == [2] * 8
     beside.clear()
     with pytest.warns(PackingWarning, match="rows of several adapters at once"):
         outcomes = joining.fit_together(candidates(one, last), ragged, None, {})

@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.model_selection import GridSearchCV, KFold
 
 import llmfit
 from llmfit import LLMClassifier, LLMGenerator, inference
 from llmfit.base_model import load_base_model
 from llmfit.datasets import load_book_reviews, load_support_faq
 from llmfit.scoring import label_sequences
+from llmfit.search import FusedGridSearchCV
 
 pytestmark = pytest.mark.real
 
@@ -97,3 +99,16 @@ def test_answers_learned_by_heart_come_back_word_for_word() -> None:
         "smollm2", features="question", target="answer", epochs=25, learning_rate=2e-3, random_state=0, verbose=0
     ).fit(faq)
     assert model.score(faq) == 1.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="not known of a GPU")
+def test_candidates_side_by_side_are_to_the_bit_what_they_are_alone_in_bfloat16() -> None:
+    """Some CPUs round products of more rows otherwise, if they are as large as those of a real model."""
+    reviews = load_book_reviews()[:24]
+    model = LLMClassifier(
+        "smollm2", target="score", template=TASK, adapter="lora", dtype="bfloat16", verbose=0
+    ).set_params(epochs=1, batch_size=8, random_state=0)
+    grid = {"adapter__r": [4, 16], "learning_rate": [5e-4, 1e-3]}
+    how = {"cv": KFold(2), "scoring": "neg_log_loss", "refit": False}
+    one, other = (kind(model, grid, **how).fit(reviews, reviews["score"]) for kind in (FusedGridSearchCV, GridSearchCV))
+    np.testing.assert_array_equal(*(search.cv_results_["mean_test_score"] for search in (one, other)))

@@ -77,3 +77,18 @@ def test_log_probabilities_are_the_same_however_many_rows_are_looked_at_together
     torch.testing.assert_close(found[:, 10, 0], expected[:, 10, 8].float(), atol=1e-4, rtol=1e-5)
     assert sum(wide) == 33
     assert max(wide) == {0: 33, WORDS * 7: 7, 1: 1}[at_once.get("cpu", 0)]
+
+
+@pytest.mark.parametrize("parts", [(), (20, 25, 5), (10, 40)], ids=str)
+def test_losses_of_many_positions_keep_nothing_as_wide_as_it(parts, model, monkeypatch):
+    monkeypatch.setattr(words, "MOST_LOGITS", WORDS * FEW)
+    hidden = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets, wide = torch.arange(50), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (wide.append(x.shape), x)[1], lambda x: x):
+        losses = words.token_losses(words.Words(model.lm_head), hidden, targets, parts)
+    assert (FEW, WORDS) not in wide
+    assert max(shape[0] for shape in wide if shape[-1:] == (16,)) <= FEW
+    expected = torch.nn.functional.cross_entropy(model.lm_head(hidden).double(), targets, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, atol=1e-5, rtol=1e-5)
+    found, other = (torch.autograd.grad(x.sum(), hidden, retain_graph=True)[0] for x in (losses, expected))
+    torch.testing.assert_close(found, other, atol=1e-5, rtol=1e-5)

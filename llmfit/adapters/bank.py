@@ -1,4 +1,4 @@
-"""Plain LoRA adapters of several fits beside one base model, which multiplies the rows of all of them at once.
+"""Plain LoRA adapters of several fits in one base model, through whose layers the rows of all of them go in one pass.
 
 Takes what each fit alone would begin with, and of every pass how many tokens belong to whom; gives the weights to
 train, by peft's names. A pass goes once through the layers, in which each adapter's tokens are multiplied by
@@ -7,7 +7,7 @@ themselves, have its update added and drop out what would drop out in a fit alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmfit.adapters.fused import is_plain
+from llmfit.adapters.fused import is_fused, is_plain
 from llmfit.adapters.methods.lora import LoRA
 from llmfit.adapters.peft_spec import WRAPPED
 from llmfit.adapters.products import Adapted, Change, Turn, adapted, draw_kept, read_together, turns_of
@@ -82,7 +82,8 @@ def start_of(spec: AdapterSpec, model: Any) -> Start | None:
     Returns
     -------
     Start or None
-        None where anything but the A and B of plain layers is trained.
+        None where anything but the A and B of plain layers is trained, or a fit alone would not compute as one in a
+        bank does.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -90,7 +91,7 @@ def start_of(spec: AdapterSpec, model: Any) -> Start | None:
     parameters = {name: nn.Parameter(p.detach().clone()) for name, p in named if p.requires_grad}  # its own from now on
     layers: dict[str, Update] = {}
     for name, layer in model.named_modules():
-        if type(layer) is Linear and is_plain(layer, "default"):
+        if type(layer) is Linear and is_plain(layer, "default") and is_fused(layer):
             a, b = (f"{name}.lora_{part}{NAME}weight" for part in "AB")
             dropout = getattr(layer.lora_dropout["default"], "p", 0.0)
             layers[name.removeprefix(WRAPPED)] = Update(a, b, layer.scaling["default"], dropout)
@@ -109,9 +110,12 @@ class Bank:
     Parameters
     ----------
     starts : sequence of Start, length K
+        All of which change the same layers.
     """
 
     def __init__(self, starts: Sequence[Start]) -> None:
+        if any(start.layers.keys() != starts[0].layers.keys() for start in starts):
+            raise BankError("adapters change different layers")
         self.starts = starts
         self._draws: dict[int, Any] = {}
         self._reading: list[tuple[int, slice]] = []
@@ -119,30 +123,35 @@ class Bank:
         self._names: dict[Any, str] = {}  # of the layers that compute here
 
     def install(self, base: BaseModel, tensors: Tensors | None, *, training: bool) -> Any:
-        """Let the linear layers compute with all of the adapters that change them; give the module to call."""
+        """Let the linear layers compute, those that are changed with all of the adapters; give the module to call."""
         self.device = base.device
         if is_low(base.dtype):
             compute_low(base, base.model)
-        changed = {name for start in self.starts for name in start.layers}
-        named, words = base.model.named_modules(), base.model.get_output_embeddings()
+        words = base.model.get_output_embeddings()
         self._names = {
             layer: name
-            for name, layer in named
-            if name in changed or (type(layer) is nn.Linear and layer is not words and layer.weight.dtype == base.dtype)
+            for name, layer in base.model.named_modules()
+            if name in self._changed
+            or (type(layer) is nn.Linear and layer is not words and layer.weight.dtype == base.dtype)
         }
 
         def kind(layer: Any) -> Any:
-            without = [self._names[layer] not in start.layers for start in self.starts]
-            return layer.weight.dtype, layer.weight.device, *without, all(without) and layer  # which reads by itself
+            alone = None if self._names[layer] in self._changed else layer
+            return layer.weight.dtype, layer.weight.device, alone
 
-        self._together = read_together(base.model, self._names, self._compute, kind=kind)
+        groups = read_together(base.model, self._names, self._compute, kind=kind)
+        self._together = [group for group in groups if self._names[group[0]] in self._changed]
         return base.model
+
+    @property
+    def _changed(self) -> Collection[str]:
+        """Names of the layers that the adapters change."""
+        return self.starts[0].layers.keys()
 
     @property
     def together(self) -> frozenset[tuple[str, ...]]:
         """Names of the layers that are changed, those in one that are computed together."""
-        named = (tuple(self._names[layer] for layer in group) for group in self._together)
-        return frozenset(names for names in named if any(names[0] in start.layers for start in self.starts))
+        return frozenset(tuple(self._names[layer] for layer in group) for group in self._together)
 
     def draw_from(self, place: int, seed: int) -> None:
         """Let the dropout of one of the adapters draw from a seed on."""
@@ -169,18 +178,16 @@ class Bank:
         list of two Tensors
             Each in one row what comes out and the gradients, each as a share of the recorded one's norm.
         """
-        names = max(self.together, key=len)
-        layers = [layer for layer, name in self._names.items() if name in names]
-        changing = [place for place, start in enumerate(self.starts) if names[0] in start.layers]
+        layers, count = max(self._together, key=len), len(self.starts)
         source, own = torch.Generator().manual_seed(0), layers[0].weight
-        x = torch.randn(LOOKED_AT * len(changing), own.shape[1], generator=source).to(own)
+        x = torch.randn(LOOKED_AT * count, own.shape[1], generator=source).to(own)
         grads = [torch.randn(len(x), len(layer.weight), generator=source).to(own) for layer in layers]
-        pieces = [slice(i * LOOKED_AT, (i + 1) * LOOKED_AT) for i in range(len(changing))]
+        pieces = [slice(place * LOOKED_AT, (place + 1) * LOOKED_AT) for place in range(count)]
         turns, weights = [], []
-        for i, (place, here) in enumerate(zip(changing, pieces, strict=True)):
-            kept = (x[here] > 0).to(x) if i % 2 else None
-            own_turns, low = self._turns(place, here, layers, partial(_given, kept))
-            turns += own_turns
+        for place, here in enumerate(pieces):
+            kept = (x[here] > 0).to(x) if place % 2 else None
+            found, low = self._turns(place, here, layers, lambda _, kept=kept: kept)  # type: ignore[misc]
+            turns += found
             weights += low
         frozen = [*(layer.weight for layer in layers), *(layer.bias for layer in layers)]
         ways = []
@@ -196,7 +203,7 @@ class Bank:
         """Let layers read what belongs to all adapters, (..., in): (..., out) of each."""
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         if not self._reading or len(flat) != self._reading[-1][1].stop:
-            if any(self._names[layer] in start.layers for start in self.starts for layer in layers):
+            if self._names[layers[0]] in self._changed:
                 raise BankError("not every layer sees all tokens")
             return tuple(type(layer).forward(layer, x) for layer in layers)
         turns, weights = [], []
@@ -205,20 +212,21 @@ class Bank:
             def draw(update: Update, place: int = place, here: slice = here) -> torch.Tensor | None:
                 return self._kept(place, flat[here], update.dropout) if update.dropout and layers[0].training else None
 
-            own, low = self._turns(place, here, layers, draw)
-            turns += own
+            found, low = self._turns(place, here, layers, draw)
+            turns += found
             weights += low
         return adapted(x, layers, turns, weights, [here for _, here in self._reading])
 
     def _turns(
         self, place: int, here: slice, layers: Sequence[Any], draw: Callable[[Update], torch.Tensor | None]
     ) -> tuple[list[Turn], list[torch.Tensor]]:
-        """Say what an adapter adds to its tokens, with A and B of each layer."""
+        """Say what an adapter adds to its tokens, with A and B of each layer, some of whose inputs may drop out."""
         start, changes = self.starts[place], []
         for i, layer in enumerate(layers):
             if (update := start.layers.get(self._names[layer])) is not None:
-                a, b = start.parameters[update.a], start.parameters[update.b]
-                changes.append(Change(i, a, b, update.scaling, update.dropout, draw(update)))
+                a, b, kept = start.parameters[update.a], start.parameters[update.b], draw(update)
+                factor = update.scaling if kept is None else update.scaling / (1 - update.dropout)
+                changes.append(Change(i, a, b, factor, kept))
         return turns_of(here, changes)
 
     def _kept(self, place: int, x: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -236,11 +244,6 @@ def _generator(device: torch.device) -> tuple[Any, Any]:
         return partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)
     of: Any = torch if device.type == "cpu" else torch.get_device_module(device)
     return of.get_rng_state, of.set_rng_state
-
-
-def _given(kept: torch.Tensor | None, _: Update) -> torch.Tensor | None:
-    """Draw nothing."""
-    return kept
 
 
 def _recorded(

@@ -18,7 +18,7 @@ from llmfit.adapters.products import Change, adapted, draw_kept, read_together, 
 from llmfit.kinds import find_own
 from llmfit.selfcheck import Said, seen_alike
 
-__all__ = ["fuse_lora", "is_plain"]
+__all__ = ["fuse_lora", "is_fused", "is_plain"]
 
 ROWS = 16  # that a layer reads both ways
 ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3}  # by the bytes of a weight
@@ -160,6 +160,11 @@ def is_plain(layer: Any, adapter: str) -> bool:
     )
 
 
+def is_fused(layer: Any) -> bool:
+    """Tell a layer that computes in one piece."""
+    return "forward" in vars(layer)
+
+
 def _computes(layer: Any) -> bool:
     """Tell a layer that is not switched off or merged."""
     return not (layer.disable_adapters or layer.merged)
@@ -176,16 +181,9 @@ def _in_one_piece(
     layers: Sequence[Any], adapter: str, x: torch.Tensor, dropout: float, draw: Callable[[], torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     """Compute layers with so much of what each reads dropping out, as it is drawn."""
-    changes = [
-        Change(
-            i,
-            layer.lora_A[adapter].weight,
-            layer.lora_B[adapter].weight,
-            layer.scaling[adapter],
-            dropout,
-            draw() if dropout else None,
-        )
-        for i, layer in enumerate(layers)
-    ]
+    changes = []
+    for i, layer in enumerate(layers):
+        a, b = (part[adapter].weight for part in (layer.lora_A, layer.lora_B))
+        changes.append(Change(i, a, b, layer.scaling[adapter] / (1 - dropout), draw() if dropout else None))
     turns, weights = turns_of(slice(None), changes)
     return adapted(x, [layer.base_layer for layer in layers], turns, weights)

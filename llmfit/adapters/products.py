@@ -3,8 +3,8 @@
 Takes frozen layers, A and B of each update and the tokens that it is for; gives what comes out. A frozen W with float32
 A and B beside it costs four products and no pass over its outputs more than W alone; layers that read the same, as
 those of queries, keys and values do, share three of these, and the sum of their gradients. A token's numbers are the
-same to the bit whether one adapter stands there or several side by side: each one's tokens are multiplied by
-themselves, as some processors round products of more rows otherwise. Knows no peft.
+same whether one adapter stands there or several side by side: each one's tokens are multiplied by themselves, as some
+processors round products of more rows otherwise. Knows no peft.
 """
 
 from __future__ import annotations
@@ -47,31 +47,25 @@ class Turn(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What an adapter adds to what one layer gives: its place among those that read the same, A, B, the rest as above.
+    """What an adapter adds to what one layer gives.
 
     Parameters
     ----------
     layer : int
+        Its place among those that read the same.
     a : Tensor of shape (r, in)
     b : Tensor of shape (out, r)
-    scaling : float
-    dropout : float
-        Share of the numbers that drop out.
+    factor : float
+        Of B A; where numbers drop out, those that are kept stand for them.
     kept : Tensor of shape (n, in) or None
-        None where none do.
+        As in a turn.
     """
 
     layer: int
     a: torch.Tensor
     b: torch.Tensor
-    scaling: float
-    dropout: float = 0.0
+    factor: float
     kept: torch.Tensor | None = None
-
-    @property
-    def factor(self) -> float:
-        """What B A is multiplied by: what is kept stands for what drops out."""
-        return self.scaling if self.kept is None else self.scaling / (1 - self.dropout)
 
 
 def draw_kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -105,7 +99,7 @@ class Adapted(torch.autograd.Function):
         count : int
             Number of layers.
         pieces : sequence of slice
-            Rows that are multiplied with W at once, all of them between these.
+            Rows that are multiplied with W at once; together all of them.
         turns : sequence of Turn
         *weights : Tensor or None
             All W, (out, in), all biases, then A, (r, in), and B, (out, r), of every layer of every turn. The gradients

@@ -1,7 +1,8 @@
 """Fits that stand before their training, trained side by side where they can be, one at a time where not.
 
 Takes estimators and the rows of one fit of them all; gives each of them fitted, or the error that its fit has raised.
-What can be is plain LoRA of any rank, scale, dropout, rate and seed on one base model; nothing has to be asked for.
+What can be is plain LoRA of any rank, scale, dropout, rate and seed on the same layers of one base model; nothing has to
+be asked for.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from llmfit.together import Fit, can_read_beside, train_together
 __all__ = ["Outcome", "can_join", "can_pause", "fit_together"]
 
 LOW = "torch.float16"  # whose fits are refused, by the fit itself
+PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")  # settings of LoRA
 
 
 @dataclass
@@ -170,15 +172,15 @@ class _timed:  # noqa: N801 - reads as the statement that it is
 
 
 def _crews(waiting: Sequence[_Waiting]) -> list[list[_Waiting]]:
-    """Part fits into those that train at once: as many, on one base model, as fill a forward pass."""
+    """Part fits into those that train at once: as many, with the same layers of one base model, as fill a pass."""
     crews: list[list[_Waiting]] = []
-    by_base: dict[int, list[_Waiting]] = {}
+    alike: dict[tuple[int, str], list[_Waiting]] = {}
     for own in waiting:
         if _is_plain(own.job):
-            by_base.setdefault(id(own.job.base), []).append(own)
+            alike.setdefault((id(own.job.base), _changed_by(own.job)), []).append(own)
         else:
             crews.append([own])
-    for group in by_base.values():
+    for group in alike.values():
         crews += _fill([(own, *_share(own.job)) for own in group])
     return crews
 
@@ -214,6 +216,12 @@ def _is_plain(job: Job) -> bool:
         and str(base.dtype) != LOW
         and bool(job.rows)
     )
+
+
+def _changed_by(job: Job) -> str:
+    """Name what decides which layers an adapter changes: others would sum up their gradients in another order."""
+    given = [getattr(job.checked.adapter, name) for name in PLACES]
+    return repr([sorted(one) if isinstance(one, list | tuple) else one for one in given])
 
 
 def _share(job: Job) -> tuple[float, int]:

@@ -110,7 +110,7 @@ def _multiplies(own: Any, words: Any) -> bool:
     return not capped and not (after and biased)
 
 
-def token_losses(words: Words, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(words: Words, hidden: torch.Tensor, targets: torch.Tensor, parts: Sequence[int] = ()) -> torch.Tensor:
     """Negative log-likelihood of a token behind every hidden state.
 
     Parameters
@@ -118,15 +118,21 @@ def token_losses(words: Words, hidden: torch.Tensor, targets: torch.Tensor) -> t
     words : Words
     hidden : Tensor of shape (N, D)
     targets : Tensor of shape (N,)
+    parts : sequence of int
+        How many of them, in order, meet the words apart from the others; N in all. Empty is all of them.
 
     Returns
     -------
     Tensor of shape (N,), in nats
     """
-    most = words.piece(hidden)
+    most, sizes = words.piece(hidden), [*parts] or [len(hidden)]
+    pieces = [
+        piece
+        for part in zip(torch.split(hidden, sizes), torch.split(targets, sizes), strict=True)
+        for piece in zip(*(torch.split(x, most) for x in part), strict=True)
+    ]
     if len(hidden) <= most:
-        return _losses(words, hidden, targets)
-    pieces = zip(torch.split(hidden, most), torch.split(targets, most), strict=True)
+        return torch.cat([_losses(words, *piece) for piece in pieces])
     return torch.cat([checkpoint(_losses, words, *piece, use_reentrant=False) for piece in pieces])  # logits not kept
 
 

@@ -1,12 +1,13 @@
 """What many classes cost: 2, 20 and 100 of them behind the same prompts, on SmolLM2.
 
 Usage: python tests/benchmarks/classes.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--fit N]
-       [--only numbers|topics] [--base-model NAME] [--device cpu|cuda]
+       [--only words|numbers|topics] [--base-model NAME] [--device cpu|cuda]
 
-Numbers are classes of one or two tokens, topics classes of three to six. Behind each prompt stand the tokens of all
-classes but the last ones, which are only asked for; what classes begin alike with stands once. Prompts are messages, or
-eight of them joined: the longer a prompt, the less classes matter. `predict_proba` reads all classes, `predict` where
-they have many tokens only those that may still be the likeliest: how many that are depends on how sure a model is.
+Words are classes of one token each, numbers of one or two, topics of three to six. Behind each prompt stand the tokens
+of all classes but the last ones, which are only asked for; what classes begin alike with stands once. Prompts are
+messages, or eight of them joined: the longer a prompt, the less classes matter. `predict_proba` reads all classes,
+`predict` where they have many tokens only those that may still be the likeliest: how many that are depends on how sure
+a model is.
 
 --fit: messages that a model is fitted on, each of which begins with its class, as those that are then scored do; 0, the
 default, scores what no model has learned.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -24,15 +26,25 @@ from alternate import table
 from cases import messages, options
 
 from llmfit import LLMClassifier
+from llmfit.base_model import load_base_model
 
 WHAT = ["delivery", "billing", "the website", "a broken part", "plans", "work", "health", "money", "school", "travel"]
 KINDS = ["question", "complaint", "thanks", "refusal", "request", "offer", "warning", "apology", "joke", "greeting"]
 TOPICS = [f"{kind} about {what}" for kind in KINDS for what in WHAT]
-CLASSES = {"numbers": [str(i) for i in range(100)], "topics": TOPICS}
+NUMBERS = [str(i) for i in range(100)]
+KINDS_OF_CLASSES = ("words", "numbers", "topics")
 COUNTS = (2, 20, 100)
-
-
 METHODS = ("predict_proba", "predict")
+
+
+def classes_of(given: Any) -> dict[str, list[str]]:
+    """A hundred classes of each kind that is asked for; words are of the model's vocabulary."""
+    tokenizer = load_base_model(given.base_model, device=given.device).tokenizer
+    known = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    words = (word for word in known if len(word) > 4 and word.isascii() and word.isalpha() and word.islower())
+    whole = (word for word in words if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1)
+    every = dict(zip(KINDS_OF_CLASSES, ([*islice(whole, 100)], NUMBERS, TOPICS), strict=True))
+    return {kind: labels for kind, labels in every.items() if given.only in (None, kind)}
 
 
 def texts_of(texts: list[str], labels: list[str], *, told: int) -> list[str]:
@@ -62,22 +74,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--fit", type=int, default=0)
-    parser.add_argument("--only", choices=CLASSES)
+    parser.add_argument("--only", choices=KINDS_OF_CLASSES)
     given = parser.parse_args()
-    texts = messages(given.path)["text"]
+    texts, classes = messages(given.path)["text"], classes_of(given)
     prompts = {
         "messages": texts[: given.rows].tolist(),
         "eight joined": [" ".join(texts[8 * i : 8 * i + 8]) for i in range(given.rows // 8)],
     }
     models = {
         (kind, n): fitted(given, labels[:n], texts[given.rows :].tolist())
-        for kind, labels in CLASSES.items()
-        if given.only in (None, kind)
+        for kind, labels in classes.items()
         for n in COUNTS
     }
     for name, rows in prompts.items():
         frames = {
-            case: pd.DataFrame({"text": texts_of(rows, CLASSES[case[0]][: case[1]], told=given.fit)}) for case in models
+            case: pd.DataFrame({"text": texts_of(rows, classes[case[0]][: case[1]], told=given.fit)}) for case in models
         }
         for method in METHODS:  # apart: what one has answered would serve the other
             seconds: dict[tuple[str, int], list[float]] = {case: [] for case in models}
