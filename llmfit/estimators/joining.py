@@ -1,8 +1,8 @@
 """Fits that stand before their training, trained side by side where they can be, one at a time where not.
 
 Takes estimators and the rows of one fit of them all; gives each of them fitted, or the error that its fit has raised.
-What can be is plain LoRA of any rank, scale, dropout, rate and seed on the same layers of one base model; nothing has to
-be asked for.
+What can be is plain LoRA of any rank, scale, dropout, rate and seed on the same layers of one base model; nothing has
+to be asked for.
 """
 
 from __future__ import annotations
