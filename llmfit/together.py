@@ -269,7 +269,7 @@ def can_read_beside(model: Any, bank: Bank, fits: Sequence[Fit], *, device: torc
         If it does not.
     """
     places = range(2)
-    rows = [fits[place].rows[-place]._replace(shares=None) for place in places]
+    rows = [fits[0].rows[0]._replace(shares=None), fits[1].rows[-1]._replace(shares=None)]
 
     def read() -> list[torch.Tensor]:
         batches = [

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import llmfit
 from llmfit import LLMEstimator, selfcheck, together
-from llmfit.adapters import bank, resolve_adapter
+from llmfit.adapters import bank, fused, resolve_adapter
 from llmfit.adapters.bank import start_of
 from llmfit.base_model import load_base_model
 from llmfit.estimators import joining
@@ -110,12 +110,37 @@ def test_what_a_fit_decides_by_itself_stays_its_own(dtype, most, one, ragged, be
     assert_as_alone(outcomes, ragged, most)
 
 
-def test_those_that_change_other_layers_train_apart(one, ragged, beside):
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("target_modules", [["q_proj", "k_proj"], ["q_proj"], ["k_proj", "q_proj", "k_proj"]]),
+        ("target_modules", ["q_proj", ["v_proj"], ["q_proj"]]),
+        ("exclude_modules", [["q_proj"], ["k_proj"], "q_proj"]),
+        ("layers_to_transform", [[0], [1], 0]),
+    ],
+    ids=str,
+)
+def test_those_that_change_other_layers_train_apart(name, values, one, ragged, beside):
     """Else the gradients of what layers read would be summed up in another order than alone."""
-    some = [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["v_proj", "k_proj", "q_proj"]]
-    outcomes = joining.fit_together(candidates(one, {"adapter__target_modules": some}), ragged, None, {})
+    outcomes = joining.fit_together(candidates(one, {f"adapter__{name}": values}), ragged, None, {})
     assert beside == [2] * 8
     assert_as_alone(outcomes, ragged, 0.0)
+
+
+def test_a_bank_is_of_adapters_that_change_the_same_layers():
+    starts = [bank.Start({}, {name: bank.Update("a", "b", 1.0, 0.0)}, 0, 0) for name in ("one", "other")]
+    with pytest.raises(bank.BankError, match="different layers"):
+        bank.Bank(starts)
+
+
+def test_adapters_that_are_left_to_peft_train_one_by_one(one, ragged, beside, monkeypatch):
+    """They would be rounded otherwise than in a bank, and may draw otherwise what drops out."""
+    monkeypatch.setattr(fused, "_are_alike", lambda *_: False)
+    llmfit.clear_cache()
+    outcomes = joining.fit_together(candidates(one, SMALL), ragged, None, {})
+    assert not beside
+    assert_as_alone(outcomes, ragged, 0.0)
+    llmfit.clear_cache()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +172,7 @@ SOME = ["q_proj", "v_proj"]
 @pytest.mark.parametrize("targets", ["all-linear", SOME], ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_weights_are_to_the_bit_what_they_are_alone(dtype, targets, one, ragged, beside):
-    """With one thread, for which no number's neighbours decide how it is computed."""
+    """With one thread, and widths that vectors divide: others compute the last numbers by themselves."""
     one.set_params(dtype=dtype, adapter__target_modules=targets)
     outcomes = joining.fit_together(candidates(one, {**SMALL, "learning_rate": [1e-2]}), ragged, None, {})
     assert beside == [4] * 8
@@ -160,21 +185,22 @@ def test_weights_are_to_the_bit_what_they_are_alone(dtype, targets, one, ragged,
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
-    """How many rows are multiplied at once, and by how many columns: some processors round by that."""
+    """How many rows are multiplied at once, and into how many columns: some processors round by that."""
     seen: set[tuple[int, int]] = set()
 
-    def watch(owner: Any, name: str, first: int = 0) -> None:
+    def watch(owner: Any, name: str, first: int = 0, columns: int = -1) -> None:
         real = getattr(owner, name)
 
         def watched(*given: Any, **named: Any) -> Any:
             one, other = given[first : first + 2]
-            seen.add((one.reshape(-1, one.shape[-1]).shape[0], other.shape[-1]))
+            seen.add((one.reshape(-1, one.shape[-1]).shape[0], other.shape[columns]))
             return real(*given, **named)
 
         monkeypatch.setattr(owner, name, watched)
 
-    for owner, name in ((torch.nn.functional, "linear"), (torch, "mm"), (torch.Tensor, "__matmul__")):
-        watch(owner, name)
+    watch(torch.nn.functional, "linear", columns=0)
+    watch(torch, "mm")
+    watch(torch.Tensor, "__matmul__")
     watch(torch, "addmm", 1)
     watch(torch.Tensor, "addmm_", 1)
     return seen
@@ -182,17 +208,18 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("changed", [{}, {"target_modules": SOME}, {"dropout": 0.3}], ids=str)
-def test_products_have_the_rows_that_they_have_alone(changed, kind, settings, tiny, tmp_path, ragged, sizes):
+def test_products_have_the_rows_that_they_have_alone(changed, kind, settings, tiny, tmp_path, ragged, sizes, beside):
     folder = tiny if kind == "llama" else make_other(tmp_path / kind, tiny, kind)  # which has biases
     one = classifier(settings, base_model=folder, adapter={"type": "lora", "r": 4, **changed}, epochs=1, batch_size=4)
     for _ in range(2):  # the first time, models are looked at
         sizes.clear()
         outcomes = joining.fit_together(candidates(one, {"learning_rate": [1e-3, 1e-2]}), ragged, None, {})
         assert [outcome.error for outcome in outcomes] == [None, None]
-    beside = {*sizes}
+    assert {*beside} == {2}
+    found = {*sizes}
     sizes.clear()
     clone(one).fit(ragged)
-    assert sizes == beside
+    assert sizes == found
 
 
 def test_weighed_rows_several_targets_and_texts(settings, ragged):

@@ -9,7 +9,7 @@ import torch
 from sklearn.model_selection import GridSearchCV, KFold
 
 import llmfit
-from llmfit import LLMClassifier, LLMGenerator, inference
+from llmfit import LLMClassifier, LLMGenerator, inference, together
 from llmfit.base_model import load_base_model
 from llmfit.datasets import load_book_reviews, load_support_faq
 from llmfit.scoring import label_sequences
@@ -102,7 +102,7 @@ def test_answers_learned_by_heart_come_back_word_for_word() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="not known of a GPU")
-def test_candidates_side_by_side_are_to_the_bit_what_they_are_alone_in_bfloat16() -> None:
+def test_candidates_side_by_side_are_to_the_bit_what_they_are_alone_in_bfloat16(monkeypatch) -> None:
     """Some CPUs round products of more rows otherwise, if they are as large as those of a real model."""
     reviews = load_book_reviews()[:24]
     model = LLMClassifier(
@@ -110,5 +110,8 @@ def test_candidates_side_by_side_are_to_the_bit_what_they_are_alone_in_bfloat16(
     ).set_params(epochs=1, batch_size=8, random_state=0)
     grid = {"adapter__r": [4, 16], "learning_rate": [5e-4, 1e-3]}
     how = {"cv": KFold(2), "scoring": "neg_log_loss", "refit": False}
+    step, seen = together._one_step, []
+    monkeypatch.setattr(together, "_one_step", lambda *given: (seen.append(len(given[2])), step(*given))[1])
     one, other = (kind(model, grid, **how).fit(reviews, reviews["score"]) for kind in (FusedGridSearchCV, GridSearchCV))
+    assert min(seen) > 1
     np.testing.assert_array_equal(*(search.cv_results_["mean_test_score"] for search in (one, other)))

@@ -1,8 +1,8 @@
 """Plain LoRA adapters of several fits in one base model, through whose layers the rows of all of them go in one pass.
 
 Takes what each fit alone would begin with, and of every pass how many tokens belong to whom; gives the weights to
-train, by peft's names. A pass goes once through the layers, in which each adapter's tokens are multiplied by
-themselves, have its update added and drop out what would drop out in a fit alone. Knows no loss and no data.
+train, by peft's names. A pass goes once through the layers, in which each adapter's tokens meet the weights in a
+product of their own, have its update added and drop out what would drop out in a fit alone. Knows no loss and no data.
 """
 
 from __future__ import annotations

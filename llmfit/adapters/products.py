@@ -3,8 +3,8 @@
 Takes frozen layers, A and B of each update and the tokens that it is for; gives what comes out. A frozen W with float32
 A and B beside it costs four products and no pass over its outputs more than W alone; layers that read the same, as
 those of queries, keys and values do, share three of these, and the sum of their gradients. A token's numbers are the
-same whether one adapter stands there or several side by side: each one's tokens are multiplied by themselves, as some
-processors round products of more rows otherwise. Knows no peft.
+same whether one adapter stands there or several side by side: each one's tokens meet W in a product of their own, as
+some processors round products of more rows otherwise. Knows no peft.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from llmfit.together import Fit, can_read_beside, train_together
 __all__ = ["Outcome", "can_join", "can_pause", "fit_together"]
 
 LOW = "torch.float16"  # whose fits are refused, by the fit itself
-PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")  # settings of LoRA
+PLACES = ("target_modules", "exclude_modules", "layers_to_transform")  # settings of LoRA
 
 
 @dataclass
@@ -172,7 +172,7 @@ class _timed:  # noqa: N801 - reads as the statement that it is
 
 
 def _crews(waiting: Sequence[_Waiting]) -> list[list[_Waiting]]:
-    """Part fits into those that train at once: as many, with the same layers of one base model, as fill a pass."""
+    """Part fits into those that train at once: as many, with the same settings of layers, as fill a pass."""
     crews: list[list[_Waiting]] = []
     alike: dict[tuple[int, str], list[_Waiting]] = {}
     for own in waiting:
@@ -220,8 +220,10 @@ def _is_plain(job: Job) -> bool:
 
 def _changed_by(job: Job) -> str:
     """Name what decides which layers an adapter changes: others would sum up their gradients in another order."""
-    given = [getattr(job.checked.adapter, name) for name in PLACES]
-    return repr([sorted(one) if isinstance(one, list | tuple) else one for one in given])
+    settings = job.checked.adapter.settings()  # type: ignore[union-attr]
+    chosen = [settings.get(name) for name in PLACES]
+    every = [sorted({*one}) if isinstance(one, list) else [one] if isinstance(one, int) else one for one in chosen]
+    return repr([*every, settings.get("layers_pattern")])
 
 
 def _share(job: Job) -> tuple[float, int]:

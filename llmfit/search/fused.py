@@ -96,10 +96,10 @@ class _FusedSearch(Search):
 class FusedGridSearchCV(_FusedSearch, GridSearchCV):
     """``GridSearchCV`` whose candidates train side by side: the frozen base reads the rows of many of them at once.
 
-    Candidates with plain LoRA (of any r, alpha and dropout) on the same layers of one base model train in one pass,
-    each with its own rows, order, seed, learning rate, weight decay, schedule, warm-up and clipping, and become what
-    they become when they are fitted alone: in float32 to 1e-4, and to rounding in dtypes of fewer bytes, of which there
-    is next to none on a CPU. A pass takes as many as `batch_tokens` of the estimator holds. All other candidates are
+    Candidates with plain LoRA (of any r, alpha and dropout, and the same settings of layers) on one base model train in
+    one pass, each with its own rows, order, seed, learning rate, weight decay, schedule, warm-up and clipping, and
+    become what they become when they are fitted alone: in float32 to 1e-4; in bfloat16 on a CPU to the bit or next to
+    it, on a GPU to rounding. A pass takes as many as `batch_tokens` of the estimator holds. All other candidates are
     fitted one at a time: other adapters and heads, quantized or encoder-decoder base models, and fits with validation
     rows, callbacks, checkpoints or gradient_checkpointing. Nothing has to be chosen. Meant for a GPU, which small steps
     leave idle: on a CPU ``GridSearchCV`` takes about as long, and half the memory.

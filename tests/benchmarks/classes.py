@@ -3,11 +3,11 @@
 Usage: python tests/benchmarks/classes.py PATH/TO/sms_spam.csv [--turns N] [--rows N] [--fit N]
        [--only words|numbers|topics] [--base-model NAME] [--device cpu|cuda]
 
-Words are classes of one token each, numbers of one or two, topics of three to six. Behind each prompt stand the tokens
-of all classes but the last ones, which are only asked for; what classes begin alike with stands once. Prompts are
-messages, or eight of them joined: the longer a prompt, the less classes matter. `predict_proba` reads all classes,
-`predict` where they have many tokens only those that may still be the likeliest: how many that are depends on how sure
-a model is.
+Words are entries of the vocabulary, one token each; numbers are of one or two, topics of three to six. Behind each
+prompt stand the tokens of all classes but the last ones, which are only asked for; what classes begin alike with stands
+once. Prompts are messages, or eight of them joined: the longer a prompt, the less classes matter. `predict_proba` reads
+all classes, `predict` where they have many tokens only those that may still be the likeliest: how many that are depends
+on how sure a model is.
 
 --fit: messages that a model is fitted on, each of which begins with its class, as those that are then scored do; 0, the
 default, scores what no model has learned.
@@ -44,6 +44,8 @@ def classes_of(given: Any) -> dict[str, list[str]]:
     words = (word for word in known if len(word) > 4 and word.isascii() and word.isalpha() and word.islower())
     whole = (word for word in words if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1)
     every = dict(zip(KINDS_OF_CLASSES, ([*islice(whole, 100)], NUMBERS, TOPICS), strict=True))
+    if any(len(labels) < 100 for labels in every.values()):
+        raise SystemExit("The model's tokenizer has too few words of one token.")
     return {kind: labels for kind, labels in every.items() if given.only in (None, kind)}
 
 
