@@ -554,6 +554,18 @@ def test_a_base_in_few_bits_learns_and_scores_nearly_the_same(adapter, t5, frame
     np.testing.assert_allclose(coarse.predict_proba(frame), exact.predict_proba(frame), atol=0.1)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_lora_answers_in_few_bits_also_in_layers_that_stay_in_float32(dtype, t5, frame, tmp_path):
+    """In float16 T5 keeps `wo` wide."""
+    model = classifier(t5, adapter={"type": "lora", "r": 4}).fit(frame)
+    expected = model.predict_proba(frame)
+    model.save(tmp_path / "model")
+    loaded = llmfit.load(tmp_path / "model", dtype=dtype)
+    np.testing.assert_allclose(loaded.predict_proba(frame), expected, atol=0.05)
+    wide = {name for name, p in loaded._fitted_base().model.named_parameters() if p.dtype == torch.float32}
+    assert bool(wide) == (dtype == "float16")
+
+
 def test_a_layer_that_is_not_there_is_one_sentence(t5, frame):
     with pytest.raises(ParameterError) as error:
         classifier(t5, adapter={"target_modules": ["q", "q_proj"]}).fit(frame)

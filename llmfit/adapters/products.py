@@ -204,7 +204,8 @@ def adapted(
 ) -> tuple[torch.Tensor, ...]:
     """Let frozen linear layers read x, of shape (..., in), with all updates: (..., out) of each, in their order."""
     frozen, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    every = Adapted.apply(x, len(layers), pieces, turns, *frozen, *biases, *weights)  # type: ignore[no-untyped-call]
+    with torch.autocast(x.device.type, enabled=False):  # which would multiply a W of more bytes than the model's in few
+        every = Adapted.apply(x, len(layers), pieces, turns, *frozen, *biases, *weights)  # type: ignore[no-untyped-call]
     return tuple(out.view(*x.shape[:-1], -1) for out in every)  # here, so that it may be written to
 
 
