@@ -18,6 +18,7 @@ __all__ = ["Kept", "Standing"]
 
 MOST = 8  # adapters that are held: each has layers of its own, and remembers those of the base
 MOST_BYTES = 2**26  # of adapters' weights that are held between two uses; what was drawn for them comes to as many
+SHARE = 16  # this part of the base model's bytes, where that is more
 
 STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
 
@@ -113,13 +114,12 @@ class Standing:
         module = adapter.install(base, tensors, training=training)
         added = sum(p.nbytes for p in module.parameters() if id(p) not in before)
         lasts = not torch.is_inference_mode_enabled()  # tensors that are made there cannot be written to elsewhere
-        if lasts and getattr(adapter, "refillable", False) and added <= MOST_BYTES:
+        most = max(MOST_BYTES, base.memory_footprint // SHARE)
+        if lasts and getattr(adapter, "refillable", False) and added <= most:
             new = training and tensors is None
             drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
             installed = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, added)  # lists are the user's
-            while self._known and (
-                len(self._known) >= MOST or sum(one.size for one in self._known) + added > MOST_BYTES
-            ):
+            while self._known and (len(self._known) >= MOST or sum(one.size for one in self._known) + added > most):
                 del self._known[0]
             self._known.append(installed)
         return module

@@ -44,6 +44,12 @@ def always_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora.LoRA, "refillable", False)
 
 
+def room(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Hold so many bytes, however large the base model is."""
+    monkeypatch.setattr(keeping, "MOST_BYTES", most)
+    monkeypatch.setattr(keeping, "SHARE", 10**9)
+
+
 def answers(settings: Any, frame: pd.DataFrame, adapter: Any, **changed: Any) -> list[Any]:
     """What comes out of fits, predictions and a continued fit in turn, over one base model."""
     found: list[Any] = []
@@ -123,13 +129,28 @@ def test_adapters_of_several_ranks_stand_beside_one_another(
     found = in_turn()
     assert len(wraps) == 3
     one = sum(tensor.nbytes for tensor in weights(classifier(settings, adapter={"r": 8}).fit(rows)).values())
-    monkeypatch.setattr(keeping, "MOST_BYTES", one + 1)
+    room(monkeypatch, one + 1)
     clear_cache()
     wraps.clear()
     np.testing.assert_array_equal(found, in_turn())
     assert len(wraps) == 9  # every one is gone before it is asked for again
     always_anew(monkeypatch)
     np.testing.assert_array_equal(found, in_turn())
+
+
+def test_a_larger_base_model_holds_larger_adapters(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, wraps: list[Any]
+) -> None:
+    base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
+    model = classifier(settings, dtype="float32").fit(frame)
+    size = sum(tensor.nbytes for tensor in weights(model).values())
+    monkeypatch.setattr(keeping, "MOST_BYTES", 0)
+    for share, wrapped in ((base.memory_footprint // size, 1), (2 * base.memory_footprint // size, 2)):
+        monkeypatch.setattr(keeping, "SHARE", share)
+        base._standing = keeping.Standing()
+        wraps.clear()
+        model.fit(frame).predict(frame)
+        assert len(wraps) == wrapped
 
 
 def test_no_more_adapters_stand_than_a_few(settings: Any, frame: pd.DataFrame) -> None:
@@ -152,7 +173,7 @@ def test_the_base_model_is_as_it_was_and_large_adapters_are_not_held(
     base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     modules = [type(module) for module in base.model.modules()]
-    monkeypatch.setattr(keeping, "MOST_BYTES", 1000)
+    room(monkeypatch, 1000)
     classifier(settings, dtype="float32").fit(frame).predict(frame)
     assert len(wraps) == 2
     monkeypatch.undo()

@@ -172,6 +172,7 @@ def _by_turn(turns: Sequence[Turn], low: Sequence[Any]) -> Iterator[list[Any]]:
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, pieces: Sequence[slice]) -> torch.Tensor:
     """Multiply each piece of (N, in) by itself: (N, out)."""
+    bias = None if bias is None else bias.to(x.dtype)  # one that was trained has more bytes
     if len(pieces) == 1:
         return functional.linear(x, weight, bias)
     out = x.new_empty(len(x), len(weight))
