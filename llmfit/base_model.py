@@ -200,7 +200,7 @@ class BaseModel:
                 with one_memory_error("the adapter's weights"):
                     model = self.model
                     if adapter is not None:
-                        model = self._standing.put_in(self, adapter, tensors, seed=seed, training=training)
+                        model = self._standing.put_in(self, adapter, tensors, kept, seed=seed, training=training)
                 if tensors is not None:
                     torch.manual_seed(seed)  # whether layers were drawn anew or not
                 if training and gradient_checkpointing:
@@ -353,15 +353,11 @@ def clear_cache() -> None:
     >>> import llmfit
     >>> llmfit.clear_cache()
     """
-    import gc
-
     with _lock:
         _cache.clear()
         forget_sources()
     forget_embeddings()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free()
 
 
 def _resolve_device(device: Any) -> torch.device:

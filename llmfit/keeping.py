@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmfit.memory import free, may_go, runs_out
+
 __all__ = ["Kept", "Standing"]
 
 MOST = 8  # adapters that are held: each has layers of its own, and remembers those of the base
-MOST_BYTES = 2**26  # of adapters' weights that are held between two uses; what was drawn for them comes to as many
-SHARE = 16  # this part of the base model's bytes, where that is more
+MOST_BYTES = 2**27  # of adapters' weights that are held between two uses, with what was drawn for them
+SHARE = 16  # of the base model's bytes one part in so many, where that is more
 
 STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
 
@@ -66,7 +68,7 @@ class _Installed:
     module: nn.Module
     kept: Kept
     drawn: dict[str, torch.Tensor]
-    size: int  # bytes
+    size: int  # bytes, with what was drawn
 
 
 class Standing:
@@ -78,14 +80,24 @@ class Standing:
 
     def __init__(self) -> None:
         self._known: list[_Installed] = []  # the one that was used last comes last
+        may_go(self)
 
-    def put_in(self, base: Any, adapter: Any, tensors: Any, *, seed: int, training: bool) -> Any:
+    def forget(self) -> bool:
+        """Let go of the adapters, where memory runs out; tell whether there were any."""
+        held, self._known = bool(self._known), []
+        return held
+
+    def put_in(self, base: Any, adapter: Any, tensors: Any, plain: Kept, *, seed: int, training: bool) -> Any:
         """Install an adapter in a base model; or put back the same one, if it is known, and write its weights.
+
+        Where memory runs out while others stand, they go, and it is done once more.
 
         Parameters
         ----------
         base : BaseModel
         adapter : Adapter
+        plain : Kept
+            The base model with nothing in it.
         tensors : dict of str to Tensor or None
             None begins with what is drawn from `seed`, which torch has been given.
         training : bool
@@ -94,6 +106,20 @@ class Standing:
         -------
         torch.nn.Module
         """
+        held = bool(self._known)
+        try:
+            return self._put_in(base, adapter, tensors, seed=seed, training=training)
+        except (RuntimeError, MemoryError) as error:
+            if not runs_out(error):
+                raise
+            error.__traceback__ = None  # its frames hold what there was memory for
+            plain.restore()
+            if not free() and not held:
+                raise
+        torch.manual_seed(seed)
+        return self._put_in(base, adapter, tensors, seed=seed, training=training)
+
+    def _put_in(self, base: Any, adapter: Any, tensors: Any, *, seed: int, training: bool) -> Any:
         spec = getattr(adapter, "spec", adapter)
         form = (spec, getattr(base.model.config, "_attn_implementation", None))
         known = next((one for one in self._known if one.form == form), None)
@@ -110,17 +136,18 @@ class Standing:
                     parameter.copy_(known.drawn[name])
             self._known.append(known)
             return known.module
+        del known
         before = {id(p) for p in base.model.parameters()}
         module = adapter.install(base, tensors, training=training)
         added = sum(p.nbytes for p in module.parameters() if id(p) not in before)
+        new = training and tensors is None
+        size, most = added * (1 + new), max(MOST_BYTES, base.memory_footprint // SHARE)
         lasts = not torch.is_inference_mode_enabled()  # tensors that are made there cannot be written to elsewhere
-        most = max(MOST_BYTES, base.memory_footprint // SHARE)
-        if lasts and getattr(adapter, "refillable", False) and added <= most:
-            new = training and tensors is None
-            drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
-            installed = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, added)  # lists are the user's
-            while self._known and (len(self._known) >= MOST or sum(one.size for one in self._known) + added > most):
+        if lasts and getattr(adapter, "refillable", False) and size <= most:
+            while self._known and (len(self._known) >= MOST or sum(one.size for one in self._known) + size > most):
                 del self._known[0]
+            drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
+            installed = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, size)  # lists are the user's
             self._known.append(installed)
         return module
 

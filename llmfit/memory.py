@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 
@@ -23,6 +24,7 @@ __all__ = [
     "halved",
     "is_out_of_memory",
     "keep_freed",
+    "may_go",
     "one_memory_error",
     "runs_out",
 ]
@@ -81,11 +83,28 @@ def bare(error: Exception) -> Exception:
     return error.with_traceback(None)
 
 
-def free() -> None:
-    """Give memory back that nobody uses any more."""
+class Spare(Protocol):
+    """What holds memory only so that something need not be made again."""
+
+    def forget(self) -> bool:
+        """Let go of all of it; tell whether there was any."""
+
+
+_spare: WeakSet[Spare] = WeakSet()
+
+
+def may_go(holder: Spare) -> None:
+    """Let what this holds be given up where memory runs out."""
+    _spare.add(holder)
+
+
+def free() -> bool:
+    """Give memory back that is held in spare or that nobody uses any more; tell whether there was any in spare."""
+    given_up = [holder.forget() for holder in [*_spare]]
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return any(given_up)
 
 
 def keep_freed() -> None:
@@ -103,6 +122,8 @@ def keep_freed() -> None:
 def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
     """Free what can be freed and return half of a batch's size, with a warning where it is the first time.
 
+    The size of one row stays, to be tried once more, if anything was held in spare until now.
+
     Parameters
     ----------
     size : int
@@ -117,7 +138,9 @@ def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
     OutOfMemoryError
         If there is nothing left to halve.
     """
-    free()
+    given_up = free()
+    if size <= least and given_up:
+        return size
     if size <= least:
         raise OutOfMemoryError(f"Memory does not hold one row. Lower max_length. {ADVICE}")
     if warn:

@@ -146,7 +146,7 @@ def run_batches(
                 raise
             error.__traceback__ = None
         middle, warned = halved(len(positions), "rows", warn=not warned), True
-        waiting += [positions[middle:], positions[:middle]]
+        waiting += [some for some in (positions[middle:], positions[:middle]) if some]
 
 
 # Packed, the labels as a tree -----------------------------------------------------------------------

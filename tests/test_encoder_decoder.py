@@ -15,6 +15,7 @@ import pandas as pd
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from seq2seq_side import KINDS, make_pair, pair_losses, pair_rows, plain_pair
 from sklearn.model_selection import GridSearchCV
 from test_checkpoints import assert_same_fit, killed, uninterrupted
@@ -564,6 +565,21 @@ def test_lora_answers_in_few_bits_also_in_layers_that_stay_in_float32(dtype, t5,
     np.testing.assert_allclose(loaded.predict_proba(frame), expected, atol=0.05)
     wide = {name for name, p in loaded._fitted_base().model.named_parameters() if p.dtype == torch.float32}
     assert bool(wide) == (dtype == "float16")
+
+
+@pytest.mark.parametrize(
+    "adapter", [{"r": 4}, {"r": 4, "target_modules": ["q", "v"]}, {"use_dora": True}, {"type": "ia3"}]
+)
+def test_what_overflows_in_float16_stays_in_float32(adapter, t5, frame, tmp_path):
+    """As in T5s that were trained in bfloat16: what `wo` gives is more than float16 can hold."""
+    shutil.copytree(t5["base_model"], tmp_path / "base")
+    large = load_base_model(t5["base_model"], device="cpu", dtype="float32").model.state_dict()
+    large = {name: weight * 1e6 if name.endswith(".wo.weight") else weight.clone() for name, weight in large.items()}
+    save_file(large, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    model = classifier({**t5, "base_model": str(tmp_path / "base")}, adapter=adapter).fit(frame)
+    model.save(tmp_path / "model")
+    loaded = llmfit.load(tmp_path / "model", dtype="float16")
+    np.testing.assert_allclose(loaded.predict_proba(frame), model.predict_proba(frame), atol=0.05)
 
 
 def test_a_layer_that_is_not_there_is_one_sentence(t5, frame):

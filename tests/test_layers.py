@@ -18,9 +18,9 @@ TIERS = [
     ["frames", "dates", "features", "templates", "params", "metrics", "ranking", "plots", "files"],
     ["persistence", "encoding", "batching"],
     [
-        "keeping",
         "kinds",
         "memory",
+        "keeping",
         "selfcheck",
         "sources",
         "quantization",

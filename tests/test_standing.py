@@ -13,7 +13,7 @@ import torch
 from sklearn.model_selection import GridSearchCV
 from torch_side import classifier, generator, weights
 
-from llmfit import keeping
+from llmfit import keeping, scoring
 from llmfit.adapters.methods import lora
 from llmfit.base_model import clear_cache, load_base_model
 from llmfit.exceptions import ModelLoadError, PackingWarning
@@ -129,7 +129,7 @@ def test_adapters_of_several_ranks_stand_beside_one_another(
     found = in_turn()
     assert len(wraps) == 3
     one = sum(tensor.nbytes for tensor in weights(classifier(settings, adapter={"r": 8}).fit(rows)).values())
-    room(monkeypatch, one + 1)
+    room(monkeypatch, 2 * one + 1)
     clear_cache()
     wraps.clear()
     np.testing.assert_array_equal(found, in_turn())
@@ -141,16 +141,47 @@ def test_adapters_of_several_ranks_stand_beside_one_another(
 def test_a_larger_base_model_holds_larger_adapters(
     settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, wraps: list[Any]
 ) -> None:
+    """Two of them, with what was drawn for them, come to just as many bytes as may be, or to more: one goes."""
     base = load_base_model(settings["base_model"], device="cpu", dtype="float32")
-    model = classifier(settings, dtype="float32").fit(frame)
-    size = sum(tensor.nbytes for tensor in weights(model).values())
+    one, other = (classifier(settings, dtype="float32", adapter={"r": r}) for r in (1, 2))
+    size = 2 * sum(tensor.nbytes for model in (one, other) for tensor in weights(model.fit(frame)).values())
     monkeypatch.setattr(keeping, "MOST_BYTES", 0)
-    for share, wrapped in ((base.memory_footprint // size, 1), (2 * base.memory_footprint // size, 2)):
-        monkeypatch.setattr(keeping, "SHARE", share)
-        base._standing = keeping.Standing()
+    for footprint, wrapped in ((keeping.SHARE * size, 2), (keeping.SHARE * (size - 1), 3)):
+        monkeypatch.setattr(base, "memory_footprint", footprint)
+        base._standing.forget()
         wraps.clear()
-        model.fit(frame).predict(frame)
+        for model in (one, other):
+            model.fit(frame)
+        for model in (one, other):
+            model.predict(frame)
         assert len(wraps) == wrapped
+
+
+def test_where_memory_runs_out_nothing_stands_any_more(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while another adapter is put in, nor while even a single row is read."""
+    first = classifier(settings, adapter={"r": 2}).fit(frame)
+    base, expected = first._fitted_base(), first.predict_proba(frame.head(1))
+    wrap, score = peft.get_peft_model, scoring.completion_states
+    base._standing.forget()
+    classifier(settings, adapter={"r": 4}).fit(frame)
+
+    def full(work: Any) -> Any:
+        def do(*args: Any, **kwargs: Any) -> Any:
+            if base._standing._known:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return work(*args, **kwargs)
+
+        return do
+
+    monkeypatch.setattr(peft, "get_peft_model", full(wrap))
+    found = classifier(settings, adapter={"r": 2}).fit(frame)
+    monkeypatch.undo()
+    assert [one.form[0].r for one in base._standing._known] == [2]
+    monkeypatch.setattr(scoring, "completion_states", full(score))
+    np.testing.assert_array_equal(found.predict_proba(frame.head(1)), expected)
+    assert not base._standing._known
 
 
 def test_no_more_adapters_stand_than_a_few(settings: Any, frame: pd.DataFrame) -> None:
