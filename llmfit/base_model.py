@@ -12,7 +12,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,9 +21,9 @@ from llmfit.batching import PAD_STEP
 from llmfit.embeddings import forget_embeddings
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
-from llmfit.keeping import Kept, Standing
+from llmfit.keeping import Adapter, Kept, Standing
 from llmfit.kinds import draws_numbers, kind_of, missing_words, see_both_ways
-from llmfit.memory import free, is_out_of_memory, keep_freed, one_memory_error
+from llmfit.memory import free, is_out_of_memory, keep_freed, once_more, one_memory_error
 from llmfit.quantization import (
     Quantization,
     check_quantizable,
@@ -33,7 +34,7 @@ from llmfit.quantization import (
 )
 from llmfit.sources import Source, find_source, forget_sources, quiet_loading
 
-__all__ = ["DTYPES", "Adapter", "BaseModel", "clear_cache", "load_base_model", "load_copy"]
+__all__ = ["DTYPES", "BaseModel", "clear_cache", "load_base_model", "load_copy"]
 
 DTYPES = {
     "float32": torch.float32,
@@ -44,13 +45,6 @@ DTYPES = {
 MOST_CACHED = 2
 SHORT = 512  # tokens up to which plain attention beats the fused kernel on a CPU (docs/performance.md)
 UNSTATED_CONTEXT = 2048  # tokens, for the rare model that states no limit
-
-
-class Adapter(Protocol):
-    """What :meth:`BaseModel.attach` needs of an adapter."""
-
-    def install(self, base: BaseModel, tensors: dict[str, torch.Tensor] | None, *, training: bool) -> Any:
-        """Change ``base.model`` and return the module to call."""
 
 
 class BaseModel:
@@ -190,17 +184,12 @@ class BaseModel:
                     "a callback cannot use an estimator on the same base model."
                 )
             check_quantizable(adapter, self.quantization)
-            torch.manual_seed(seed)
             kept = Kept(self.model)
             self._lent = True
             try:
-                short = longest is not None and longest <= SHORT
-                if self.device.type == "cpu" and short and self.dtype != torch.float64:  # NaN behind padding there
-                    self.model.set_attn_implementation("eager")
+                ready = partial(self._make_ready, adapter, tensors, seed=seed, training=training, longest=longest)
                 with one_memory_error("the adapter's weights"):
-                    model = self.model
-                    if adapter is not None:
-                        model = self._standing.put_in(self, adapter, tensors, kept, seed=seed, training=training)
+                    model = once_more(ready, undo=kept.restore)
                 if tensors is not None:
                     torch.manual_seed(seed)  # whether layers were drawn anew or not
                 if training and gradient_checkpointing:
@@ -209,6 +198,18 @@ class BaseModel:
             finally:
                 kept.restore()
                 self._lent = False
+
+    def _make_ready(
+        self, adapter: Adapter | None, tensors: Any, *, seed: int, training: bool, longest: int | None
+    ) -> Any:
+        """Choose how attention is computed, and put the adapter in."""
+        torch.manual_seed(seed)
+        short = longest is not None and longest <= SHORT
+        if self.device.type == "cpu" and short and self.dtype != torch.float64:  # NaN behind padding there
+            self.model.set_attn_implementation("eager")
+        if adapter is None:
+            return self.model
+        return self._standing.put_in(self, adapter, tensors, seed=seed, training=training)
 
 
 def _side_by_side(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -315,7 +316,7 @@ def load_base_model(
                 _cache.popitem(last=False)
                 free()  # adapters stand in cycles
             with one_memory_error("the base model"):
-                _cache[key] = BaseModel(source, where, numbers, few_bits)
+                _cache[key] = once_more(partial(BaseModel, source, where, numbers, few_bits))
         _cache.move_to_end(key)
         return _cache[key]
 
@@ -336,7 +337,7 @@ def load_copy(base_model: Any) -> tuple[BaseModel, torch.dtype]:
     """
     source = find_source(base_model)
     with _lock, one_memory_error("a copy of the base model"):
-        base = BaseModel(source, torch.device("cpu"), "auto")
+        base = once_more(partial(BaseModel, source, torch.device("cpu"), "auto"))
         stored = base.dtype
         base.dtype = torch.promote_types(stored, torch.float32)
         base.model.to(base.dtype)

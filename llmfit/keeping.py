@@ -9,20 +9,27 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from llmfit.memory import free, may_go, runs_out
+from llmfit.memory import may_go
 
-__all__ = ["Kept", "Standing"]
+__all__ = ["Adapter", "Kept", "Standing"]
 
 MOST = 8  # adapters that are held: each has layers of its own, and remembers those of the base
 MOST_BYTES = 2**27  # of adapters' weights that are held between two uses, with what was drawn for them
 SHARE = 16  # of the base model's bytes one part in so many, where that is more
 
 STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
+
+
+class Adapter(Protocol):
+    """What a base model needs of an adapter."""
+
+    def install(self, base: Any, tensors: dict[str, torch.Tensor] | None, *, training: bool) -> Any:
+        """Change ``base.model`` and return the module to call."""
 
 
 class Kept:
@@ -87,17 +94,13 @@ class Standing:
         held, self._known = bool(self._known), []
         return held
 
-    def put_in(self, base: Any, adapter: Any, tensors: Any, plain: Kept, *, seed: int, training: bool) -> Any:
+    def put_in(self, base: Any, adapter: Adapter, tensors: Any, *, seed: int, training: bool) -> Any:
         """Install an adapter in a base model; or put back the same one, if it is known, and write its weights.
-
-        Where memory runs out while others stand, they go, and it is done once more.
 
         Parameters
         ----------
         base : BaseModel
         adapter : Adapter
-        plain : Kept
-            The base model with nothing in it.
         tensors : dict of str to Tensor or None
             None begins with what is drawn from `seed`, which torch has been given.
         training : bool
@@ -106,37 +109,21 @@ class Standing:
         -------
         torch.nn.Module
         """
-        held = bool(self._known)
-        try:
-            return self._put_in(base, adapter, tensors, seed=seed, training=training)
-        except (RuntimeError, MemoryError) as error:
-            if not runs_out(error):
-                raise
-            error.__traceback__ = None  # its frames hold what there was memory for
-            plain.restore()
-            if not free() and not held:
-                raise
-        torch.manual_seed(seed)
-        return self._put_in(base, adapter, tensors, seed=seed, training=training)
-
-    def _put_in(self, base: Any, adapter: Any, tensors: Any, *, seed: int, training: bool) -> Any:
-        spec = getattr(adapter, "spec", adapter)
+        spec: Any = getattr(adapter, "spec", adapter)
         form = (spec, getattr(base.model.config, "_attn_implementation", None))
         known = next((one for one in self._known if one.form == form), None)
-        self._known = [one for one in self._known if one is not known]
         if known is not None and not training and tensors is not None:
             known.kept.restore()
             spec.load(known.module, tensors)
-            self._known.append(known)
+            self._hold(known)
             return known.module.requires_grad_(False)
         if known is not None and training and tensors is None and known.drawn and known.seed == seed:
             known.kept.restore()
             with torch.no_grad():
                 for name, parameter in _trained(known.module).items():
                     parameter.copy_(known.drawn[name])
-            self._known.append(known)
+            self._hold(known)
             return known.module
-        del known
         before = {id(p) for p in base.model.parameters()}
         module = adapter.install(base, tensors, training=training)
         added = sum(p.nbytes for p in module.parameters() if id(p) not in before)
@@ -144,12 +131,21 @@ class Standing:
         size, most = added * (1 + new), max(MOST_BYTES, base.memory_footprint // SHARE)
         lasts = not torch.is_inference_mode_enabled()  # tensors that are made there cannot be written to elsewhere
         if lasts and getattr(adapter, "refillable", False) and size <= most:
-            while self._known and (len(self._known) >= MOST or sum(one.size for one in self._known) + size > most):
-                del self._known[0]
+            self._make_room(form, most - size)
             drawn = {name: p.detach().clone() for name, p in _trained(module).items()} if new else {}
-            installed = _Installed(deepcopy(form), seed, module, Kept(base.model), drawn, size)  # lists are the user's
-            self._known.append(installed)
+            form = deepcopy(form)  # lists are the user's
+            self._hold(_Installed(form, seed, module, Kept(base.model), drawn, size))
         return module
+
+    def _make_room(self, form: Any, most: int) -> None:
+        """Let go of an adapter of the same form, and of those that were used longest ago until the others fit."""
+        self._known = [one for one in self._known if one.form != form][1 - MOST :]
+        while sum(one.size for one in self._known) > most:
+            del self._known[0]
+
+    def _hold(self, one: _Installed) -> None:
+        """Let an adapter stand that is used last."""
+        self._known = [*(other for other in self._known if other is not one), one]
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:

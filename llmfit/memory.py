@@ -6,9 +6,9 @@ Takes sizes and errors; gives smaller sizes and one kind of error. Knows no mode
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -21,14 +21,17 @@ __all__ = [
     "bare",
     "enough",
     "free",
+    "give_up",
     "halved",
     "is_out_of_memory",
     "keep_freed",
     "may_go",
+    "once_more",
     "one_memory_error",
     "runs_out",
 ]
 
+T = TypeVar("T")
 WORDS = ("can't allocate memory", "out of memory")  # of allocators that raise a plain RuntimeError
 ADVICE = "Choose a smaller base_model or adapter rank, or a dtype of fewer bytes."
 AUTO_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 16384}
@@ -74,6 +77,7 @@ def one_memory_error(what: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        give_up()  # for what is tried next
         raise OutOfMemoryError(f"Memory does not hold {what}. {ADVICE}") from error
 
 
@@ -98,13 +102,36 @@ def may_go(holder: Spare) -> None:
     _spare.add(holder)
 
 
-def free() -> bool:
-    """Give memory back that is held in spare or that nobody uses any more; tell whether there was any in spare."""
-    given_up = [holder.forget() for holder in [*_spare]]
+def give_up() -> bool:
+    """Let go of all that is held in spare, and free it; tell whether there was anything, so that a second try may do.
+
+    Is called while a base model is lent or loaded, which happens in one thread at a time.
+    """
+    given_up = sum(holder.forget() for holder in [*_spare]) > 0
+    if given_up:
+        free()
+    return given_up
+
+
+def once_more(work: Callable[[], T], undo: Callable[[], Any] = lambda: None) -> T:
+    """Do some work; where memory runs out while something is held in spare, undo it, give that up and do it again."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not runs_out(error):
+            raise
+        error.__traceback__ = None  # its frames hold what there was memory for
+        undo()
+        if not give_up():
+            raise
+    return work()
+
+
+def free() -> None:
+    """Give memory back that nobody uses any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return any(given_up)
 
 
 def keep_freed() -> None:
@@ -122,8 +149,6 @@ def keep_freed() -> None:
 def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
     """Free what can be freed and return half of a batch's size, with a warning where it is the first time.
 
-    The size of one row stays, to be tried once more, if anything was held in spare until now.
-
     Parameters
     ----------
     size : int
@@ -138,9 +163,7 @@ def halved(size: int, unit: str, *, least: int = 1, warn: bool = True) -> int:
     OutOfMemoryError
         If there is nothing left to halve.
     """
-    given_up = free()
-    if size <= least and given_up:
-        return size
+    free()
     if size <= least:
         raise OutOfMemoryError(f"Memory does not hold one row. Lower max_length. {ADVICE}")
     if warn:

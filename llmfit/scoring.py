@@ -35,7 +35,7 @@ from llmfit.forward import (
     packable,
     read,
 )
-from llmfit.memory import auto_budget, halved, is_out_of_memory
+from llmfit.memory import auto_budget, give_up, halved, is_out_of_memory
 from llmfit.objectives import completion_losses
 from llmfit.packing import KeptBeginning, by_beginning, packed, parted
 from llmfit.tries import Trie, tries
@@ -145,8 +145,11 @@ def run_batches(
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None
+        if give_up():
+            waiting.append(positions)
+            continue
         middle, warned = halved(len(positions), "rows", warn=not warned), True
-        waiting += [some for some in (positions[middle:], positions[:middle]) if some]
+        waiting += [positions[middle:], positions[:middle]]
 
 
 # Packed, the labels as a tree -----------------------------------------------------------------------

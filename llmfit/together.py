@@ -23,7 +23,7 @@ from llmfit.checkpoints import Pause
 from llmfit.encoding import Encoded
 from llmfit.exceptions import TrainingError
 from llmfit.forward import Batch, collate, completion_logits, same_words, side_by_side
-from llmfit.memory import auto_budget, bare, enough, halved, is_out_of_memory, runs_out
+from llmfit.memory import auto_budget, bare, enough, give_up, halved, is_out_of_memory, runs_out
 from llmfit.objectives import loss_mass, weighed_losses
 from llmfit.packing import packed
 from llmfit.training import (
@@ -211,6 +211,8 @@ def _within_memory(model: Any, bank: Bank, active: Sequence[_Member], room: _Roo
             for member in active:
                 member.run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
+        if give_up():
+            continue
         cut = _passes(active, room)
         size = max(sum(part.tokens for part in parts) for parts in cut)
         least = max(part.tokens for parts in cut for part in parts)

@@ -25,7 +25,7 @@ from llmfit.checkpoints import Checkpoint, Pause
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import TrainingError, quoted
 from llmfit.forward import collate, packable
-from llmfit.memory import auto_budget, halved, is_out_of_memory, one_memory_error
+from llmfit.memory import auto_budget, give_up, halved, is_out_of_memory, one_memory_error
 from llmfit.objectives import loss_mass, objective_of
 from llmfit.optim import by_rate, learning_rate_at, make_optimizer, set_rate
 from llmfit.packing import cut_step, extent, packed, parted
@@ -332,6 +332,8 @@ def _within_memory(run: Run, rows: Sequence[Encoded], shared: int | None, work: 
                 raise
             run.optimizer.zero_grad(set_to_none=True)
             error.__traceback__ = None  # its frames hold the tensors
+        if give_up():
+            continue
         together, least = extent(rows, shared, run.budget)
         size = min(run.budget, together)
         run.budget, run.warned = halved(size, "tokens", least=least, warn=not run.warned), True

@@ -568,7 +568,19 @@ def test_lora_answers_in_few_bits_also_in_layers_that_stay_in_float32(dtype, t5,
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"r": 4}, {"r": 4, "target_modules": ["q", "v"]}, {"use_dora": True}, {"type": "ia3"}]
+    "adapter",
+    [
+        {"r": 4},
+        {"target_modules": ["q", "v"]},
+        {"use_dora": True},
+        "adalora",
+        "ia3",
+        "hra",
+        "boft",
+        "oft",
+        "vera",
+        "full",
+    ],
 )
 def test_what_overflows_in_float16_stays_in_float32(adapter, t5, frame, tmp_path):
     """As in T5s that were trained in bfloat16: what `wo` gives is more than float16 can hold."""

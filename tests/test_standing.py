@@ -11,9 +11,9 @@ import peft
 import pytest
 import torch
 from sklearn.model_selection import GridSearchCV
-from torch_side import classifier, generator, weights
+from torch_side import classifier, generator, same, weights
 
-from llmfit import keeping, scoring
+from llmfit import base_model, keeping, scoring, training
 from llmfit.adapters.methods import lora
 from llmfit.base_model import clear_cache, load_base_model
 from llmfit.exceptions import ModelLoadError, PackingWarning
@@ -177,11 +177,49 @@ def test_where_memory_runs_out_nothing_stands_any_more(
 
     monkeypatch.setattr(peft, "get_peft_model", full(wrap))
     found = classifier(settings, adapter={"r": 2}).fit(frame)
+    assert same(found, first)
     monkeypatch.undo()
     assert [one.form[0].r for one in base._standing._known] == [2]
     monkeypatch.setattr(scoring, "completion_states", full(score))
     np.testing.assert_array_equal(found.predict_proba(frame.head(1)), expected)
     assert not base._standing._known
+
+
+def test_a_step_is_done_again_without_what_stood(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many tokens as before, and without a word: there was enough memory after all."""
+    first = classifier(settings, adapter={"r": 2}).fit(frame)
+    base, step, tries = first._fitted_base(), training._accumulate, []
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        tries.append(len(base._standing._known))
+        if tries[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(training, "_accumulate", full)
+    again = classifier(settings, adapter={"r": 2}).fit(frame)
+    assert tries[0] > 0
+    assert not any(tries[1:])
+    assert same(again, first)
+
+
+def test_a_base_model_is_loaded_where_adapters_of_another_stood(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, read, tries = classifier(settings).fit(frame)._fitted_base(), base_model._read, []
+
+    def full(*args: Any) -> Any:
+        tries.append(len(base._standing._known))
+        if tries[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return read(*args)
+
+    monkeypatch.setattr(base_model, "_read", full)
+    load_base_model(settings["base_model"], device="cpu", dtype="float64")
+    assert tries[0] > 0
+    assert tries[1:] == [0]
 
 
 def test_no_more_adapters_stand_than_a_few(settings: Any, frame: pd.DataFrame) -> None:
@@ -205,6 +243,7 @@ def test_the_base_model_is_as_it_was_and_large_adapters_are_not_held(
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     modules = [type(module) for module in base.model.modules()]
     room(monkeypatch, 1000)
+    base._standing.forget()
     classifier(settings, dtype="float32").fit(frame).predict(frame)
     assert len(wraps) == 2
     monkeypatch.undo()

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmfit.adapters.fused import is_fused, is_plain
+from llmfit.adapters.fused import is_plain
 from llmfit.adapters.methods.lora import LoRA
 from llmfit.adapters.peft_spec import WRAPPED
-from llmfit.adapters.products import Adapted, Change, Turn, adapted, draw_kept, read_together, turns_of
+from llmfit.adapters.products import Adapted, Change, Turn, adapted, draw_kept, read_together, reads_together, turns_of
 from llmfit.adapters.spec import AdapterSpec, Tensors, compute_low, count_parameters, is_low
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def start_of(spec: AdapterSpec, model: Any) -> Start | None:
     parameters = {name: nn.Parameter(p.detach().clone()) for name, p in named if p.requires_grad}  # its own from now on
     layers: dict[str, Update] = {}
     for name, layer in model.named_modules():
-        if type(layer) is Linear and is_plain(layer, "default") and is_fused(layer):
+        if type(layer) is Linear and is_plain(layer, "default") and reads_together(layer):
             a, b = (f"{name}.lora_{part}{NAME}weight" for part in "AB")
             dropout = getattr(layer.lora_dropout["default"], "p", 0.0)
             layers[name.removeprefix(WRAPPED)] = Update(a, b, layer.scaling["default"], dropout)

@@ -18,7 +18,7 @@ from llmfit.adapters.products import Change, adapted, draw_kept, read_together, 
 from llmfit.kinds import find_own
 from llmfit.selfcheck import Said, seen_alike
 
-__all__ = ["fuse_lora", "is_fused", "is_plain"]
+__all__ = ["fuse_lora", "is_plain"]
 
 ROWS = 16  # that a layer reads both ways
 ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3}  # by the bytes of a weight
@@ -158,11 +158,6 @@ def is_plain(layer: Any, adapter: str) -> bool:
         and not layer.lora_variant
         and not layer.lora_bias[adapter]
     )
-
-
-def is_fused(layer: Any) -> bool:
-    """Tell a layer that computes in one piece."""
-    return "forward" in vars(layer)
 
 
 def _computes(layer: Any) -> bool:

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfit.adapters.places import check_patterns, check_places, no_target
 from llmfit.adapters.rules import RULES, as_names, is_pattern
-from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Plan, Tensors, compute_low, is_low, own_biases
+from llmfit.adapters.spec import TASK_TYPES, AdapterSpec, Plan, Tensors, compute_low, is_low, own_biases, stay_wide
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, parameter_error, reason
 from llmfit.sources import public_name
 
 if TYPE_CHECKING:
+    import torch
+
     from llmfit.base_model import BaseModel
 
 __all__ = [
@@ -137,7 +139,7 @@ class PeftSpec(AdapterSpec):
         own_biases(base.model)
         if tensors is not None:
             self.load(model, tensors)
-        _settle(model, low=is_low(base.dtype))
+        _settle(model, base.dtype)
         return model if training else model.requires_grad_(False)
 
     def put_in(self, base: BaseModel, config: Any, tensors: Tensors | None, plan: Plan | None) -> Any:
@@ -333,7 +335,7 @@ def _adapted(model: Any) -> list[str]:
     return [f"{name.replace('.base_layer', '')}.{weight}" if weight else name for name, weight in weights]
 
 
-def _settle(model: Any, *, low: bool) -> None:
+def _settle(model: Any, dtype: torch.dtype) -> None:
     """Hold what is trained in float32 or wider; beside a base of fewer bits, let autocast choose what is multiplied."""
     import torch
 
@@ -342,7 +344,10 @@ def _settle(model: Any, *, low: bool) -> None:
             parameter.data = parameter.data.to(torch.float32)
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = not low
+            module.cast_input_dtype_enabled = not is_low(dtype)
+        base = module.get_base_layer() if hasattr(module, "get_base_layer") else None
+        if is_low(dtype) and isinstance(base, torch.nn.Linear):
+            stay_wide(module, base.weight, dtype)
 
 
 def _without_weights(model: Any, missing: Sequence[str]) -> list[str]:

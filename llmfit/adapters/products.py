@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from llmfit.kinds import find_own
 
-__all__ = ["Adapted", "Change", "Turn", "adapted", "draw_kept", "read_together", "turns_of"]
+__all__ = ["Adapted", "Change", "Turn", "adapted", "draw_kept", "read_together", "reads_together", "turns_of"]
 
 READ_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names within an attention, and an MLP
 ALL = (slice(None),)  # tokens that are multiplied at once where one adapter has them all
@@ -284,6 +284,12 @@ def read_together(
             if len(group) > 1:
                 parent.register_forward_hook(readers.forget, always_call=True)
     return together
+
+
+def reads_together(layer: Any) -> bool:
+    """Tell a layer that has been let compute otherwise."""
+    forward = getattr(vars(layer).get("forward"), "func", None)
+    return isinstance(getattr(forward, "__self__", None), _Readers)
 
 
 def _groups(

@@ -31,6 +31,7 @@ __all__ = [
     "count_parameters",
     "is_low",
     "own_biases",
+    "stay_wide",
 ]
 
 Tensors = dict[str, "torch.Tensor"]
@@ -215,10 +216,8 @@ def compute_low(base: BaseModel, model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
-    linear: list[Any] = [module for module in base.model.modules() if isinstance(module, torch.nn.Linear)]
-    for layer in linear:
-        if layer.weight.dtype.itemsize > base.dtype.itemsize and not layer.weight.requires_grad:
-            layer.forward = partial(_compute_wide, layer)
+    for layer in [module for module in base.model.modules() if isinstance(module, torch.nn.Linear)]:
+        stay_wide(layer, layer.weight, base.dtype)
     base.model.computes_in = base.dtype  # for those who compare what comes out
     low = torch.autocast(base.device.type, dtype=base.dtype)
     base.model.forward = low(base.model.forward)
@@ -226,13 +225,17 @@ def compute_low(base: BaseModel, model: Any) -> None:
         base.model.generate = low(base.model.generate)
 
 
-def _compute_wide(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """Multiply in the dtype of the weights."""
+def stay_wide(layer: Any, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    """Let a layer whose weight is not trained compute in that one's dtype, if it has more bytes than the model's."""
+    if weight.dtype.itemsize > dtype.itemsize and not weight.requires_grad:
+        layer.forward = partial(_compute_wide, layer, weight.dtype)
+
+
+def _compute_wide(layer: Any, dtype: torch.dtype, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     import torch
 
     with torch.autocast(x.device.type, enabled=False):
-        out: torch.Tensor = type(layer).forward(layer, x.to(layer.weight.dtype))
-    return out
+        return type(layer).forward(layer, x.to(dtype), *args, **kwargs)
 
 
 def check_names(tensors: Tensors, parameters: Mapping[str, Any]) -> None:

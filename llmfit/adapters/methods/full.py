@@ -33,9 +33,9 @@ class Full(AdapterSpec):
         if tensors is not None:
             check_names(tensors, dict(model.named_parameters()))
         low = training and is_low(base.dtype)
-        dtype = torch.float32 if low else base.dtype
         for name, parameter in model.named_parameters():
             own = parameter.data if tensors is None else tensors[name]
+            dtype = torch.promote_types(parameter.dtype, torch.float32) if low else parameter.dtype
             parameter.data = own.to(device=base.device, dtype=dtype, copy=True)
             parameter.requires_grad_(training)
         if low:
