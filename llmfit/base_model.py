@@ -21,7 +21,7 @@ from llmfit.batching import PAD_STEP
 from llmfit.embeddings import forget_embeddings
 from llmfit.encoding import Encoder
 from llmfit.exceptions import LLMFitError, ModelLoadError, ParameterError, check_choice, parameter_error, reason
-from llmfit.keeping import Adapter, Kept, Standing
+from llmfit.keeping import Adapter, Kept, Standing, cuda_in_use
 from llmfit.kinds import draws_numbers, kind_of, missing_words, see_both_ways
 from llmfit.memory import free, is_out_of_memory, keep_freed, once_more, one_memory_error
 from llmfit.quantization import (
@@ -177,7 +177,7 @@ class BaseModel:
         OutOfMemoryError
             If memory does not hold the adapter.
         """
-        with _lock, torch.random.fork_rng(devices=_cuda_in_use()):
+        with _lock, torch.random.fork_rng(devices=cuda_in_use()):
             if self._lent:
                 raise LLMFitError(
                     f"The base model {self.source.name!r} is lent to a fit or a prediction that has not ended: "
@@ -197,7 +197,7 @@ class BaseModel:
                 yield model.train(training)
             finally:
                 kept.restore()
-                self._lent = False
+                self._standing.in_use, self._lent = None, False
 
     def _make_ready(
         self, adapter: Adapter | None, tensors: Any, *, seed: int, training: bool, longest: int | None
@@ -215,11 +215,6 @@ class BaseModel:
 def _side_by_side(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy hidden states that were cut out of longer rows: torch would copy the words' weights, once for each row."""
     return tuple(x.contiguous() if isinstance(x, torch.Tensor) else x for x in inputs)
-
-
-def _cuda_in_use() -> range:
-    """Devices whose generators a seed changes."""
-    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
 
 
 def _recompute(model: Any) -> None:
@@ -337,10 +332,14 @@ def load_copy(base_model: Any) -> tuple[BaseModel, torch.dtype]:
     """
     source = find_source(base_model)
     with _lock, one_memory_error("a copy of the base model"):
-        base = once_more(partial(BaseModel, source, torch.device("cpu"), "auto"))
-        stored = base.dtype
-        base.dtype = torch.promote_types(stored, torch.float32)
-        base.model.to(base.dtype)
+        return once_more(partial(_read_wide, source))
+
+
+def _read_wide(source: Source) -> tuple[BaseModel, torch.dtype]:
+    base = BaseModel(source, torch.device("cpu"), "auto")
+    stored = base.dtype
+    base.dtype = torch.promote_types(stored, torch.float32)
+    base.model.to(base.dtype)
     return base, stored
 
 

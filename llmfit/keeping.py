@@ -1,12 +1,13 @@
 """What a model is made of, kept before it is lent and put back afterwards; and the adapters that stood in it last.
 
 Takes a module tree; puts back its submodules, hooks, flags, parameters and configurations, and the objects in which
-bitsandbytes keeps the scales of quantized layers. Knows no kind of adapter: whatever one has put in is gone, or there
-again.
+bitsandbytes keeps the scales of quantized layers; and what torch's generators draw next. Knows no kind of adapter:
+whatever one has put in is gone, or there again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,13 +17,30 @@ from torch import nn
 
 from llmfit.memory import may_go
 
-__all__ = ["Adapter", "Kept", "Standing"]
+__all__ = ["Adapter", "Kept", "Standing", "cuda_in_use", "kept_draws"]
 
 MOST = 8  # adapters that are held: each has layers of its own, and remembers those of the base
 MOST_BYTES = 2**27  # of adapters' weights that are held between two uses, with what was drawn for them
 SHARE = 16  # of the base model's bytes one part in so many, where that is more
 
 STATES = ("config", "generation_config", "state", "quant_state")  # objects of modules; the last two are bitsandbytes'
+
+
+def cuda_in_use() -> range:
+    """Devices whose generators a seed changes."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
+
+
+def kept_draws() -> Callable[[], None]:
+    """Note what torch's generators draw next; give what lets them draw it again."""
+    own, states = torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in cuda_in_use()}
+
+    def put_back() -> None:
+        torch.set_rng_state(own)
+        for device, state in states.items():
+            torch.cuda.set_rng_state(state, device)
+
+    return put_back
 
 
 class Adapter(Protocol):
@@ -87,12 +105,16 @@ class Standing:
 
     def __init__(self) -> None:
         self._known: list[_Installed] = []  # the one that was used last comes last
+        self.in_use: _Installed | None = None  # while it is lent
         may_go(self)
 
     def forget(self) -> bool:
-        """Let go of the adapters, where memory runs out; tell whether there were any."""
-        held, self._known = bool(self._known), []
-        return held
+        """Let go of what is held and not in use, where memory runs out; tell whether there was anything."""
+        gone = [one for one in self._known if one is not self.in_use or one.drawn]
+        self._known = [one for one in self._known if one is self.in_use]
+        for one in self._known:
+            one.drawn = {}
+        return bool(gone)
 
     def put_in(self, base: Any, adapter: Adapter, tensors: Any, *, seed: int, training: bool) -> Any:
         """Install an adapter in a base model; or put back the same one, if it is known, and write its weights.
@@ -146,6 +168,7 @@ class Standing:
     def _hold(self, one: _Installed) -> None:
         """Let an adapter stand that is used last."""
         self._known = [*(other for other in self._known if other is not one), one]
+        self.in_use = one
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:

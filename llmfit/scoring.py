@@ -35,7 +35,8 @@ from llmfit.forward import (
     packable,
     read,
 )
-from llmfit.memory import auto_budget, give_up, halved, is_out_of_memory
+from llmfit.keeping import kept_draws
+from llmfit.memory import auto_budget, halved, is_out_of_memory, once_more
 from llmfit.objectives import completion_losses
 from llmfit.packing import KeptBeginning, by_beginning, packed, parted
 from llmfit.tries import Trie, tries
@@ -139,15 +140,12 @@ def run_batches(
     while waiting:
         positions = waiting.pop()
         try:
-            yield positions, work([rows[i] for i in positions])
+            yield positions, once_more(partial(work, [rows[i] for i in positions]), undo=kept_draws())
             continue
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None
-        if give_up():
-            waiting.append(positions)
-            continue
         middle, warned = halved(len(positions), "rows", warn=not warned), True
         waiting += [positions[middle:], positions[:middle]]
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from llmfit.exceptions import PackingWarning, reason, warn
-from llmfit.memory import is_out_of_memory
+from llmfit.memory import is_out_of_memory, once_more
 
 __all__ = ["Said", "apart", "seen_alike"]
 
@@ -65,7 +65,7 @@ def seen_alike(
 
 def _compare(look: Callable[[], Said | None], what: str, instead: str) -> bool | None:
     try:
-        said = look()
+        said = once_more(look)
         if said is None:
             return False
         if not all(bool(plain.isfinite().all()) for plain, _, _ in said):

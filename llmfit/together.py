@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from llmfit.checkpoints import Pause
 from llmfit.encoding import Encoded
 from llmfit.exceptions import TrainingError
 from llmfit.forward import Batch, collate, completion_logits, same_words, side_by_side
-from llmfit.memory import auto_budget, bare, enough, give_up, halved, is_out_of_memory, runs_out
+from llmfit.memory import auto_budget, bare, enough, halved, is_out_of_memory, once_more, runs_out
 from llmfit.objectives import loss_mass, weighed_losses
 from llmfit.packing import packed
 from llmfit.training import (
@@ -202,17 +203,19 @@ def _one_step(model: Any, bank: Bank, active: Sequence[_Member], room: _Room) ->
 
 def _within_memory(model: Any, bank: Bank, active: Sequence[_Member], room: _Room) -> None:
     """Add up gradients; where memory runs out, bring fewer micro-batches together and begin again."""
+
+    def forget() -> None:
+        for member in active:
+            member.run.optimizer.zero_grad(set_to_none=True)
+
     while True:
         try:
-            return _accumulate(model, bank, active, room)
+            return once_more(partial(_accumulate, model, bank, active, room), undo=forget)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            for member in active:
-                member.run.optimizer.zero_grad(set_to_none=True)
+            forget()
             error.__traceback__ = None  # its frames hold the tensors
-        if give_up():
-            continue
         cut = _passes(active, room)
         size = max(sum(part.tokens for part in parts) for parts in cut)
         least = max(part.tokens for parts in cut for part in parts)

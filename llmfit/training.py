@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from llmfit.checkpoints import Checkpoint, Pause
 from llmfit.encoding import Encoded, Ids
 from llmfit.exceptions import TrainingError, quoted
 from llmfit.forward import collate, packable
-from llmfit.memory import auto_budget, give_up, halved, is_out_of_memory, one_memory_error
+from llmfit.memory import auto_budget, halved, is_out_of_memory, once_more, one_memory_error
 from llmfit.objectives import loss_mass, objective_of
 from llmfit.optim import by_rate, learning_rate_at, make_optimizer, set_rate
 from llmfit.packing import cut_step, extent, packed, parted
@@ -324,16 +325,15 @@ def _not_finite(what: str, batch: Sequence[Encoded], state: State) -> TrainingEr
 
 def _within_memory(run: Run, rows: Sequence[Encoded], shared: int | None, work: Callable[[], Any]) -> Any:
     """Do some work on rows; where memory runs out, halve the token budget and do it again from the start."""
+    forget = partial(run.optimizer.zero_grad, set_to_none=True)
     while True:
         try:
-            return work()
+            return once_more(work, undo=forget)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            run.optimizer.zero_grad(set_to_none=True)
+            forget()
             error.__traceback__ = None  # its frames hold the tensors
-        if give_up():
-            continue
         together, least = extent(rows, shared, run.budget)
         size = min(run.budget, together)
         run.budget, run.warned = halved(size, "tokens", least=least, warn=not run.warned), True

@@ -221,6 +221,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(error, settings, frame, mon
     no_collecting(monkeypatch)
     clf = classifier(settings).fit(frame)
     expected = clf.predict_log_proba(frame)
+    clf._fitted_base()._standing.forget()  # which would go first
     spied.clear()
     spied.refuse = lambda prompts: error if len(prompts) > 2 else None
     with pytest.warns(MemoryWarning) as warned:

@@ -13,7 +13,7 @@ import torch
 from sklearn.model_selection import GridSearchCV
 from torch_side import classifier, generator, same, weights
 
-from llmfit import base_model, keeping, scoring, training
+from llmfit import base_model, inference, keeping, scoring, training
 from llmfit.adapters.methods import lora
 from llmfit.base_model import clear_cache, load_base_model
 from llmfit.exceptions import ModelLoadError, PackingWarning
@@ -48,6 +48,12 @@ def room(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Hold so many bytes, however large the base model is."""
     monkeypatch.setattr(keeping, "MOST_BYTES", most)
     monkeypatch.setattr(keeping, "SHARE", 10**9)
+
+
+def held(base: Any) -> bool:
+    """Whether anything stands that is not in use."""
+    standing = base._standing
+    return any(one is not standing.in_use or one.drawn for one in standing._known)
 
 
 def answers(settings: Any, frame: pd.DataFrame, adapter: Any, **changed: Any) -> list[Any]:
@@ -169,7 +175,7 @@ def test_where_memory_runs_out_nothing_stands_any_more(
 
     def full(work: Any) -> Any:
         def do(*args: Any, **kwargs: Any) -> Any:
-            if base._standing._known:
+            if held(base):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return work(*args, **kwargs)
 
@@ -182,7 +188,7 @@ def test_where_memory_runs_out_nothing_stands_any_more(
     assert [one.form[0].r for one in base._standing._known] == [2]
     monkeypatch.setattr(scoring, "completion_states", full(score))
     np.testing.assert_array_equal(found.predict_proba(frame.head(1)), expected)
-    assert not base._standing._known
+    assert not any(one.drawn for one in base._standing._known)
 
 
 def test_a_step_is_done_again_without_what_stood(
@@ -193,14 +199,14 @@ def test_a_step_is_done_again_without_what_stood(
     base, step, tries = first._fitted_base(), training._accumulate, []
 
     def full(*args: Any, **kwargs: Any) -> Any:
-        tries.append(len(base._standing._known))
+        tries.append(held(base))
         if tries[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return step(*args, **kwargs)
 
     monkeypatch.setattr(training, "_accumulate", full)
     again = classifier(settings, adapter={"r": 2}).fit(frame)
-    assert tries[0] > 0
+    assert tries[0]
     assert not any(tries[1:])
     assert same(again, first)
 
@@ -211,15 +217,14 @@ def test_a_base_model_is_loaded_where_adapters_of_another_stood(
     base, read, tries = classifier(settings).fit(frame)._fitted_base(), base_model._read, []
 
     def full(*args: Any) -> Any:
-        tries.append(len(base._standing._known))
+        tries.append(held(base))
         if tries[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return read(*args)
 
     monkeypatch.setattr(base_model, "_read", full)
     load_base_model(settings["base_model"], device="cpu", dtype="float64")
-    assert tries[0] > 0
-    assert tries[1:] == [0]
+    assert tries == [True, False]
 
 
 def test_no_more_adapters_stand_than_a_few(settings: Any, frame: pd.DataFrame) -> None:
@@ -276,6 +281,28 @@ def test_what_is_drawn_in_a_prediction_is_the_same_with_layers_wrapped_anew(
     always_anew(monkeypatch)
     assert first.tolist() == second.tolist() == model.predict(frame).tolist()
     assert first.nunique() > 1
+
+
+@pytest.mark.filterwarnings("ignore:.*reached max_new_tokens")
+def test_what_is_drawn_is_drawn_again_where_memory_ran_out(
+    settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = {"generation": {"do_sample": True, "temperature": 2.0, "max_new_tokens": 8}}
+    model = generator(settings, adapter={"r": 2}, **drawing).fit(frame)
+    base, answer, tries = model._fitted_base(), inference._generate_batch, []
+    expected = model.predict(frame)
+    classifier(settings, adapter={"r": 4}).fit(frame)
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        found = answer(*args, **kwargs)
+        tries.append(held(base))
+        if tries[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return found
+
+    monkeypatch.setattr(inference, "_generate_batch", full)
+    assert model.predict(frame).tolist() == expected.tolist()
+    assert tries[:2] == [True, False]
 
 
 def doubled(places: Any, tensors: Any) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from llmfit.adapters import resolve_adapter
@@ -24,7 +25,7 @@ from llmfit.estimators.base import BaseLLM
 from llmfit.estimators.fitting import Fitted, Job, history_of, with_batch_size
 from llmfit.exceptions import LLMFitError, MemoryWarning, PackingWarning, reason, warn
 from llmfit.forward import packable
-from llmfit.memory import bare, enough, free, runs_out
+from llmfit.memory import bare, enough, free, once_more, runs_out
 from llmfit.packing import by_beginning, common_prefix
 from llmfit.together import Fit, can_read_beside, train_together
 
@@ -274,7 +275,7 @@ def _begin(job: Job) -> tuple[Start, Fit] | None:
     longest = max(row.length for row in job.rows)
     try:
         with base.attach(spec, seed=checked.seed, training=True, longest=longest) as model:
-            start = start_of(spec, model)
+            start = once_more(partial(start_of, spec, model))
             shared = packable(model, job.rows, pad_id=base.pad_id, device=base.device) if start else None
     except LLMFitError:  # which the fit alone will raise, and say
         return None
