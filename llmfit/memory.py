@@ -1,6 +1,7 @@
 """Token budgets of a forward pass, and what happens when memory runs out.
 
-Takes sizes and errors; gives smaller sizes and one kind of error. Knows no model and no data.
+Takes sizes and errors; gives smaller sizes and one kind of error. Lets those go who hold something in spare; knows no
+model and no data.
 """
 
 from __future__ import annotations

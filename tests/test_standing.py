@@ -56,6 +56,19 @@ def held(base: Any) -> bool:
     return any(one is not standing.in_use or one.drawn for one in standing._known)
 
 
+def full(base: Any, work: Any, tries: list[bool]) -> Any:
+    """Do some work, and run out of memory at its end while anything stands that is not in use; note each try."""
+
+    def do(*args: Any, **kwargs: Any) -> Any:
+        found = work(*args, **kwargs)
+        tries.append(held(base))
+        if tries[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return found
+
+    return do
+
+
 def answers(settings: Any, frame: pd.DataFrame, adapter: Any, **changed: Any) -> list[Any]:
     """What comes out of fits, predictions and a continued fit in turn, over one base model."""
     found: list[Any] = []
@@ -168,43 +181,25 @@ def test_where_memory_runs_out_nothing_stands_any_more(
 ) -> None:
     """Neither while another adapter is put in, nor while even a single row is read."""
     first = classifier(settings, adapter={"r": 2}).fit(frame)
-    base, expected = first._fitted_base(), first.predict_proba(frame.head(1))
-    wrap, score = peft.get_peft_model, scoring.completion_states
+    base, expected, tries = first._fitted_base(), first.predict_proba(frame.head(1)), []
     base._standing.forget()
     classifier(settings, adapter={"r": 4}).fit(frame)
-
-    def full(work: Any) -> Any:
-        def do(*args: Any, **kwargs: Any) -> Any:
-            if held(base):
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return work(*args, **kwargs)
-
-        return do
-
-    monkeypatch.setattr(peft, "get_peft_model", full(wrap))
-    found = classifier(settings, adapter={"r": 2}).fit(frame)
+    with monkeypatch.context() as patch:
+        patch.setattr(peft, "get_peft_model", full(base, peft.get_peft_model, tries))
+        found = classifier(settings, adapter={"r": 2}).fit(frame)
     assert same(found, first)
-    monkeypatch.undo()
     assert [one.form[0].r for one in base._standing._known] == [2]
-    monkeypatch.setattr(scoring, "completion_states", full(score))
+    monkeypatch.setattr(scoring, "completion_states", full(base, scoring.completion_states, tries))
     np.testing.assert_array_equal(found.predict_proba(frame.head(1)), expected)
-    assert not any(one.drawn for one in base._standing._known)
+    assert tries == [True, False, True, False]
 
 
 def test_a_step_is_done_again_without_what_stood(
     settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With as many tokens as before, and without a word: there was enough memory after all."""
-    first = classifier(settings, adapter={"r": 2}).fit(frame)
-    base, step, tries = first._fitted_base(), training._accumulate, []
-
-    def full(*args: Any, **kwargs: Any) -> Any:
-        tries.append(held(base))
-        if tries[-1]:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(training, "_accumulate", full)
+    first, tries = classifier(settings, adapter={"r": 2}).fit(frame), []
+    monkeypatch.setattr(training, "_accumulate", full(first._fitted_base(), training._accumulate, tries))
     again = classifier(settings, adapter={"r": 2}).fit(frame)
     assert tries[0]
     assert not any(tries[1:])
@@ -214,15 +209,8 @@ def test_a_step_is_done_again_without_what_stood(
 def test_a_base_model_is_loaded_where_adapters_of_another_stood(
     settings: Any, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, read, tries = classifier(settings).fit(frame)._fitted_base(), base_model._read, []
-
-    def full(*args: Any) -> Any:
-        tries.append(held(base))
-        if tries[-1]:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return read(*args)
-
-    monkeypatch.setattr(base_model, "_read", full)
+    base, tries = classifier(settings).fit(frame)._fitted_base(), []
+    monkeypatch.setattr(base_model, "_read", full(base, base_model._read, tries))
     load_base_model(settings["base_model"], device="cpu", dtype="float64")
     assert tries == [True, False]
 
@@ -289,18 +277,9 @@ def test_what_is_drawn_is_drawn_again_where_memory_ran_out(
 ) -> None:
     drawing = {"generation": {"do_sample": True, "temperature": 2.0, "max_new_tokens": 8}}
     model = generator(settings, adapter={"r": 2}, **drawing).fit(frame)
-    base, answer, tries = model._fitted_base(), inference._generate_batch, []
-    expected = model.predict(frame)
+    expected, base, tries = model.predict(frame), model._fitted_base(), []
     classifier(settings, adapter={"r": 4}).fit(frame)
-
-    def full(*args: Any, **kwargs: Any) -> Any:
-        found = answer(*args, **kwargs)
-        tries.append(held(base))
-        if tries[-1]:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return found
-
-    monkeypatch.setattr(inference, "_generate_batch", full)
+    monkeypatch.setattr(inference, "_generate_batch", full(base, inference._generate_batch, tries))
     assert model.predict(frame).tolist() == expected.tolist()
     assert tries[:2] == [True, False]
 
